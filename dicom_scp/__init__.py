@@ -1,0 +1,1 @@
+"""DICOM: what modalities and PACS see of the node."""

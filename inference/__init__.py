@@ -1,0 +1,1 @@
+"""Reading ultrasound images with a ResNet50."""

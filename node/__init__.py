@@ -1,0 +1,1 @@
+"""sononode: a DICOM-native integration node for breast ultrasound."""

@@ -1,0 +1,102 @@
+"""Who may do what. One table; everything that is not in it is refused."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from node.domain.errors import ErrorKind, NodeError
+
+
+class Role(Enum):
+    """The roles of people and machines."""
+
+    TECHNOLOGIST = "technologist"
+    RADIOLOGIST = "radiologist"
+    SENIOR_RADIOLOGIST = "senior_radiologist"
+    ADMINISTRATOR = "administrator"
+    AUDITOR = "auditor"
+    RESEARCHER = "researcher"
+    EHR = "ehr"  # a hospital system
+    PACS = "pacs"  # an archive or viewer that retrieves whole instances
+
+
+class Action(Enum):
+    """What a caller may want; protocols map their verbs to these."""
+
+    READ_REPORT = "read_report"
+    READ_IMAGE = "read_image"
+    RETRIEVE_INSTANCE = "retrieve_instance"  # whole objects with identity
+    EDIT_REPORT = "edit_report"
+    SIGN_REPORT = "sign_report"
+    WRITE_PATIENT = "write_patient"
+    WRITE_ORDER = "write_order"
+    MANAGE_SUBSCRIPTION = "manage_subscription"
+    RETRY_WORK = "retry_work"
+    BIND_PATIENT = "bind_patient"  # print the desk QR code
+    READ_AUDIT = "read_audit"
+    MANAGE_USERS = "manage_users"
+
+
+_READER = {Action.READ_REPORT, Action.READ_IMAGE}
+_DOCTOR = _READER | {
+    Action.EDIT_REPORT,
+    Action.SIGN_REPORT,
+    Action.RETRY_WORK,
+    Action.BIND_PATIENT,
+}
+
+PERMISSIONS: dict[Role, frozenset[Action]] = {
+    Role.TECHNOLOGIST: frozenset(
+        _READER | {Action.RETRY_WORK, Action.BIND_PATIENT},
+    ),
+    Role.RADIOLOGIST: frozenset(_DOCTOR),
+    Role.SENIOR_RADIOLOGIST: frozenset(_DOCTOR),
+    Role.ADMINISTRATOR: frozenset(
+        {Action.RETRY_WORK, Action.MANAGE_USERS, Action.MANAGE_SUBSCRIPTION},
+    ),
+    Role.AUDITOR: frozenset({Action.READ_AUDIT}),
+    Role.RESEARCHER: frozenset(),
+    Role.EHR: frozenset(
+        _READER
+        | {
+            Action.RETRIEVE_INSTANCE,
+            Action.WRITE_PATIENT,
+            Action.WRITE_ORDER,
+            Action.MANAGE_SUBSCRIPTION,
+        },
+    ),
+    Role.PACS: frozenset({Action.READ_IMAGE, Action.RETRIEVE_INSTANCE}),
+}
+
+SEES_IDENTITY = frozenset({Role.EHR, Role.PACS})
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The caller of one request.
+
+    `practitioner_id` is the id of the FHIR Practitioner behind a person;
+    None for machines. `display` is the professional's own name, never a
+    patient's.
+    """
+
+    user_id: str
+    roles: frozenset[Role]
+    display: str
+    practitioner_id: str | None = None
+
+    def may(self, action: Action) -> bool:
+        """Tell whether any of the caller's roles allows `action`."""
+        return any(action in PERMISSIONS[role] for role in self.roles)
+
+    def require(self, action: Action) -> None:
+        """Raise FORBIDDEN unless the caller may do `action`."""
+        if not self.may(action):
+            names = ", ".join(sorted(role.value for role in self.roles)) or "no role"
+            raise NodeError(
+                f"{action.value} is not allowed to {names}", ErrorKind.FORBIDDEN
+            )
+
+    @property
+    def sees_identity(self) -> bool:
+        """Tell whether names and numbers of patients are shown unmasked."""
+        return bool(self.roles & SEES_IDENTITY)

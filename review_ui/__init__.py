@@ -1,0 +1,1 @@
+"""The review page for radiologists, and signing in."""

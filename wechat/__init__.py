@@ -1,0 +1,1 @@
+"""The patient channel: a relay in the DMZ and a WeChat Mini Program."""
