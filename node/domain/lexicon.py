@@ -159,7 +159,9 @@ CALCIFICATIONS_NONE = Concept(
 )
 CALCIFICATIONS = Field(
     FieldKey.CALCIFICATIONS,
-    Concept(PRIVATE_SCHEME, "CALCIFICATIONS", "Calcifications", "钙化", "Calcifications"),
+    Concept(
+        PRIVATE_SCHEME, "CALCIFICATIONS", "Calcifications", "钙化", "Calcifications"
+    ),
     _terms(
         {
             "macro": _dcm("111345", "Macrocalcifications", "大钙化灶"),
@@ -193,7 +195,9 @@ ECHO_PATTERN = Field(
         {
             "anechoic": _dcm("111361", "Anechoic", "无回声"),
             "hyperechoic": _dcm("111362", "Hyperechoic", "高回声"),
-            "complex": _dcm("111363", "Complex", "混合回声", "Complex cystic and solid"),
+            "complex": _dcm(
+                "111363", "Complex", "混合回声", "Complex cystic and solid"
+            ),
             "hypoechoic": _dcm("111364", "Hypoechoic", "低回声"),
             "isoechoic": _dcm("111365", "Isoechoic", "等回声"),
         }
@@ -205,7 +209,9 @@ POSTERIOR_FEATURES = Field(
     _terms(
         {
             "none": _dcm("111367", "No posterior acoustic features", "无改变", "None"),
-            "enhancement": _dcm("111368", "Posterior enhancement", "增强", "Enhancement"),
+            "enhancement": _dcm(
+                "111368", "Posterior enhancement", "增强", "Enhancement"
+            ),
             "shadowing": _dcm("111369", "Posterior shadowing", "衰减", "Shadowing"),
             "combined": _dcm(
                 "111370",
@@ -308,7 +314,10 @@ _CATEGORIES = (
         "4C",
         60,
         _bi(
-            "MA.II.A.5.4C", "4C - Moderate suspicion", "4C类 高度可疑", "4C High suspicion"
+            "MA.II.A.5.4C",
+            "4C - Moderate suspicion",
+            "4C类 高度可疑",
+            "4C High suspicion",
         ),
         "RDE1586_category4CSuspiciousAbnormalityHighLikelihoodOfBeingCancer",
     ),
@@ -405,7 +414,11 @@ ABNORMAL_STRUCTURE = _sct(
 MASS = _sct("4147007", "Mass", "肿块")
 NORMAL_ULTRASOUND = _sct("169254007", "Ultrasound scan normal", "超声未见异常")
 NOT_READ = Concept(
-    PRIVATE_SCHEME, "NOT-READ", "Not read by the algorithm", "未经 AI 判读", "Not read by AI"
+    PRIVATE_SCHEME,
+    "NOT-READ",
+    "Not read by the algorithm",
+    "未经 AI 判读",
+    "Not read by AI",
 )
 PROBABILITY_OF_CANCER = _dcm("111047", "Probability of cancer", "恶性概率")
 LONG_AXIS = _sct("103339001", "Long axis", "最大径")
@@ -492,7 +505,9 @@ REPORT_CODES: Mapping[str, Concept] = MappingProxyType(
     {
         "U": Concept("LN", "24601-7", "US Breast", "乳腺超声", "Breast ultrasound"),
         "L": Concept("LN", "26215-4", "US Breast - left", "左乳超声", "Left breast US"),
-        "R": Concept("LN", "26216-2", "US Breast - right", "右乳超声", "Right breast US"),
+        "R": Concept(
+            "LN", "26216-2", "US Breast - right", "右乳超声", "Right breast US"
+        ),
         "B": Concept(
             "LN", "26214-7", "US Breast - bilateral", "双乳超声", "Bilateral breast US"
         ),

@@ -38,9 +38,7 @@ class UltrasoundRegion:
 
     def inside(self, rows: int, columns: int) -> bool:
         """Tell whether the region lies in an image of `rows` x `columns`."""
-        return (
-            0 <= self.x0 <= self.x1 < columns and 0 <= self.y0 <= self.y1 < rows
-        )
+        return 0 <= self.x0 <= self.x1 < columns and 0 <= self.y0 <= self.y1 < rows
 
     def millimetres_per_pixel(
         self, rows: int, columns: int

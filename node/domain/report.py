@@ -1,0 +1,253 @@
+"""A report and its life cycle: every version is kept, only physicians sign.
+
+The table `_ALLOWED` is DESIGN's life cycle in the words of FHIR R4
+DiagnosticReport.status; every protocol that can change a report asks it.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from node.domain.errors import ErrorKind, NodeError
+from node.domain.finding import Findings
+
+
+class ReportStatus(StrEnum):
+    """FHIR R4 DiagnosticReport.status, as far as the node uses it."""
+
+    PARTIAL = "partial"
+    PRELIMINARY = "preliminary"
+    FINAL = "final"
+    AMENDED = "amended"
+    CORRECTED = "corrected"
+    APPENDED = "appended"
+    ENTERED_IN_ERROR = "entered-in-error"
+
+
+class AuthorKind(StrEnum):
+    """Who wrote a version. The algorithm drafts and never signs."""
+
+    ALGORITHM = "algorithm"
+    PHYSICIAN = "physician"
+
+
+SIGNED = frozenset(
+    {
+        ReportStatus.FINAL,
+        ReportStatus.AMENDED,
+        ReportStatus.CORRECTED,
+        ReportStatus.APPENDED,
+    }
+)
+_UNSIGNED = frozenset({ReportStatus.PARTIAL, ReportStatus.PRELIMINARY})
+_AFTER_SIGNING = frozenset(
+    {
+        ReportStatus.AMENDED,
+        ReportStatus.CORRECTED,
+        ReportStatus.APPENDED,
+        ReportStatus.ENTERED_IN_ERROR,
+    }
+)
+_BY_PHYSICIAN = {
+    ReportStatus.PARTIAL: frozenset({ReportStatus.PRELIMINARY, ReportStatus.FINAL}),
+    ReportStatus.PRELIMINARY: frozenset({ReportStatus.PRELIMINARY, ReportStatus.FINAL}),
+    **{status: _AFTER_SIGNING for status in SIGNED},
+    ReportStatus.ENTERED_IN_ERROR: frozenset[ReportStatus](),
+}
+
+
+@dataclass(frozen=True)
+class Author:
+    """Who wrote a version: a Device id for the algorithm, a Practitioner id else."""
+
+    kind: AuthorKind
+    id: str
+    display: str
+
+
+@dataclass(frozen=True)
+class Conclusions:
+    """The words around the findings.
+
+    `followup` is a key of `lexicon.FOLLOWUP`; `advice` and `impression` are the
+    doctor's free text and stay inside the hospital; `patient_summary` is what
+    she wrote for the patient.
+    """
+
+    impression: str = ""
+    followup: str | None = None
+    advice: str = ""
+    patient_summary: str = ""
+
+
+@dataclass(frozen=True)
+class ReportVersion:
+    """One state of a report; never changed after it is written."""
+
+    number: int
+    status: ReportStatus
+    author: Author
+    at: datetime
+    findings: Findings
+    conclusions: Conclusions = Conclusions()
+    reason: str | None = None
+
+    @property
+    def signed(self) -> bool:
+        """Tell whether a physician stands behind this version."""
+        return self.status in SIGNED
+
+
+@dataclass(frozen=True)
+class Disclosure:
+    """A physician's record that the patient was told before she reads a grade."""
+
+    by: str
+    at: datetime
+    medium: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report of one study with all its versions, oldest first."""
+
+    id: UUID
+    study_instance_uid: str
+    patient_id: UUID
+    versions: tuple[ReportVersion, ...] = ()
+    disclosures: tuple[Disclosure, ...] = ()
+
+    @property
+    def current(self) -> ReportVersion:
+        """Return the newest version."""
+        return self.versions[-1]
+
+    def version(self, number: int) -> ReportVersion:
+        """Return version `number`; NOT_FOUND when there is none such."""
+        for version in self.versions:
+            if version.number == number:
+                return version
+        raise NodeError(f"the report has no version {number}", ErrorKind.NOT_FOUND)
+
+    def last_signed(self, before: int | None = None) -> ReportVersion | None:
+        """Return the newest signed version, of those older than number `before`."""
+        for version in reversed(self.versions):
+            if version.signed and (before is None or version.number < before):
+                return version
+        return None
+
+    def draft(
+        self,
+        findings: Findings,
+        *,
+        author: Author,
+        at: datetime,
+        status: ReportStatus = ReportStatus.PARTIAL,
+        followup: str | None = None,
+    ) -> "Report":
+        """Return this report with the algorithm's reading as its newest version.
+
+        Allowed until a physician has touched the report: a reading that comes
+        later (late images) never overwrites her work, RULE says so.
+        """
+        if author.kind is not AuthorKind.ALGORITHM or status not in _UNSIGNED:
+            raise NodeError("only the algorithm drafts, and unsigned", ErrorKind.RULE)
+        if any(v.author.kind is AuthorKind.PHYSICIAN for v in self.versions):
+            raise NodeError(
+                "a physician has already worked on this report", ErrorKind.RULE
+            )
+        return self._append(
+            status, author, at, findings, Conclusions(followup=followup), None
+        )
+
+    def revise(
+        self,
+        status: ReportStatus,
+        findings: Findings,
+        conclusions: Conclusions,
+        *,
+        author: Author,
+        at: datetime,
+        reason: str | None = None,
+    ) -> "Report":
+        """Return this report with one more version, written by a physician.
+
+        RULE when the life cycle does not allow `status` now, when a change after
+        sign-off gives no reason, when a signed version has no category, or when
+        `appended` changes what was said before. Earlier versions stay as they
+        are: somebody may already have acted on them.
+        """
+        if author.kind is not AuthorKind.PHYSICIAN:
+            raise NodeError("only a physician may sign or amend", ErrorKind.RULE)
+        current = self.current
+        if status not in _BY_PHYSICIAN[current.status]:
+            raise NodeError(
+                f"a report that is {current.status.value} cannot become {status.value}",
+                ErrorKind.RULE,
+                expression="DiagnosticReport.status",
+            )
+        if status in _AFTER_SIGNING and not (reason and reason.strip()):
+            raise NodeError(
+                "a change after sign-off needs a reason",
+                ErrorKind.RULE,
+                expression="Provenance.reason",
+            )
+        if status in SIGNED and findings.category is None:
+            raise NodeError(
+                "a signed report needs an overall BI-RADS category",
+                ErrorKind.RULE,
+                expression="DiagnosticReport.result",
+            )
+        if status is ReportStatus.APPENDED:
+            _require_unchanged(current, findings, conclusions)
+        return self._append(status, author, at, findings, conclusions, reason)
+
+    def disclose(self, disclosure: Disclosure) -> "Report":
+        """Return this report with the record that the patient was told."""
+        if not self.current.signed:
+            raise NodeError(
+                "the patient is told about signed reports only", ErrorKind.RULE
+            )
+        return replace(self, disclosures=(*self.disclosures, disclosure))
+
+    def _append(
+        self,
+        status: ReportStatus,
+        author: Author,
+        at: datetime,
+        findings: Findings,
+        conclusions: Conclusions,
+        reason: str | None,
+    ) -> "Report":
+        version = ReportVersion(
+            number=len(self.versions) + 1,
+            status=status,
+            author=author,
+            at=at,
+            findings=findings,
+            conclusions=conclusions,
+            reason=reason,
+        )
+        return replace(self, versions=(*self.versions, version))
+
+
+def _require_unchanged(
+    current: ReportVersion, findings: Findings, conclusions: Conclusions
+) -> None:
+    """Raise RULE unless the earlier content stands unchanged at its beginning."""
+    kept = findings.lesions[: len(current.findings.lesions)]
+    before, after = current.conclusions, conclusions
+    unchanged = (
+        kept == current.findings.lesions
+        and findings.category == current.findings.category
+        and after.impression.startswith(before.impression)
+        and after.advice.startswith(before.advice)
+        and after.followup == before.followup
+    )
+    if not unchanged:
+        raise NodeError(
+            "an appended report keeps its earlier content; use amended or corrected",
+            ErrorKind.RULE,
+            expression="DiagnosticReport.status",
+        )
