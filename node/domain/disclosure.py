@@ -65,7 +65,7 @@ def _clean(text: str) -> str:
 
 
 def _first_cluster(text: str) -> str:
-    """Return the first extended grapheme cluster that starts with a letter-like sign."""
+    """Return the first grapheme cluster that starts with a letter-like sign."""
     start = 0
     while start < len(text) and (
         text[start] == _ZWJ or unicodedata.category(text[start])[0] in "MZPC"

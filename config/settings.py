@@ -1,0 +1,290 @@
+"""Settings: `default.toml` < the file in $SONONODE_CONFIG < the environment.
+
+All faults are found before anything starts and told together, each with the
+setting's name and the mend.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+_PREFIX = "SONONODE_"
+_DEFAULTS = Path(__file__).with_name("default.toml")
+
+
+class SettingsError(Exception):
+    """One or more settings are wrong; `faults` has a line for each."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+@dataclass(frozen=True)
+class Site:
+    institution: str
+    department_phone: str
+    language: str
+    timezone_offset: str
+
+
+@dataclass(frozen=True)
+class DatabaseSettings:
+    url: str
+    pool_size: int
+
+
+@dataclass(frozen=True)
+class Keys:
+    root_file: Path
+
+
+@dataclass(frozen=True)
+class Storage:
+    objects: Path
+    minimum_free_mb: int
+
+
+@dataclass(frozen=True)
+class Dicom:
+    ae_title: str
+    host: str
+    port: int
+    tls_port: int
+    tls_certificate: str
+    tls_key: str
+    allowed_calling_aes: list[str]
+    maximum_associations: int
+    maximum_associations_per_host: int
+    maximum_pdu_size: int
+    association_timeout_s: float
+    network_timeout_s: float
+    shutdown_grace_s: float
+
+
+@dataclass(frozen=True)
+class Completion:
+    quiet_period_s: float
+    quiet_after_release_s: float
+
+
+@dataclass(frozen=True)
+class Pacs:
+    ae_title: str
+    host: str
+    port: int
+    calling_ae_title: str
+    sr_sop_classes: list[str]
+
+
+@dataclass(frozen=True)
+class Http:
+    host: str
+    port: int
+    public_url: str
+    secure_cookies: bool
+    session_idle_minutes: int
+    session_hours: int
+    maximum_body_mb: int
+
+    @property
+    def base_url(self) -> str:
+        """Return the URL under which browsers and the EHR reach the node."""
+        host = "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104
+        return self.public_url.rstrip("/") or f"http://{host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Fhir:
+    ai_report_status: str
+    page_size: int
+    hook_hosts: list[str]
+
+
+@dataclass(frozen=True)
+class Inference:
+    weights: str
+    threads: int
+    read_simulated: bool
+    cine_frames: int
+
+
+@dataclass(frozen=True)
+class Relay:
+    enabled: bool
+    url: str
+    host: str
+    port: int
+    database_url: str
+    key_file: Path
+    hook_secret_file: Path
+
+
+@dataclass(frozen=True)
+class WeChat:
+    api_url: str
+    app_id: str
+    app_secret_file: str
+    template_id: str
+    mini_program_page: str
+
+
+@dataclass(frozen=True)
+class Log:
+    level: str
+    format: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of one installation; `data` is the directory they live under."""
+
+    data: Path
+    site: Site
+    database: DatabaseSettings
+    keys: Keys
+    storage: Storage
+    dicom: Dicom
+    completion: Completion
+    pacs: Pacs
+    http: Http
+    fhir: Fhir
+    inference: Inference
+    relay: Relay
+    wechat: WeChat
+    log: Log
+
+
+_CHOICES = {
+    "site.language": ("zh-CN", "en"),
+    "fhir.ai_report_status": ("partial", "preliminary"),
+    "log.level": ("debug", "info", "warning", "error"),
+    "log.format": ("auto", "json", "console"),
+}
+
+
+def load_settings(environment: Mapping[str, str]) -> Settings:
+    """Return the settings for `environment`; SettingsError names every fault."""
+    faults: list[str] = []
+    values = _read_toml(_DEFAULTS, faults)
+    if chosen := environment.get(f"{_PREFIX}CONFIG"):
+        _merge(values, _read_toml(Path(chosen), faults), chosen, faults)
+    _merge(values, _from_environment(environment), "the environment", faults)
+    data = Path(environment.get(f"{_PREFIX}DATA", "var")).absolute()
+    sections = _build(values, data, faults)
+    _check(values, faults)
+    if faults:
+        raise SettingsError(faults)
+    return Settings(data=data, **sections)
+
+
+def _read_toml(path: Path, faults: list[str]) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        faults.append(f"{path}: cannot be read ({error.strerror}); see SONONODE_CONFIG")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        faults.append(f"{path}: is not valid TOML ({error})")
+    return {}
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for name, text in environment.items():
+        if name.startswith(_PREFIX) and "__" in name:
+            section, _, key = name.removeprefix(_PREFIX).lower().partition("__")
+            found.setdefault(section, {})[key] = text
+    return found
+
+
+def _merge(
+    values: dict[str, Any], more: Mapping[str, Any], source: str, faults: list[str]
+) -> None:
+    for section, entries in more.items():
+        if section not in values or not isinstance(entries, Mapping):
+            faults.append(f"{section}: {source} names a section that does not exist")
+            continue
+        for key, value in entries.items():
+            if key not in values[section]:
+                faults.append(f"{section}.{key}: {source} sets it, but it is unknown")
+            else:
+                values[section][key] = value
+
+
+def _build(values: Mapping[str, Any], data: Path, faults: list[str]) -> dict[str, Any]:
+    sections: dict[str, Any] = {}
+    for name, section_type in get_type_hints(Settings).items():
+        if name == "data":
+            continue
+        given = values.get(name, {})
+        hints = get_type_hints(section_type)
+        built = {
+            f.name: _convert(
+                f"{name}.{f.name}", given.get(f.name), hints[f.name], data, faults
+            )
+            for f in fields(section_type)
+        }
+        sections[name] = section_type(**built)
+    return sections
+
+
+def _convert(name: str, value: Any, wanted: Any, data: Path, faults: list[str]) -> Any:
+    """Return `value` as the type the setting has; text comes from the environment."""
+    try:
+        if wanted is bool:
+            return _boolean(value)
+        if wanted is Path:
+            return data / str(value)
+        if get_origin(wanted) is list:
+            parts = value.split(",") if isinstance(value, str) else value
+            item_type = get_args(wanted)[0]
+            return [item_type(str(part).strip()) for part in parts if str(part).strip()]
+        if wanted in (int, float) and not isinstance(value, bool):
+            return wanted(value)
+        if wanted is str and isinstance(value, str):
+            return value
+        raise ValueError
+    except (TypeError, ValueError):
+        kind = getattr(wanted, "__name__", "list")
+        faults.append(f"{name}: {value!r} is not a {kind}; see config/default.toml")
+        return None
+
+
+def _boolean(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    words = {
+        "true": True,
+        "1": True,
+        "yes": True,
+        "false": False,
+        "0": False,
+        "no": False,
+    }
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    raise ValueError
+
+
+def _check(values: Mapping[str, Any], faults: list[str]) -> None:
+    for name, allowed in _CHOICES.items():
+        section, key = name.split(".")
+        value = values.get(section, {}).get(key)
+        if value not in allowed:
+            faults.append(f"{name}: {value!r} is none of {', '.join(allowed)}")
+    title = str(values.get("dicom", {}).get("ae_title", ""))
+    if not 1 <= len(title.strip()) <= 16 or "\\" in title or not title.isascii():
+        faults.append("dicom.ae_title: has 1 to 16 ASCII signs without a backslash")
+    for name in ("dicom.port", "http.port", "relay.port", "pacs.port"):
+        section, key = name.split(".")
+        if not _is_port(values.get(section, {}).get(key)):
+            faults.append(f"{name}: must be a port from 1 to 65535")
+
+
+def _is_port(value: Any) -> bool:
+    try:
+        return 1 <= int(value) <= 65535
+    except (TypeError, ValueError):
+        return False

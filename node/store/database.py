@@ -1,0 +1,209 @@
+"""The pool of PostgreSQL connections, and what the node calls its failures."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, TypeAlias
+
+import asyncpg
+import structlog
+
+from node.domain.errors import ErrorKind, NodeError
+
+log = structlog.get_logger(__name__)
+
+ACQUIRE_TIMEOUT_S = 30.0
+LISTEN_RETRY_S = 1.0
+
+# SQLSTATE classes that mean "the server is not there for us just now".
+_AWAY = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+_FULL = (asyncpg.DiskFullError, asyncpg.OutOfMemoryError)
+
+Listener = Callable[[str], None]
+# A connection inside a transaction, as `Database.transaction` yields it.
+Transaction: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+
+class Database:
+    """One PostgreSQL database. Make it with `connect`, end it with `close`."""
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", dsn: str) -> None:
+        self._pool = pool
+        self._dsn = dsn
+        self._listeners: dict[str, list[Listener]] = {}
+        self._listening: asyncio.Task[None] | None = None
+        self._subscribed = asyncio.Event()
+
+    @classmethod
+    async def connect(
+        cls, dsn: str, *, min_size: int = 1, max_size: int = 10
+    ) -> "Database":
+        """Return a pool that has reached the server once.
+
+        Raises NodeError UNAVAILABLE when nobody answers and SETTING when the
+        server refuses the account or has no such database.
+        """
+        with _refusals_named(), _failures_named(connecting=True):
+            pool = await asyncpg.create_pool(
+                dsn,
+                min_size=min_size,
+                max_size=max_size,
+                timeout=ACQUIRE_TIMEOUT_S,
+                server_settings={
+                    "application_name": "sononode",
+                    "timezone": "UTC",
+                    "jit": "off",
+                },
+            )
+        return cls(pool, dsn)
+
+    async def close(self) -> None:
+        """Give every connection back; wait for those in use."""
+        if self._listening is not None:
+            self._listening.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._listening
+            self._listening = None
+        try:
+            await asyncio.wait_for(self._pool.close(), ACQUIRE_TIMEOUT_S)
+        except (TimeoutError, *_AWAY):
+            self._pool.terminate()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+        """Yield a connection outside any transaction."""
+        with _failures_named(connecting=True):
+            connection = await self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
+        try:
+            with _failures_named():
+                yield connection
+        finally:
+            # A connection that died in the body has nothing left to release.
+            with suppress(OSError, TimeoutError, *_AWAY):
+                await self._pool.release(connection)
+
+    @asynccontextmanager
+    async def transaction(
+        self, *, isolation: str = "read_committed", readonly: bool = False
+    ) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+        """Yield a connection inside a transaction.
+
+        It is committed, and on disk, when the block ends without an exception.
+        """
+        async with self.connection() as connection:
+            transaction: Any = connection.transaction(
+                isolation=isolation, readonly=readonly
+            )
+            async with transaction:
+                yield connection
+
+    async def listen(self, channel: str, listener: Listener) -> None:
+        """Call `listener(payload)` for every NOTIFY on `channel` from now on.
+
+        One connection of its own serves all channels. When it is lost it comes
+        back by itself, and every listener is called once with an empty payload,
+        because notifications may have been missed in between.
+        """
+        self._listeners.setdefault(channel, []).append(listener)
+        if self._listening is not None:
+            self._listening.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._listening
+        self._subscribed.clear()
+        self._listening = asyncio.create_task(self._keep_listening())
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._subscribed.wait(), ACQUIRE_TIMEOUT_S)
+
+    async def _keep_listening(self) -> None:
+        lost_before = False
+        while True:
+            try:
+                connection = await asyncpg.connect(
+                    self._dsn, server_settings={"application_name": "sononode listen"}
+                )
+            except (OSError, TimeoutError, asyncpg.PostgresError, *_AWAY):
+                lost_before = True
+                await asyncio.sleep(LISTEN_RETRY_S)
+                continue
+            try:
+                await self._listen_until_lost(connection, lost_before)
+            except (OSError, asyncpg.PostgresError, *_AWAY):
+                log.warning("database.listen_lost")
+            finally:
+                connection.terminate()
+            lost_before = True
+            await asyncio.sleep(LISTEN_RETRY_S)
+
+    async def _listen_until_lost(
+        self, connection: "asyncpg.Connection[asyncpg.Record]", lost_before: bool
+    ) -> None:
+        lost = asyncio.Event()
+        connection.add_termination_listener(lambda _connection: lost.set())
+        for channel in self._listeners:
+            await connection.add_listener(channel, self._dispatch)
+        self._subscribed.set()
+        if lost_before:
+            for channel in self._listeners:
+                self._tell(channel, "")
+        await lost.wait()
+
+    def _dispatch(
+        self, _connection: object, _pid: int, channel: str, payload: object
+    ) -> None:
+        self._tell(channel, str(payload))
+
+    def _tell(self, channel: str, payload: str) -> None:
+        for listener in self._listeners.get(channel, ()):
+            listener(payload)
+
+
+@contextmanager
+def _failures_named(*, connecting: bool = False) -> Iterator[None]:
+    """Turn "PostgreSQL is away" and "is full" into NodeError; let the rest travel.
+
+    OSError and TimeoutError mean the server only while connecting: inside a
+    block they may be the caller's own.
+    """
+    try:
+        yield
+    except _FULL as error:
+        raise NodeError(
+            "the database has no room left", ErrorKind.EXHAUSTED
+        ) from error
+    except _AWAY as error:
+        raise NodeError(
+            f"the database is away ({type(error).__name__})", ErrorKind.UNAVAILABLE
+        ) from error
+    except (OSError, TimeoutError) as error:
+        if not connecting:
+            raise
+        raise NodeError(
+            f"the database does not answer ({type(error).__name__}); "
+            "check database.url",
+            ErrorKind.UNAVAILABLE,
+        ) from error
+
+
+@contextmanager
+def _refusals_named() -> Iterator[None]:
+    """Name the setting when the server answers but will not let us in."""
+    try:
+        yield
+    except asyncpg.InvalidAuthorizationSpecificationError as error:
+        raise NodeError(
+            "database.url: the server refuses this user or password",
+            ErrorKind.SETTING,
+        ) from error
+    except asyncpg.InvalidCatalogNameError as error:
+        raise NodeError(
+            "database.url: the server has no such database; create it first",
+            ErrorKind.SETTING,
+        ) from error

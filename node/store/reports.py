@@ -1,0 +1,204 @@
+"""Reports on disk: every version sealed with the patient's key, none overwritten."""
+
+import json
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid5
+
+from node.domain.errors import ErrorKind, NodeError
+from node.domain.report import Disclosure, Report, ReportVersion
+from node.domain.serial import (
+    disclosure_from_json,
+    disclosure_to_json,
+    version_from_json,
+    version_to_json,
+)
+from node.store.keys import Sealer
+
+if TYPE_CHECKING:
+    from node.store.database import Transaction
+    from node.store.store import Store
+
+_NAMESPACE = UUID("b1a2e7f0-6f1c-5f0e-9c55-0d0f5b8f7c11")
+
+
+def report_id_for(study_instance_uid: str) -> UUID:
+    """Return the id of the report of a study; the same on every machine."""
+    return uuid5(_NAMESPACE, study_instance_uid)
+
+
+async def create(
+    tx: "Transaction", *, study_instance_uid: str, patient_id: UUID, at: datetime
+) -> UUID:
+    """Make sure that the study has a report row; return its id."""
+    report_id = report_id_for(study_instance_uid)
+    await tx.execute(
+        "INSERT INTO report (id, study_instance_uid, patient_id, handle, created_at)"
+        " VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
+        report_id,
+        study_instance_uid,
+        patient_id,
+        secrets.token_urlsafe(16),
+        at,
+    )
+    return report_id
+
+
+async def read(tx: "Transaction", store: "Store", report_id: UUID) -> Report:
+    """Return the report with all its versions; NOT_FOUND when there is none."""
+    return await _assemble(tx, store, report_id)
+
+
+async def read_for_update(tx: "Transaction", store: "Store", report_id: UUID) -> Report:
+    """Like `read`, and no other writer gets the report until `tx` ends."""
+    await tx.execute("SELECT 1 FROM report WHERE id = $1 FOR UPDATE", report_id)
+    return await _assemble(tx, store, report_id)
+
+
+async def _assemble(tx: "Transaction", store: "Store", report_id: UUID) -> Report:
+    row = await tx.fetchrow(
+        "SELECT study_instance_uid, patient_id FROM report WHERE id = $1",
+        report_id,
+    )
+    if row is None:
+        raise NodeError(f"there is no report {report_id}", ErrorKind.NOT_FOUND)
+    sealer = await store.ring.patient(tx, row["patient_id"])
+    return Report(
+        id=report_id,
+        study_instance_uid=row["study_instance_uid"],
+        patient_id=row["patient_id"],
+        versions=await _versions(tx, sealer, report_id),
+        disclosures=await _disclosures(tx, sealer, report_id),
+    )
+
+
+async def _versions(
+    tx: "Transaction", sealer: Sealer, report_id: UUID
+) -> tuple[ReportVersion, ...]:
+    rows = await tx.fetch(
+        "SELECT number, body FROM report_version WHERE report_id = $1 ORDER BY number",
+        report_id,
+    )
+    return tuple(
+        version_from_json(
+            json.loads(
+                sealer.open(
+                    row["body"],
+                    table="report_version",
+                    row=f"{report_id}/{row['number']}",
+                    column="body",
+                )
+            )
+        )
+        for row in rows
+    )
+
+
+async def _disclosures(
+    tx: "Transaction", sealer: Sealer, report_id: UUID
+) -> tuple[Disclosure, ...]:
+    rows = await tx.fetch(
+        "SELECT number, body FROM report_disclosure WHERE report_id = $1"
+        " ORDER BY number",
+        report_id,
+    )
+    return tuple(
+        disclosure_from_json(
+            json.loads(
+                sealer.open(
+                    row["body"],
+                    table="report_disclosure",
+                    row=f"{report_id}/{row['number']}",
+                    column="body",
+                )
+            )
+        )
+        for row in rows
+    )
+
+
+async def append_version(
+    tx: "Transaction", store: "Store", report: Report, version: ReportVersion
+) -> None:
+    """Write `version`; CONFLICT when somebody wrote that number first."""
+    sealer = await store.ring.patient(tx, report.patient_id)
+    body = sealer.seal(
+        json.dumps(version_to_json(version), ensure_ascii=False).encode(),
+        table="report_version",
+        row=f"{report.id}/{version.number}",
+        column="body",
+    )
+    written = await tx.fetchval(
+        "INSERT INTO report_version"
+        " (report_id, number, status, author_kind, written_at, body)"
+        " VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING RETURNING number",
+        report.id,
+        version.number,
+        version.status.value,
+        version.author.kind.value,
+        version.at,
+        body,
+    )
+    if written is None:
+        raise NodeError(
+            f"version {version.number} of the report exists already",
+            ErrorKind.CONFLICT,
+        )
+
+
+async def append_disclosure(
+    tx: "Transaction", store: "Store", report: Report, disclosure: Disclosure
+) -> None:
+    """Write the record that the patient was told."""
+    sealer = await store.ring.patient(tx, report.patient_id)
+    number = 1 + await tx.fetchval(
+        "SELECT count(*) FROM report_disclosure WHERE report_id = $1", report.id
+    )
+    body = sealer.seal(
+        json.dumps(disclosure_to_json(disclosure), ensure_ascii=False).encode(),
+        table="report_disclosure",
+        row=f"{report.id}/{number}",
+        column="body",
+    )
+    await tx.execute(
+        "INSERT INTO report_disclosure (report_id, number, recorded_at, body)"
+        " VALUES ($1, $2, $3, $4)",
+        report.id,
+        number,
+        disclosure.at,
+        body,
+    )
+
+
+async def handles(tx: "Transaction", report_id: UUID) -> tuple[str, str]:
+    """Return (report handle, patient handle): random names for the patient channel."""
+    row = await tx.fetchrow(
+        "SELECT handle, patient_id FROM report WHERE id = $1", report_id
+    )
+    if row is None:
+        raise NodeError(f"there is no report {report_id}", ErrorKind.NOT_FOUND)
+    return row["handle"], await patient_handle(tx, row["patient_id"])
+
+
+async def patient_handle(tx: "Transaction", patient_id: UUID) -> str:
+    """Return the random name of a patient in the patient channel."""
+    await tx.execute(
+        "INSERT INTO patient_handle (patient_id, handle) VALUES ($1, $2)"
+        " ON CONFLICT DO NOTHING",
+        patient_id,
+        secrets.token_urlsafe(16),
+    )
+    handle = await tx.fetchval(
+        "SELECT handle FROM patient_handle WHERE patient_id = $1", patient_id
+    )
+    return str(handle)
+
+
+async def of_patient(tx: "Transaction", patient_id: UUID) -> Sequence[UUID]:
+    """Return the ids of a patient's reports, oldest first."""
+    rows = await tx.fetch(
+        "SELECT id FROM report WHERE patient_id = $1 ORDER BY created_at", patient_id
+    )
+    return [row["id"] for row in rows]

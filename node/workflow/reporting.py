@@ -1,0 +1,127 @@
+"""Drafting, revising and disclosing a report: each one transaction, each audited."""
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from node.domain.audit import AuditEntry
+from node.domain.finding import Findings
+from node.domain.report import (
+    Author,
+    Conclusions,
+    Disclosure,
+    Report,
+    ReportStatus,
+)
+from node.store import audit, reports, studies
+
+if TYPE_CHECKING:
+    from node.store.database import Transaction
+    from node.store.store import Store
+
+
+async def draft_report(
+    store: "Store",
+    tx: "Transaction",
+    study_instance_uid: str,
+    findings: Findings,
+    *,
+    author: Author,
+    status: ReportStatus = ReportStatus.PARTIAL,
+    followup: str | None = None,
+) -> Report:
+    """Write the algorithm's reading of a study as the newest version of its report.
+
+    Defers the FHIR and SR projections in the same transaction. RULE when a
+    physician has already worked on the report (`Report.draft`).
+    """
+    study = await studies.study(tx, study_instance_uid)
+    report_id = await reports.create(
+        tx,
+        study_instance_uid=study_instance_uid,
+        patient_id=study.patient_id,
+        at=store.clock(),
+    )
+    report = await reports.read_for_update(tx, store, report_id)
+    report = report.draft(
+        findings, author=author, at=store.clock(), status=status, followup=followup
+    )
+    await _write(store, tx, report, role="algorithm")
+    await _defer(store, tx, "publish_report", report)
+    return report
+
+
+async def revise_report(
+    store: "Store",
+    tx: "Transaction",
+    report_id: UUID,
+    status: ReportStatus,
+    findings: Findings,
+    conclusions: Conclusions,
+    *,
+    author: Author,
+    reason: str | None = None,
+) -> Report:
+    """Write a physician's version inside the caller's transaction.
+
+    The caller writes the FHIR resources of the version in `tx` too, so that the
+    report and what the EHR reads can never differ. Raises RULE (`Report.revise`).
+    """
+    report = await reports.read_for_update(tx, store, report_id)
+    report = report.revise(
+        status,
+        findings,
+        conclusions,
+        author=author,
+        at=store.clock(),
+        reason=reason,
+    )
+    await _write(store, tx, report, role="physician")
+    return report
+
+
+async def record_disclosure(
+    store: "Store", tx: "Transaction", report_id: UUID, disclosure: Disclosure
+) -> Report:
+    """Record that the patient was told; what was gated may now reach her phone."""
+    report = await reports.read_for_update(tx, store, report_id)
+    report = report.disclose(disclosure)
+    await reports.append_disclosure(tx, store, report, disclosure)
+    await audit.record(
+        tx,
+        AuditEntry(
+            at=store.clock(),
+            actor=disclosure.by,
+            role="physician",
+            action="disclose",
+            entity=f"report/{report_id}",
+            detail={"medium": disclosure.medium},
+        ),
+    )
+    return report
+
+
+async def _write(store: "Store", tx: "Transaction", report: Report, role: str) -> None:
+    version = report.current
+    await reports.append_version(tx, store, report, version)
+    await audit.record(
+        tx,
+        AuditEntry(
+            at=store.clock(),
+            actor=version.author.id,
+            role=role,
+            action=f"report-{version.status.value}",
+            entity=f"report/{report.id}/{version.number}",
+        ),
+    )
+    if version.signed or role == "algorithm":
+        await _defer(store, tx, "encode_report", report)
+
+
+async def _defer(store: "Store", tx: "Transaction", kind: str, report: Report) -> None:
+    await store.jobs.defer(
+        tx,
+        kind,
+        {"report_id": str(report.id), "version": report.current.number},
+        key=f"{report.id}/{report.current.number}",
+        patient_id=report.patient_id,
+    )

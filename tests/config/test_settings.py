@@ -1,0 +1,63 @@
+"""Settings come from three places; every fault is told at once, by name."""
+
+from pathlib import Path
+
+import pytest
+
+from config.settings import SettingsError, load_settings
+
+
+def test_the_documented_defaults_are_complete_and_valid() -> None:
+    settings = load_settings({})
+    assert settings.dicom.ae_title == "SONONODE"
+    assert settings.dicom.port == 11112
+    assert settings.keys.root_file.is_absolute()
+
+
+def test_a_file_overrides_the_defaults_and_the_environment_overrides_the_file(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "site.toml"
+    file.write_text('[dicom]\nae_title = "ROOM1"\nport = 4242\n', encoding="utf-8")
+    settings = load_settings(
+        {"SONONODE_CONFIG": str(file), "SONONODE_DICOM__PORT": "4343"}
+    )
+    assert (settings.dicom.ae_title, settings.dicom.port) == ("ROOM1", 4343)
+
+
+def test_lists_and_switches_can_be_set_from_the_environment() -> None:
+    settings = load_settings(
+        {
+            "SONONODE_DICOM__ALLOWED_CALLING_AES": "ROOM1, ROOM2",
+            "SONONODE_INFERENCE__READ_SIMULATED": "true",
+        }
+    )
+    assert settings.dicom.allowed_calling_aes == ["ROOM1", "ROOM2"]
+    assert settings.inference.read_simulated is True
+
+
+def test_all_faults_are_reported_at_once_by_name() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(
+            {
+                "SONONODE_DICOM__PORT": "eleven",
+                "SONONODE_DICOM__AE_TITLE": "A TITLE THAT IS TOO LONG",
+                "SONONODE_LOG__LEVEL": "loud",
+                "SONONODE_DICOM__COLOUR": "red",
+                "SONONODE_NOWHERE__KEY": "1",
+            }
+        )
+    told = "\n".join(caught.value.faults)
+    for name in (
+        "dicom.port",
+        "dicom.ae_title",
+        "log.level",
+        "dicom.colour",
+        "nowhere",
+    ):
+        assert name in told
+
+
+def test_a_missing_settings_file_names_the_variable_that_points_to_it() -> None:
+    with pytest.raises(SettingsError, match="SONONODE_CONFIG"):
+        load_settings({"SONONODE_CONFIG": "/does/not/exist.toml"})
