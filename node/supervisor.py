@@ -1,0 +1,135 @@
+"""Runs the roles of one node as processes of their own and keeps them running."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+_RESTART_FIRST_S = 0.2
+_RESTART_LAST_S = 10.0
+_STEADY_S = 30.0
+_EXIT_SETTINGS = 2
+
+
+@dataclass
+class _Child:
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    restart_at: float = 0.0
+    failures: int = 0
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(  # noqa: S603
+            self.command, env=dict(self.environment), preexec_fn=_end_with_parent
+        )
+        self.started_at = time.monotonic()
+
+
+def _end_with_parent() -> None:
+    """Let the child get SIGTERM when the supervisor dies, however it dies."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    # A terminal's Ctrl-C reaches the whole group; the order to stop is the
+    # supervisor's to give, in its sequence.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@dataclass
+class Supervisor:
+    """Starts children in order, restarts what dies, stops them in reverse order.
+
+    A child that ends with status 2 says that its settings are wrong: restarting
+    cannot help, so the whole node stops with the same status.
+    """
+
+    grace_s: float = 30.0
+    _children: list[_Child] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def add(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str]
+    ) -> None:
+        """Start one more child."""
+        child = _Child(name, command, environment)
+        self._children.append(child)
+        child.start()
+
+    def stop(self) -> None:
+        """Ask `run` to end everything; safe in a signal handler."""
+        self._stop.set()
+
+    def run(self, while_running: Callable[[], None] | None = None) -> int:
+        """Watch the children until `stop`; return the exit status of the node."""
+        status = 0
+        while not self._stop.wait(0.2):
+            if while_running is not None:
+                while_running()
+            if any(self._look_after(child) for child in self._children):
+                status = _EXIT_SETTINGS
+                break
+        self._end_all()
+        return status
+
+    def alive(self) -> bool:
+        """Tell whether every child is running."""
+        return all(
+            child.process is not None and child.process.poll() is None
+            for child in self._children
+        )
+
+    def _look_after(self, child: _Child) -> bool:
+        """Restart `child` when it has died; True when that would be pointless."""
+        now = time.monotonic()
+        if child.process is None:
+            if now >= child.restart_at:
+                child.start()
+            return False
+        code = child.process.poll()
+        if code is None:
+            return False
+        if code == _EXIT_SETTINGS:
+            return True
+        steady = now - child.started_at > _STEADY_S
+        child.failures = 1 if steady else child.failures + 1
+        pause = min(_RESTART_FIRST_S * 2 ** (child.failures - 1), _RESTART_LAST_S)
+        log.warning("a process died", role=child.name, status=code, restart_in_s=pause)
+        child.process, child.restart_at = None, now + pause
+        return False
+
+    def _end_all(self) -> None:
+        deadline = time.monotonic() + self.grace_s
+        for child in self._children:
+            if child.process is not None and child.process.poll() is None:
+                child.process.send_signal(signal.SIGTERM)
+        for child in self._children:
+            if child.process is None:
+                continue
+            try:
+                child.process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.warning("a process did not end in time", role=child.name)
+                child.process.kill()
+                child.process.wait()
+
+
+def role_command(role: str) -> list[str]:
+    """Return the command line that runs one role of the node."""
+    return [sys.executable, "-m", "node", "serve", "--role", role]
+
+
+def environment_with(**extra: str) -> dict[str, str]:
+    """Return this process's environment with `extra` on top."""
+    return {**os.environ, **extra}
