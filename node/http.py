@@ -1,0 +1,515 @@
+"""The HTTP edge that FHIR, DICOMweb, /auth and the review page share.
+
+Default-deny: a route answers only to a known caller, unless its group lists it
+as public. Every failure leaves through one place, in the words of its prefix
+(OperationOutcome under /fhir, JSON elsewhere) and without detail when it was
+not foreseen. Logs name the route, never the path or the query: both may hold
+what identifies a patient.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import structlog
+from aiohttp import hdrs, web
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from node.domain.access import Identity
+from node.domain.errors import ErrorKind, NodeError
+from node.store import people
+from node.store.store import Store
+
+SESSION_COOKIE = "sononode_session"
+CSRF_HEADER = "X-CSRF-Token"
+# A page that refreshes itself sends this, so that polling does not keep the
+# session of a doctor alive who has left the room.
+BACKGROUND_HEADER = "X-Sononode-Background"
+REQUEST_ID_HEADER = "X-Request-Id"
+
+HTTP_STATUS: Mapping[ErrorKind, HTTPStatus] = {
+    ErrorKind.INVALID: HTTPStatus.BAD_REQUEST,
+    ErrorKind.UNSUPPORTED: HTTPStatus.NOT_IMPLEMENTED,
+    ErrorKind.FORBIDDEN: HTTPStatus.FORBIDDEN,
+    ErrorKind.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
+    ErrorKind.NOT_FOUND: HTTPStatus.NOT_FOUND,
+    ErrorKind.GONE: HTTPStatus.GONE,
+    ErrorKind.CONFLICT: HTTPStatus.CONFLICT,
+    ErrorKind.PRECONDITION: HTTPStatus.PRECONDITION_REQUIRED,
+    ErrorKind.RULE: HTTPStatus.UNPROCESSABLE_ENTITY,
+    ErrorKind.EXHAUSTED: HTTPStatus.INSUFFICIENT_STORAGE,
+    ErrorKind.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
+    ErrorKind.INTEGRITY: HTTPStatus.INTERNAL_SERVER_ERROR,
+    ErrorKind.SETTING: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+_RETRY_AFTER_S = "2"
+
+_SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' blob: data:; script-src 'self'; "
+        "style-src 'self'; connect-src 'self'; object-src 'none'; "
+        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+    hdrs.CACHE_CONTROL: "no-store",
+}
+_SAFE_METHODS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_UNMATCHED = "unmatched"
+
+STORE: web.AppKey[Store] = web.AppKey("store", Store)
+_IDENTITY: web.RequestKey[Identity] = web.RequestKey("identity", Identity)
+_REQUEST_ID_KEY: web.RequestKey[str] = web.RequestKey("request_id", str)
+
+log = structlog.get_logger("http")
+
+
+@dataclass(frozen=True)
+class HttpSettings:
+    """What an installation may set about its HTTP edge.
+
+    `secure` tells that callers reach us by https, directly or through a proxy.
+    `metrics_token` opens /metrics to a remote collector; without one only the
+    machine itself may read it.
+    """
+
+    secure: bool = False
+    max_body_bytes: int = 16 * 1024 * 1024
+    metrics_token: str | None = None
+    data_directory: Path = Path("var")
+    min_free_bytes: int = 1024 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failed request as every renderer sees it; safe to show as it is."""
+
+    status: int
+    message: str
+    request_id: str
+    kind: ErrorKind | None = None
+    expression: str | None = None
+
+
+ErrorRenderer = Callable[[Failure], web.Response]
+Check = Callable[[], Awaitable[None]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True)
+class RouteGroup:
+    """The routes of one part of the product and how it words its failures.
+
+    `public` lists the route patterns (as registered) that need no caller.
+    `render_error` answers for everything under `prefix`, unknown paths
+    included; it may choose another status than the one proposed.
+    """
+
+    prefix: str
+    routes: Sequence[web.AbstractRouteDef]
+    public: frozenset[str] = frozenset()
+    render_error: ErrorRenderer | None = None
+
+
+def identity(request: web.Request) -> Identity:
+    """Return who is calling; UNAUTHENTICATED when nobody we know is."""
+    try:
+        return request[_IDENTITY]
+    except KeyError:
+        raise NodeError("sign in first", ErrorKind.UNAUTHENTICATED) from None
+
+
+def request_id(request: web.Request) -> str:
+    """Return the id under which this request stands in the log."""
+    return request[_REQUEST_ID_KEY]
+
+
+def csrf_token(session_token: str) -> str:
+    """Return the token that a page must send back on every unsafe request.
+
+    Derived from the session, so that nothing is stored and none outlives it.
+    """
+    key = session_token.encode()
+    return hmac.new(key, b"csrf", hashlib.sha256).hexdigest()
+
+
+async def read_json_object(request: web.Request) -> dict[str, Any]:
+    """Return the body as a JSON object; INVALID when it is anything else."""
+    try:
+        body = json.loads(await request.read())
+    except (ValueError, RecursionError):
+        raise NodeError("the body is not JSON", ErrorKind.INVALID) from None
+    if not isinstance(body, dict):
+        raise NodeError("the body is not a JSON object", ErrorKind.INVALID)
+    return body
+
+
+def render_json(failure: Failure) -> web.Response:
+    """Return a failure as plain JSON, for every prefix without its own words."""
+    body = {"error": failure.message, "request_id": failure.request_id}
+    return web.json_response(body, status=failure.status)
+
+
+def make_app(
+    store: Store,
+    settings: HttpSettings,
+    route_groups: Sequence[RouteGroup],
+    *,
+    registry: CollectorRegistry | None = None,
+    checks: Mapping[str, Check] | None = None,
+) -> web.Application:
+    """Return the web application that serves `route_groups` and its own health.
+
+    `checks` replaces the readiness checks (database, keys, disk); `registry`
+    is shared with the other parts of the process that count something.
+    """
+    registry = CollectorRegistry() if registry is None else registry
+    health = _Health(
+        store_checks(store, settings) if checks is None else checks,
+        registry,
+        settings,
+    )
+    groups = [*route_groups, health.group()]
+    renderers = _Renderers(groups)
+    public = frozenset().union(*(group.public for group in groups))
+    app = web.Application(
+        client_max_size=settings.max_body_bytes,
+        middlewares=[
+            _observe(_Metrics(registry)),
+            _translate(renderers),
+            _limit(settings.max_body_bytes),
+            _authenticate(store, public),
+        ],
+    )
+    app[STORE] = store
+    app.on_response_prepare.append(_add_headers(settings.secure))
+    for group in groups:
+        app.add_routes(group.routes)
+    return app
+
+
+# --- who is calling ----------------------------------------------------------
+
+
+def _authenticate(store: Store, public: frozenset[str]) -> Any:
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if _pattern(request) not in public:
+            request[_IDENTITY] = await _identify(store, request)
+        return await handler(request)
+
+    return middleware
+
+
+async def _identify(store: Store, request: web.Request) -> Identity:
+    """Return the caller behind a bearer token or the session cookie.
+
+    A bearer token never comes from a browser on its own, the cookie does:
+    only the cookie needs the CSRF header on methods that change something.
+    """
+    kind, token = _credentials(request)
+    touch = BACKGROUND_HEADER not in request.headers
+    async with store.db.transaction() as tx:
+        session = await people.read_session(
+            tx, token, kind, now=store.clock(), touch=touch
+        )
+    cookie = kind is people.SessionKind.COOKIE
+    if cookie and request.method not in _SAFE_METHODS:
+        sent = request.headers.get(CSRF_HEADER, "")
+        if not hmac.compare_digest(sent.encode(), csrf_token(token).encode()):
+            raise NodeError("the CSRF token is missing", ErrorKind.FORBIDDEN)
+    return session.identity
+
+
+def _credentials(request: web.Request) -> tuple[people.SessionKind, str]:
+    header = request.headers.get(hdrs.AUTHORIZATION)
+    if header is not None:
+        scheme, _, token = header.partition(" ")
+        if scheme.lower() == "bearer" and token.strip():
+            return people.SessionKind.BEARER, token.strip()
+        raise NodeError("use a bearer token", ErrorKind.UNAUTHENTICATED)
+    token = request.cookies.get(SESSION_COOKIE, "")
+    if not token:
+        raise NodeError("sign in first", ErrorKind.UNAUTHENTICATED)
+    return people.SessionKind.COOKIE, token
+
+
+def set_session_cookie(response: web.Response, token: str, *, secure: bool) -> None:
+    """Give the browser its session; scripts cannot read it, other sites not send it."""
+    response.set_cookie(
+        SESSION_COOKIE, token, httponly=True, secure=secure, samesite="Strict", path="/"
+    )
+
+
+def clear_session_cookie(response: web.Response, *, secure: bool) -> None:
+    """Take the session from the browser."""
+    response.del_cookie(
+        SESSION_COOKIE, httponly=True, secure=secure, samesite="Strict", path="/"
+    )
+
+
+# --- what went wrong ---------------------------------------------------------
+
+
+class _Renderers:
+    """Finds the words for a failure by the longest prefix of its path."""
+
+    def __init__(self, groups: Sequence[RouteGroup]) -> None:
+        self._by_prefix = sorted(
+            ((g.prefix, g.render_error) for g in groups if g.render_error),
+            key=lambda row: -len(row[0]),
+        )
+
+    def __call__(self, path: str, failure: Failure) -> web.Response:
+        for prefix, render in self._by_prefix:
+            if path == prefix or path.startswith(f"{prefix.rstrip('/')}/"):
+                return render(failure)
+        return render_json(failure)
+
+
+def _translate(renderers: _Renderers) -> Any:
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except NodeError as error:
+            failure = _known(error, request_id(request))
+            headers = _retry_headers(error.kind)
+        except web.HTTPException as error:
+            if error.status < HTTPStatus.BAD_REQUEST:
+                raise
+            failure = _protocol(error, request_id(request))
+            headers = {k: v for k, v in error.headers.items() if k == hdrs.ALLOW}
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("request_failed", request_id=request_id(request))
+            failure = Failure(
+                500, "the node failed on this request", request_id(request)
+            )
+            headers = {}
+        response = renderers(request.path, failure)
+        response.headers.update(headers)
+        if response.status == HTTPStatus.UNAUTHORIZED:
+            response.headers.setdefault(hdrs.WWW_AUTHENTICATE, "Bearer")
+        return response
+
+    return middleware
+
+
+def _known(error: NodeError, request_id_: str) -> Failure:
+    status = HTTP_STATUS[error.kind]
+    if status is HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.error("request_failed", request_id=request_id_, reason=error.message)
+        return Failure(status, "the node failed on this request", request_id_)
+    return Failure(status, error.message, request_id_, error.kind, error.expression)
+
+
+def _protocol(error: web.HTTPException, request_id_: str) -> Failure:
+    kind = {404: ErrorKind.NOT_FOUND, 410: ErrorKind.GONE}.get(error.status)
+    text = HTTPStatus(error.status).phrase.lower()
+    return Failure(error.status, text, request_id_, kind)
+
+
+def _retry_headers(kind: ErrorKind) -> dict[str, str]:
+    if kind in {ErrorKind.UNAVAILABLE, ErrorKind.EXHAUSTED}:
+        return {hdrs.RETRY_AFTER: _RETRY_AFTER_S}
+    return {}
+
+
+def _limit(max_body_bytes: int) -> Any:
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        announced = request.content_length or 0
+        if announced > max_body_bytes:
+            raise web.HTTPRequestEntityTooLarge(max_body_bytes, announced)
+        return await handler(request)
+
+    return middleware
+
+
+# --- what is seen of it ------------------------------------------------------
+
+
+@dataclass
+class _Metrics:
+    registry: CollectorRegistry
+    requests: Counter = field(init=False)
+    seconds: Histogram = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.requests = Counter(
+            "sononode_http_requests",
+            "Answered HTTP requests",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "sononode_http_request_seconds",
+            "Time to answer a request",
+            ["method", "route"],
+            registry=self.registry,
+        )
+
+    def count(self, method: str, route: str, status: int, seconds: float) -> None:
+        known = method if method in hdrs.METH_ALL else "other"
+        self.requests.labels(known, route, str(status)).inc()
+        self.seconds.labels(known, route).observe(seconds)
+
+
+def _observe(metrics: _Metrics) -> Any:
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        sent = request.headers.get(REQUEST_ID_HEADER, "")
+        request[_REQUEST_ID_KEY] = (
+            sent if _REQUEST_ID.fullmatch(sent) else secrets.token_hex(8)
+        )
+        started = time.perf_counter()
+        status = 499  # the caller went away
+        try:
+            response = await handler(request)
+            status = response.status
+            return response
+        except web.HTTPException as redirect:
+            status = redirect.status
+            raise
+        finally:
+            seconds = time.perf_counter() - started
+            route = _pattern(request) or _UNMATCHED
+            metrics.count(request.method, route, status, seconds)
+            _log_access(request, route, status, seconds)
+
+    return middleware
+
+
+def _log_access(request: web.Request, route: str, status: int, seconds: float) -> None:
+    caller = request.get(_IDENTITY)
+    log.info(
+        "request",
+        request_id=request_id(request),
+        method=request.method,
+        route=route,
+        status=status,
+        ms=round(seconds * 1000, 1),
+        user_id=caller.user_id if caller else None,
+    )
+
+
+def _pattern(request: web.Request) -> str | None:
+    """Return the pattern of the route that answers, None when there is none."""
+    resource = request.match_info.route.resource
+    return None if resource is None else resource.canonical
+
+
+def _add_headers(
+    secure: bool,
+) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    async def add(request: web.Request, response: web.StreamResponse) -> None:
+        for name, value in _SECURITY_HEADERS.items():
+            response.headers.setdefault(name, value)
+        if secure:
+            response.headers.setdefault("Strict-Transport-Security", "max-age=31536000")
+        if _REQUEST_ID_KEY in request:
+            response.headers[REQUEST_ID_HEADER] = request[_REQUEST_ID_KEY]
+
+    return add
+
+
+# --- is the node well --------------------------------------------------------
+
+
+def store_checks(store: Store, settings: HttpSettings) -> dict[str, Check]:
+    """Return the checks without which no request could be answered truthfully."""
+
+    async def database() -> None:
+        async with store.db.connection() as connection:
+            await connection.execute("SELECT 1")
+
+    async def keys() -> None:
+        place = {"table": "readyz", "row": str(UUID(int=0)), "column": "probe"}
+        sealed = store.ring.node.seal(b"probe", **place)
+        if store.ring.node.open(sealed, **place) != b"probe":
+            raise NodeError("a sealed body did not open", ErrorKind.INTEGRITY)
+
+    async def disk() -> None:
+        usage = await asyncio.to_thread(shutil.disk_usage, settings.data_directory)
+        if usage.free < settings.min_free_bytes:
+            raise NodeError("the disk is almost full", ErrorKind.EXHAUSTED)
+
+    return {"database": database, "keys": keys, "disk": disk}
+
+
+class _Health:
+    def __init__(
+        self,
+        checks: Mapping[str, Check],
+        registry: CollectorRegistry,
+        settings: HttpSettings,
+    ) -> None:
+        self._checks = checks
+        self._registry = registry
+        self._token = settings.metrics_token
+
+    def group(self) -> RouteGroup:
+        return RouteGroup(
+            prefix="/",
+            routes=[
+                web.get("/healthz", self.alive),
+                web.get("/readyz", self.ready),
+                web.get("/metrics", self.metrics),
+            ],
+            public=frozenset({"/healthz", "/readyz", "/metrics"}),
+        )
+
+    async def alive(self, _: web.Request) -> web.Response:
+        """Answer as long as the process can."""
+        return web.json_response({"status": "alive"})
+
+    async def ready(self, _: web.Request) -> web.Response:
+        """Answer 200 only when a request could be served, with one word per part."""
+        parts = {name: await self._word(check) for name, check in self._checks.items()}
+        well = all(word == "ok" for word in parts.values())
+        return web.json_response(parts, status=200 if well else 503)
+
+    async def _word(self, check: Check) -> str:
+        try:
+            await check()
+        except NodeError as error:
+            return error.kind.value
+        except Exception:
+            log.exception("readiness_check_failed", incident=uuid4().hex)
+            return "failed"
+        return "ok"
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """Answer to a collector: by token, or from this machine when none is set."""
+        if not self._may_collect(request):
+            raise NodeError("not for this caller", ErrorKind.FORBIDDEN)
+        body = await asyncio.to_thread(generate_latest, self._registry)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    def _may_collect(self, request: web.Request) -> bool:
+        if self._token is not None:
+            sent = request.headers.get(hdrs.AUTHORIZATION, "")
+            return hmac.compare_digest(sent.encode(), f"Bearer {self._token}".encode())
+        # A proxy on this machine speaks for somebody else.
+        forwarded = (
+            "X-Forwarded-For" in request.headers or "Forwarded" in request.headers
+        )
+        return not forwarded and request.remote in {"127.0.0.1", "::1"}
