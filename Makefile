@@ -1,0 +1,83 @@
+# Everything a person types. `make help` lists it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+export PYTHONPATH := $(CURDIR)
+
+.PHONY: help setup run demo samples test check bench golden lock fuzz clean
+
+help:
+	@echo 'make setup    install what is missing and build the review page'
+	@echo 'make demo     start a node, send studies through it, show what came out'
+	@echo 'make run      start a node and wait for studies'
+	@echo 'make test     all tests; says what it skipped and why'
+	@echo 'make check    style, types and rings'
+	@echo 'make bench    how fast, beside other programs found on this machine'
+	@echo 'make samples  download the BrEaST images (CC BY 4.0) for the demo'
+	@echo 'make golden   write the golden files anew; look at the diff'
+	@echo 'make lock     choose versions anew'
+
+$(VENV)/.runtime: requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit("sononode needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	touch $@
+
+$(VENV)/.test: requirements-test.lock $(VENV)/.runtime
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-test.lock
+	touch $@
+
+UI_SOURCES := $(shell find review_ui/src review_ui/*.html review_ui/*.ts review_ui/*.json -type f 2>/dev/null)
+
+review_ui/node_modules/.installed: review_ui/package-lock.json
+	cd review_ui && npm ci --no-audit --no-fund --loglevel=error
+	touch $@
+
+review_ui/dist/index.html: review_ui/node_modules/.installed $(UI_SOURCES)
+	cd review_ui && npm run --silent build
+	touch $@
+
+wechat/miniprogram/node_modules/.installed: wechat/miniprogram/package-lock.json
+	cd wechat/miniprogram && npm ci --no-audit --no-fund --loglevel=error
+	touch $@
+
+setup: $(VENV)/.runtime review_ui/dist/index.html
+
+run: setup
+	$(BIN)/python -m node serve $(ARGS)
+
+demo: setup
+	$(BIN)/python -m node demo $(ARGS)
+
+samples: $(VENV)/.runtime
+	$(BIN)/python -m node samples $(ARGS)
+
+check: $(VENV)/.test review_ui/node_modules/.installed wechat/miniprogram/node_modules/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd review_ui && npm run --silent check
+	cd wechat/miniprogram && npm run --silent check
+
+test: setup check
+	cd review_ui && npm test --silent
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+bench: setup $(VENV)/.test
+	$(BIN)/python -m bench $(ARGS)
+
+golden: $(VENV)/.test
+	SONONODE_GOLDEN=write $(BIN)/python -m pytest -q tests/golden $(ARGS)
+
+fuzz: $(VENV)/.test
+	SONONODE_FUZZ=100000 $(BIN)/python -m pytest -q -k fuzz $(ARGS)
+
+# The lock files name versions, never addresses.
+lock:
+	uv pip compile pyproject.toml -q --python-version 3.11 --no-annotate --no-header -o requirements.lock
+	uv pip compile pyproject.toml -q --extra test --python-version 3.11 --no-annotate --no-header -o requirements-test.lock
+
+clean:
+	rm -rf $(VENV) review_ui/node_modules review_ui/dist wechat/miniprogram/node_modules ci-output
