@@ -1,0 +1,252 @@
+"""Instances enter the node: one transaction each, and only then they are acknowledged."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+from node.domain.audit import AuditEntry, Outcome
+from node.domain.errors import ErrorKind, NodeError
+from node.domain.study import Origin, ReceivedInstance, StudyStatus
+from node.store import studies
+
+if TYPE_CHECKING:
+    from node.store.blobs import BlobWriter
+    from node.store.database import Transaction
+    from node.store.store import Store
+
+MODALITY_ROLE = "modality"
+
+
+class Received(Enum):
+    """What became of an instance."""
+
+    STORED = "stored"
+    DUPLICATE = "duplicate"  # the same bytes were here already; nothing was written
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """An instance whose object is safe, on its way to its row.
+
+    `process` is the stable name of the process that holds the association open;
+    empty for instances that come over no association (STOW-RS).
+    """
+
+    instance: ReceivedInstance
+    blob_key: bytes = field(repr=False)
+    process: str = ""
+
+
+@dataclass(frozen=True)
+class KeptObject:
+    """An object in the blob store, under a key of its own that nobody else knows yet."""
+
+    blob_name: str
+    size: int
+    sha256: bytes
+    key: bytes = field(repr=False)
+
+
+def new_object(
+    store: "Store", sop_instance_uid: str
+) -> "tuple[BlobWriter, str, bytes]":
+    """Return a writer for the Part 10 file of an instance, its blob name and its key."""
+    name, key = f"instances/{uuid4().hex}", os.urandom(32)
+    writer = store.blobs.writer(
+        name, key=key, associated_data=studies.associated_data(sop_instance_uid)
+    )
+    return writer, name, key
+
+
+def keep_object(store: "Store", sop_instance_uid: str, part10: bytes) -> KeptObject:
+    """Write a whole Part 10 file durably. Blocks: call it in a thread.
+
+    The digest covers the data set only, so that another file meta (another
+    sending AE title) does not make another object.
+    """
+    writer, name, key = new_object(store, sop_instance_uid)
+    try:
+        writer.write(part10)
+        writer.commit()
+    except BaseException:
+        writer.abort()
+        raise
+    digest = hashlib.sha256(memoryview(part10)[data_set_offset(part10) :]).digest()
+    return KeptObject(blob_name=name, size=len(part10), sha256=digest, key=key)
+
+
+def data_set_offset(part10: bytes) -> int:
+    """Return where the data set of a Part 10 file starts (PS3.10 7.1)."""
+    if part10[128:132] != b"DICM" or part10[132:138] != b"\x02\x00\x00\x00UL":
+        raise NodeError("no file meta information", ErrorKind.INVALID)
+    return 144 + int.from_bytes(part10[140:144], "little")
+
+
+async def receive_instance(store: "Store", arrival: Arrival) -> Received:
+    """Write the rows of one instance; when this returns they are on disk.
+
+    The same bytes under the same UID are DUPLICATE. Raises NodeError CONFLICT,
+    audited, when the UID names other bytes or the study another patient: the
+    first one stays.
+    """
+    try:
+        async with store.db.transaction() as tx:
+            return await _receive(tx, store, arrival)
+    except NodeError as error:
+        if error.kind is ErrorKind.CONFLICT:
+            await _audit_refusal(store, arrival, error)
+        raise
+
+
+async def receive_instances(
+    store: "Store", arrivals: Sequence[Arrival]
+) -> list[Received | Exception]:
+    """Write the rows of several instances in one commit; the results stand in their order.
+
+    One that cannot be stored must not take the others with it: then each gets
+    its own transaction.
+    """
+    if len(arrivals) > 1:
+        try:
+            async with store.db.transaction() as tx:
+                return [await _receive(tx, store, arrival) for arrival in arrivals]
+        except NodeError as error:
+            if error.kind is not ErrorKind.CONFLICT:
+                return [error for _ in arrivals]
+    results: list[Received | Exception] = []
+    for arrival in arrivals:
+        try:
+            results.append(await receive_instance(store, arrival))
+        except Exception as error:
+            results.append(error)
+    return results
+
+
+async def store_result(
+    store: "Store", tx: "Transaction", result: ReceivedInstance, *, blob_key: bytes
+) -> Received:
+    """Add an instance that the node itself made to its study, which stays closed.
+
+    Its UID derives from the job that made it, so one that is here already is a
+    retry, DUPLICATE, whatever the clock in its header says.
+    """
+    if result.origin is Origin.RECEIVED:
+        raise NodeError("a result has an origin of its own", ErrorKind.RULE)
+    study = await studies.study(tx, result.study_instance_uid, for_update=True)
+    if study is None:
+        raise NodeError(
+            f"there is no study {result.study_instance_uid}", ErrorKind.NOT_FOUND
+        )
+    known = await studies.known_instance(tx, result.sop_instance_uid)
+    if known is not None:
+        same = (known.study_instance_uid, known.origin)
+        if same == (result.study_instance_uid, result.origin):
+            return Received.DUPLICATE
+        raise _taken()
+    at = store.clock()
+    if not await studies.insert_instance(
+        tx, store, result, study.patient_id, blob_key=blob_key, at=at
+    ):
+        raise _taken()
+    await store.audit.record(
+        tx,
+        AuditEntry(
+            at=at,
+            actor="sononode",
+            role="device",
+            action="create",
+            entity=f"instance/{result.sop_instance_uid}",
+            detail={
+                "study_instance_uid": result.study_instance_uid,
+                "origin": result.origin.value,
+            },
+        ),
+    )
+    return Received.STORED
+
+
+async def _receive(tx: "Transaction", store: "Store", arrival: Arrival) -> Received:
+    instance, at = arrival.instance, store.clock()
+    known = await studies.known_instance(tx, instance.sop_instance_uid)
+    if known is not None:
+        same = (known.study_instance_uid, known.sha256)
+        if same != (instance.study_instance_uid, instance.sha256):
+            raise _taken()
+        return Received.DUPLICATE
+    patient_id = await studies.upsert_patient(
+        tx,
+        store,
+        instance.patient,
+        at=at,
+        alone_in=instance.study_instance_uid,
+    )
+    study = await studies.open_study(tx, store, instance, patient_id, at=at)
+    if study.patient_id != patient_id:
+        raise NodeError("the study belongs to another patient", ErrorKind.CONFLICT)
+    if not await studies.insert_instance(
+        tx, store, instance, patient_id, blob_key=arrival.blob_key, at=at
+    ):
+        raise _taken()
+    await studies.touch_study(tx, instance.study_instance_uid, at=at)
+    if arrival.process:
+        await studies.hold_open(
+            tx,
+            association=instance.association,
+            study_instance_uid=instance.study_instance_uid,
+            process=arrival.process,
+            at=at,
+        )
+    reopened = study.status is not StudyStatus.RECEIVING
+    await store.audit.record(tx, _entry(store, arrival, patient_id, reopened=reopened))
+    return Received.STORED
+
+
+def _entry(
+    store: "Store", arrival: Arrival, patient_id: UUID, *, reopened: bool
+) -> AuditEntry:
+    instance = arrival.instance
+    detail = {
+        "study_instance_uid": instance.study_instance_uid,
+        "patient": str(patient_id),
+        "association": instance.association,
+    }
+    return AuditEntry(
+        at=store.clock(),
+        actor=instance.calling_ae,
+        role=MODALITY_ROLE,
+        action="create",
+        entity=f"instance/{instance.sop_instance_uid}",
+        detail={**detail, "reopened": "late instance"} if reopened else detail,
+    )
+
+
+def _taken() -> NodeError:
+    return NodeError(
+        "another object holds this SOP Instance UID",
+        ErrorKind.CONFLICT,
+        expression="SOPInstanceUID",
+    )
+
+
+async def _audit_refusal(store: "Store", arrival: Arrival, error: NodeError) -> None:
+    instance = arrival.instance
+    async with store.db.transaction() as tx:
+        await store.audit.record(
+            tx,
+            AuditEntry(
+                at=store.clock(),
+                actor=instance.calling_ae,
+                role=MODALITY_ROLE,
+                action="create",
+                entity=f"instance/{instance.sop_instance_uid}",
+                outcome=Outcome.REFUSED,
+                detail={
+                    "study_instance_uid": instance.study_instance_uid,
+                    "reason": error.message,
+                },
+            ),
+        )
