@@ -281,7 +281,7 @@ def _open_identity(sealer: "Sealer", patient_id: UUID, body: bytes) -> PatientId
 async def study(
     tx: "Transaction", study_instance_uid: str, *, for_update: bool = False
 ) -> StudyRecord | None:
-    """Return the study or None; `for_update` keeps other writers off until `tx` ends."""
+    """Return the study or None; `for_update` locks it until `tx` ends."""
     row = await tx.fetchrow(
         _STUDY_FOR_UPDATE if for_update else _STUDY,
         study_instance_uid,

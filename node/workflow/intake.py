@@ -1,4 +1,4 @@
-"""Instances enter the node: one transaction each, and only then they are acknowledged."""
+"""Instances enter the node: one transaction each, acknowledged only after it."""
 
 import hashlib
 import os
@@ -43,7 +43,7 @@ class Arrival:
 
 @dataclass(frozen=True)
 class KeptObject:
-    """An object in the blob store, under a key of its own that nobody else knows yet."""
+    """An object in the blob store under a key of its own, which no row holds yet."""
 
     blob_name: str
     size: int
@@ -54,7 +54,7 @@ class KeptObject:
 def new_object(
     store: "Store", sop_instance_uid: str
 ) -> "tuple[BlobWriter, str, bytes]":
-    """Return a writer for the Part 10 file of an instance, its blob name and its key."""
+    """Return a writer for the Part 10 file of an instance, its blob name and key."""
     name, key = f"instances/{uuid4().hex}", os.urandom(32)
     writer = store.blobs.writer(
         name, key=key, associated_data=studies.associated_data(sop_instance_uid)
@@ -105,7 +105,7 @@ async def receive_instance(store: "Store", arrival: Arrival) -> Received:
 async def receive_instances(
     store: "Store", arrivals: Sequence[Arrival]
 ) -> list[Received | Exception]:
-    """Write the rows of several instances in one commit; the results stand in their order.
+    """Write the rows of several instances in one commit; return results in order.
 
     One that cannot be stored must not take the others with it: then each gets
     its own transaction.
