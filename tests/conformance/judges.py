@@ -1,0 +1,63 @@
+"""Other people's tools, asked about one object: what they object to, as lines.
+
+dicom3tools' dciodvfy judges the information object, DCMTK's dsrdump the content
+tree, fhirkit a FHIR resource. A judge that is not installed skips the test that
+asked, with the reason.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OWN_SCHEME = re.compile(r"99SONONODE|2\.25\.302567410295148372091187634512093847561")
+# Terms of our private scheme are unknown to everybody, which is what private means.
+TIMEOUT_S = 60
+
+
+def dciodvfy(path: Path) -> list[str]:
+    """Return errors and warnings of `dciodvfy -new` but those on our own scheme."""
+    told = _run([_tool("dciodvfy"), "-new", str(path)])
+    output = told.stderr + told.stdout
+    lines = [
+        line
+        for line in output.splitlines()
+        if line.startswith(("Error", "Warning")) and not OWN_SCHEME.search(line)
+    ]
+    crashed = told.returncode < 0
+    return [
+        *lines,
+        *([f"dciodvfy died by signal {-told.returncode}"] if crashed else []),
+    ]
+
+
+def dsrdump(path: Path) -> list[str]:
+    """Return the complaints of dsrdump; nothing when it reads the document."""
+    told = _run([_tool("dsrdump"), "+Pn", str(path)])
+    if told.returncode:
+        return [f"dsrdump ended with {told.returncode}", *told.stderr.splitlines()]
+    return [line for line in told.stderr.splitlines() if line.startswith(("E:", "F:"))]
+
+
+def fhirkit(body: bytes | str | dict[str, Any]) -> list[str]:
+    """Return the errors of fhirkit's validator for one R4 resource."""
+    judge = pytest.importorskip("fhirkit", reason="fhirkit-rs is not installed")
+    return [str(i) for i in judge.validate(body) if i.severity == "error"]
+
+
+def _tool(name: str) -> str:
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=TIMEOUT_S, errors="replace"
+    )
