@@ -47,7 +47,7 @@ from node.domain.uids import result_uid
 MANUFACTURER: Final = "sononode project"
 MODEL: Final = "sononode"
 # Registered nowhere and unique by construction (PS3.5 B.2); names our implementation.
-IMPLEMENTATION_CLASS_UID: Final = "2.25.275917043286409127345570921648817265409"
+IMPLEMENTATION_CLASS_UID: Final = UID("2.25.275917043286409127345570921648817265409")
 
 AI_SR: Final = "ai-sr"
 VERIFIED_SR: Final = "verified-sr"
