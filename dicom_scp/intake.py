@@ -1,0 +1,529 @@
+"""A C-STORE data set on its way from the network to the store (PS3.4 B.2).
+
+Its bytes are encrypted as they come; no plaintext touches the disk and memory holds
+only the beginning, where the header is. It is acknowledged when the object is durable
+and its rows are committed.
+"""
+
+import asyncio
+import hashlib
+import re
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date, datetime
+from io import SEEK_CUR, SEEK_END, SEEK_SET, BufferedReader, RawIOBase
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+import orjson
+import structlog
+from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from dicom_scp.encoding import check_whole
+from dicom_scp.status import SUCCESS, DataSetMismatch, error_comment, storage_status
+from dicom_scp.upper_layer import StoreRequest, StoreResponse
+from node.domain.audit import AuditEntry
+from node.domain.errors import ErrorKind, NodeError
+from node.domain.study import PatientIdentity, ReceivedInstance
+from node.imaging import FrameTable, read_part10
+from node.store import studies
+from node.workflow.completion import end_association
+from node.workflow.intake import (
+    Arrival,
+    Received,
+    new_object,
+    receive_instances,
+)
+
+if TYPE_CHECKING:
+    from node.store.blobs import BlobReader, BlobWriter
+    from node.store.store import Store
+    from node.store.studies import EndedHow
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+OpenStore = Callable[[], Awaitable["Store"]]
+
+HEAD_BYTES: Final = 4 << 20
+DEFLATED_BYTES: Final = 64 << 20  # a deflated data set has to be inflated whole
+TAIL_BYTES: Final = 4096
+COMMIT_BATCH: Final = 64
+LARGE_BINARY: Final = 1024  # bytes of a value that the JSON header leaves out
+IMPLEMENTATION_UID: Final = "2.25.302567410295148372091187634512093847562"
+IMPLEMENTATION_VERSION: Final = "SONONODE_1"
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+
+
+@dataclass(frozen=True)
+class IntakeSettings:
+    """How much one instance may take, and the room that has to stay for others."""
+
+    process: str = "scp"
+    max_instance_bytes: int = 8 << 30
+    min_free_bytes: int = 256 << 20
+    commit_timeout_s: float = 30.0
+
+
+class StoreThread:
+    """The store on an event loop of its own, for threads to hand over to and wait.
+
+    Instances that arrive while one commit runs share the next one: durable rows
+    cost one flush for all associations together.
+    """
+
+    def __init__(self, open_store: OpenStore) -> None:
+        self._open_store = open_store
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="store", daemon=True
+        )
+        self._arrivals: asyncio.Queue[tuple[Arrival, Future[Received]]]
+        self.store: Store
+
+    def start(self) -> None:
+        """Open the store; what goes wrong is raised here."""
+        self._thread.start()
+        try:
+            self.call(self._start())
+        except BaseException:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            raise
+
+    def stop(self) -> None:
+        """Close the store and end the thread."""
+        with suppress(Exception):
+            self.call(self._stop(), timeout_s=10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+    def call(
+        self, coroutine: Coroutine[Any, Any, T], *, timeout_s: float | None = None
+    ) -> T:
+        """Run `coroutine` on the store's loop and wait for its result."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        return _result(future, timeout_s)
+
+    def receive(self, arrival: Arrival, *, timeout_s: float) -> Received:
+        """Commit one instance, together with whatever else is waiting."""
+        future: Future[Received] = Future()
+        self._loop.call_soon_threadsafe(self._arrivals.put_nowait, (arrival, future))
+        return _result(future, timeout_s)
+
+    def later(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        """Run `coroutine` on the store's loop without waiting."""
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    async def _start(self) -> None:
+        self.store = await self._open_store()
+        self._arrivals = asyncio.Queue()
+        self._committing = asyncio.create_task(self._commit())
+
+    async def _stop(self) -> None:
+        self._committing.cancel()
+        await self.store.db.close()
+
+    async def _commit(self) -> None:
+        while True:
+            batch = [await self._arrivals.get()]
+            while len(batch) < COMMIT_BATCH and not self._arrivals.empty():
+                batch.append(self._arrivals.get_nowait())
+            results: list[Received | Exception]
+            try:
+                results = await receive_instances(self.store, [a for a, _ in batch])
+            except Exception as error:
+                results = [error for _ in batch]
+            for (_, future), result in zip(batch, results, strict=True):
+                if isinstance(result, Exception):
+                    future.set_exception(result)
+                else:
+                    future.set_result(result)
+
+
+def _result(future: "Future[T]", timeout_s: float | None) -> T:
+    try:
+        return future.result(timeout_s)
+    except FutureTimeoutError:
+        raise NodeError("the database does not answer", ErrorKind.UNAVAILABLE) from None
+
+
+class Intake:
+    """Opens a sink for every C-STORE of this process."""
+
+    def __init__(
+        self,
+        thread: StoreThread,
+        settings: IntakeSettings,
+        *,
+        feeds: Callable[[str], None],
+    ) -> None:
+        self.thread = thread
+        self.settings = settings
+        self.feeds = feeds
+
+    @property
+    def store(self) -> "Store":
+        """Return the store; its blobs may be used from every thread."""
+        return self.thread.store
+
+    def open_sink(self, request: StoreRequest) -> "InstanceSink":
+        """Return where the data set of `request` goes."""
+        return InstanceSink(self, request)
+
+    def association_ended(self, association: str, how: "EndedHow") -> None:
+        """Tell the studies, now or as soon as the database is there again."""
+        self.thread.later(self._end(association, how))
+
+    def audit(self, entry: AuditEntry) -> None:
+        """Record `entry`; an association is not held up by it."""
+        self.thread.later(self._record(entry))
+
+    async def _end(self, association: str, how: "EndedHow") -> None:
+        for attempt in range(100):
+            try:
+                await end_association(self.store, association, how)
+                return
+            except NodeError as error:
+                log.warning("dicom.association_end_waits", error=error.message)
+                await asyncio.sleep(min(30.0, 0.2 * 2**attempt))
+
+    async def _record(self, entry: AuditEntry) -> None:
+        try:
+            async with self.store.db.transaction() as tx:
+                await self.store.audit.record(tx, entry)
+        except NodeError as error:
+            log.error("dicom.not_audited", action=entry.action, error=error.message)
+
+
+class InstanceSink:
+    """Takes one data set; its first failure decides the answer."""
+
+    def __init__(self, intake: Intake, request: StoreRequest) -> None:
+        self._intake = intake
+        self._request = request
+        self._failure: BaseException | None = None
+        self._writer: BlobWriter | None = None
+        self._digest = hashlib.sha256()
+        self._head = bytearray()
+        self._tail = b""
+        self._size = 0
+        deflated = request.transfer_syntax_uid == DeflatedExplicitVRLittleEndian
+        self._head_limit = DEFLATED_BYTES if deflated else HEAD_BYTES
+        try:
+            check_command(request)
+            self._check_room()
+            self._open()
+        except Exception as error:
+            self._fail(error)
+
+    def write(self, fragment: memoryview) -> None:
+        """Digest, encrypt and count the next bytes."""
+        if self._failure is not None or self._writer is None:
+            return
+        try:
+            self._size += len(fragment)
+            if self._size > self._intake.settings.max_instance_bytes:
+                raise NodeError("the instance is too large", ErrorKind.EXHAUSTED)
+            self._digest.update(fragment)
+            self._writer.write(fragment)
+            room = self._head_limit + self._meta_length - len(self._head)
+            if room > 0:
+                self._head += fragment[:room]
+            self._tail = (self._tail + bytes(fragment[-TAIL_BYTES:]))[-TAIL_BYTES:]
+        except Exception as error:
+            self._fail(error)
+
+    def finish(self) -> StoreResponse:
+        """Make the object durable, commit its rows, and say what became of it."""
+        try:
+            if self._failure is None:
+                return StoreResponse(self._store())
+        except Exception as error:
+            self._fail(error)
+        failure = cast(BaseException, self._failure)
+        response = StoreResponse(storage_status(failure), error_comment(failure))
+        log.warning(
+            "dicom.instance_refused",
+            sop_instance_uid=self._request.sop_instance_uid[:64],
+            calling_ae=self._request.calling_ae,
+            status=f"{response.status:04X}",
+            reason=str(failure) if isinstance(failure, NodeError) else None,
+            error=type(failure).__name__,
+        )
+        return response
+
+    def abort(self) -> None:
+        """Remove what came of an instance that never was complete."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.abort()
+
+    def _check_room(self) -> None:
+        free = self._intake.store.blobs.free_bytes()
+        if free < self._intake.settings.min_free_bytes:
+            raise NodeError("the disk of the node is full", ErrorKind.EXHAUSTED)
+
+    def _open(self) -> None:
+        request = self._request
+        self._writer, self._name, self._key = new_object(
+            self._intake.store, request.sop_instance_uid
+        )
+        meta = file_meta(request)
+        self._meta_length = len(meta)
+        self._head += meta
+        self._writer.write(meta)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        self.abort()
+
+    def _store(self) -> int:
+        request, writer = self._request, cast("BlobWriter", self._writer)
+        head = memoryview(bytes(self._head))
+        check_whole(
+            head[self._meta_length :],
+            self._size,
+            self._tail,
+            request.transfer_syntax_uid,
+        )
+        complete = len(self._head) == self._meta_length + self._size
+        part10 = _Prefix(head, self._meta_length + self._size)
+        header, frames = read_part10(cast(Any, part10))
+        check_data_set(header, request)
+        size = writer.commit()
+        self._writer = None
+        if not complete and not frames and "NumberOfFrames" in header:
+            frames = self._frames_of_stored()
+        received = describe(
+            header,
+            request,
+            frames=frames,
+            blob_name=self._name,
+            size=size,
+            sha256=self._digest.digest(),
+        )
+        arrival = Arrival(
+            received, blob_key=self._key, process=self._intake.settings.process
+        )
+        return self._commit(arrival)
+
+    def _commit(self, arrival: Arrival) -> int:
+        """Commit the rows; remove the object only when no row can refer to it."""
+        intake = self._intake
+        try:
+            result = intake.thread.receive(
+                arrival, timeout_s=intake.settings.commit_timeout_s
+            )
+        except NodeError as error:
+            # When the database went away in a commit, nobody knows what it kept.
+            if error.kind is not ErrorKind.UNAVAILABLE:
+                intake.store.blobs.delete(self._name)
+            raise
+        if result is Received.DUPLICATE:
+            intake.store.blobs.delete(self._name)
+        else:
+            intake.feeds(arrival.instance.association)
+        return SUCCESS
+
+    def _frames_of_stored(self) -> FrameTable:
+        """Locate the frames of an encapsulated cine that was too long to keep."""
+        reader = self._intake.store.blobs.reader(
+            self._name,
+            key=self._key,
+            associated_data=studies.associated_data(self._request.sop_instance_uid),
+        )
+        return read_part10(BufferedReader(_Stored(reader), 4096))[1]
+
+
+# -- what an instance has to be --------------------------------------------------------
+
+
+def check_uid(value: str, keyword: str) -> str:
+    """Return a UID that is one (PS3.5 9.1); leading zeros are common and let pass."""
+    if len(value) > 64 or _UID.fullmatch(value) is None:
+        raise NodeError(
+            f"{keyword} is missing or not a UID", ErrorKind.INVALID, expression=keyword
+        )
+    return value
+
+
+def check_command(request: StoreRequest) -> None:
+    """Raise NodeError when the command cannot lead to a stored instance."""
+    check_uid(request.sop_class_uid, "AffectedSOPClassUID")
+    check_uid(request.sop_instance_uid, "AffectedSOPInstanceUID")
+    if request.sop_class_uid != request.abstract_syntax:
+        raise NodeError(
+            "not the SOP Class of its presentation context", ErrorKind.UNSUPPORTED
+        )
+
+
+def check_data_set(header: Dataset, request: StoreRequest) -> None:
+    """Raise NodeError when a UID that everything hangs on is missing or another one."""
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID"):
+        check_uid(_text(header, keyword), keyword)
+    told = {
+        "SOPClassUID": request.sop_class_uid,
+        "SOPInstanceUID": request.sop_instance_uid,
+    }
+    for keyword, expected in told.items():
+        if check_uid(_text(header, keyword), keyword) != expected:
+            raise DataSetMismatch(keyword)
+
+
+def describe(
+    header: Dataset,
+    request: StoreRequest,
+    *,
+    frames: FrameTable,
+    blob_name: str,
+    size: int,
+    sha256: bytes,
+) -> ReceivedInstance:
+    """Return what the rows of an instance need, from its Unicode header."""
+    return ReceivedInstance(
+        study_instance_uid=_text(header, "StudyInstanceUID"),
+        series_instance_uid=_text(header, "SeriesInstanceUID"),
+        sop_instance_uid=request.sop_instance_uid,
+        sop_class_uid=request.sop_class_uid,
+        transfer_syntax_uid=request.transfer_syntax_uid,
+        patient=patient_identity(header),
+        accession_number=_text(header, "AccessionNumber"),
+        study_date=_date(header, "StudyDate"),
+        study_description=_text(header, "StudyDescription"),
+        modality=_text(header, "Modality"),
+        number_of_frames=_frames(header),
+        metadata=json_header(header),
+        frame_table=frames,
+        blob_name=blob_name,
+        size=size,
+        sha256=sha256,
+        calling_ae=request.calling_ae,
+        association=request.association,
+    )
+
+
+def patient_identity(header: Dataset) -> PatientIdentity:
+    """Return who the header says the patient is."""
+    return PatientIdentity(
+        patient_id=_text(header, "PatientID"),
+        name=_text(header, "PatientName"),
+        birth_date=_date(header, "PatientBirthDate"),
+        sex=_text(header, "PatientSex") or None,
+        issuer=_text(header, "IssuerOfPatientID"),
+        phone=_text(header, "PatientTelephoneNumbers") or None,
+    )
+
+
+def json_header(header: Dataset) -> bytes:
+    """Return the header as DICOM JSON (PS3.18 F.2) without large binary values."""
+    told = header.to_json_dict(
+        bulk_data_threshold=LARGE_BINARY,
+        bulk_data_element_handler=lambda _element: "",
+        suppress_invalid_tags=True,
+    )
+    return orjson.dumps(
+        {tag: element for tag, element in told.items() if "BulkDataURI" not in element}
+    )
+
+
+def file_meta(request: StoreRequest) -> bytes:
+    """Return preamble and file meta information of the stored file (PS3.10 7.1)."""
+    body = b"".join(
+        (
+            b"\x02\x00\x01\x00OB\0\0\x02\0\0\0\0\x01",
+            _meta(0x0002, b"UI", request.sop_class_uid),
+            _meta(0x0003, b"UI", request.sop_instance_uid),
+            _meta(0x0010, b"UI", request.transfer_syntax_uid),
+            _meta(0x0012, b"UI", IMPLEMENTATION_UID),
+            _meta(0x0013, b"SH", IMPLEMENTATION_VERSION),
+            _meta(0x0016, b"AE", request.calling_ae[:16]),
+        )
+    )
+    length = b"\x02\x00\x00\x00UL\x04\x00" + len(body).to_bytes(4, "little")
+    return bytes(128) + b"DICM" + length + body
+
+
+def _meta(element: int, vr: bytes, text: str) -> bytes:
+    value = text.encode("ascii", "replace")
+    value += (b"\0" if vr == b"UI" else b" ") * (len(value) & 1)
+    head = b"\x02\x00" + element.to_bytes(2, "little") + vr
+    return head + len(value).to_bytes(2, "little") + value
+
+
+def _text(header: Dataset, keyword: str) -> str:
+    value = header.get(keyword, None)
+    return "" if value is None else str(value).strip(" \0")
+
+
+def _date(header: Dataset, keyword: str) -> date | None:
+    try:
+        return datetime.strptime(_text(header, keyword)[:8], "%Y%m%d").date()  # noqa: DTZ007
+    except ValueError:
+        return None  # missing or not a date: never guessed
+
+
+def _frames(header: Dataset) -> int:
+    try:
+        return int(header.get("NumberOfFrames", None) or ("Rows" in header))
+    except (TypeError, ValueError):
+        return 0
+
+
+# -- files that are not files ----------------------------------------------------------
+
+
+class _Prefix(RawIOBase):
+    """The beginning of a file whose size is known; the rest reads as its end."""
+
+    def __init__(self, head: memoryview, size: int) -> None:
+        super().__init__()
+        self._head, self._size, self._at = head, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
+        base = {SEEK_SET: 0, SEEK_CUR: self._at, SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        end = len(self._head) if size is None or size < 0 else self._at + size
+        taken = bytes(self._head[self._at : end])
+        self._at += len(taken)
+        return taken
+
+
+class _Stored(RawIOBase):
+    """A stored object as a seekable file."""
+
+    def __init__(self, reader: "BlobReader") -> None:
+        super().__init__()
+        self._reader, self._at = reader, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
+        base = {SEEK_SET: 0, SEEK_CUR: self._at, SEEK_END: self._reader.size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        content = self._reader.read(self._at, len(view))
+        view[: len(content)] = content
+        self._at += len(content)
+        return len(content)

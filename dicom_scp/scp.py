@@ -1,0 +1,338 @@
+"""The DICOM node that modalities talk to: C-ECHO and C-STORE, in a process of its own.
+
+No torch and no web server live here: a machine that only receives stays small, and
+nothing else can keep it from receiving.
+"""
+
+import errno
+import logging
+import signal
+import ssl
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from pydicom import uid
+from pynetdicom import evt
+from pynetdicom.ae import ApplicationEntity
+from pynetdicom.presentation import PresentationContext, build_context
+
+from dicom_scp.completion import OpenAssociations
+from dicom_scp.intake import (
+    IMPLEMENTATION_UID,
+    IMPLEMENTATION_VERSION,
+    Intake,
+    IntakeSettings,
+    OpenStore,
+    StoreThread,
+)
+from dicom_scp.upper_layer import Acceptor, Limits, Listener
+from node.domain.audit import AuditEntry, Outcome
+from node.domain.errors import ErrorKind, NodeError
+from node.workflow.completion import end_lost_associations
+from node.workflow.intake import MODALITY_ROLE
+
+log = structlog.get_logger(__name__)
+
+UNCOMPRESSED: Final = (
+    uid.ExplicitVRLittleEndian,
+    uid.ImplicitVRLittleEndian,
+    uid.DeflatedExplicitVRLittleEndian,
+    uid.ExplicitVRBigEndian,
+)
+LOSSLESS: Final = (
+    uid.RLELossless,
+    uid.JPEGLSLossless,
+    uid.JPEGLosslessSV1,
+    uid.JPEGLossless,
+    uid.JPEG2000Lossless,
+)
+LOSSY: Final = (
+    uid.JPEGBaseline8Bit,
+    uid.JPEGExtended12Bit,
+    uid.JPEGLSNearLossless,
+    uid.JPEG2000,
+)
+# The acceptor's order decides: a scanner that offers both must not lose detail.
+PICTURE_SYNTAXES: Final = (*UNCOMPRESSED[:3], *LOSSLESS, UNCOMPRESSED[3], *LOSSY)
+
+VERIFICATION: Final = uid.UID("1.2.840.10008.1.1")
+PICTURES: Final = (
+    uid.UltrasoundImageStorage,
+    uid.UltrasoundMultiFrameImageStorage,
+    uid.UID("1.2.840.10008.5.1.4.1.1.6"),  # Ultrasound Image Storage (Retired)
+    uid.UID("1.2.840.10008.5.1.4.1.1.3"),  # Ultrasound Multi-frame (Retired)
+    uid.SecondaryCaptureImageStorage,
+    uid.MultiFrameSingleBitSecondaryCaptureImageStorage,
+    uid.MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
+    uid.MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+    uid.MultiFrameTrueColorSecondaryCaptureImageStorage,
+)
+DOCUMENTS: Final = (
+    uid.EnhancedSRStorage,
+    uid.ComprehensiveSRStorage,
+    uid.Comprehensive3DSRStorage,
+)
+
+# A-ASSOCIATE-RJ: result, source, diagnostic (PS3.8 9.3.4).
+CALLING_AE_UNKNOWN: Final = (1, 1, 3)
+CALLED_AE_UNKNOWN: Final = (1, 1, 7)
+LIMIT_EXCEEDED: Final = (2, 3, 2)
+
+
+@dataclass(frozen=True)
+class ScpSettings:
+    """How this process listens. Seconds and bytes; `*_tls*` files are PEM.
+
+    An empty `allowed_calling_aes` lets every calling AE title in, which suits a
+    demonstration and no hospital. `process` names this process among the others
+    on the same database and stays the same when it is started again. TLS is
+    spoken on `tls_port` when a certificate is set; with `tls_client_ca` peers
+    have to show one too.
+    """
+
+    ae_title: str = "SONONODE"
+    host: str = "0.0.0.0"  # noqa: S104  modalities are on another machine
+    port: int = 11112
+    tls_port: int = 2762
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    allowed_calling_aes: tuple[str, ...] = ()
+    process: str = "scp"
+    max_associations: int = 64
+    connections_per_address: int = 32
+    max_pdu: int = 131_072
+    acse_timeout_s: float = 10.0
+    network_timeout_s: float = 60.0
+    tls_handshake_timeout_s: float = 5.0
+    commit_timeout_s: float = 30.0
+    grace_s: float = 20.0
+    max_instance_bytes: int = 8 << 30
+    min_free_bytes: int = 256 << 20
+
+
+class StorageScp:
+    """A storage and verification SCP on its ports. Start it, then stop it."""
+
+    def __init__(self, settings: ScpSettings, open_store: OpenStore) -> None:
+        self.settings = settings
+        self._thread = StoreThread(open_store)
+        self._intake = Intake(
+            self._thread,
+            IntakeSettings(
+                process=settings.process,
+                max_instance_bytes=settings.max_instance_bytes,
+                min_free_bytes=settings.min_free_bytes,
+                commit_timeout_s=settings.commit_timeout_s,
+            ),
+            feeds=lambda association: self.associations.feeds(association),
+        )
+        self.associations = OpenAssociations(self._intake.association_ended)
+        self._listeners: list[Listener] = []
+
+    @property
+    def ports(self) -> list[int]:
+        """Return the ports it listens on: plain, then TLS."""
+        return [listener.server_address[1] for listener in self._listeners]
+
+    def start(self) -> None:
+        """Open the store and the ports.
+
+        Raises NodeError SETTING when a port is taken or a certificate unusable;
+        then nothing is left half started.
+        """
+        quiet_pynetdicom()
+        tls = tls_context(self.settings)
+        self._thread.start()
+        try:
+            lost = self._thread.call(
+                end_lost_associations(self._intake.store, self.settings.process)
+            )
+            if lost:
+                log.warning("dicom.interrupted_studies", studies=len(lost))
+            self._listen(self.settings.port, "dicom.port", None)
+            if tls is not None:
+                self._listen(self.settings.tls_port, "dicom.tls_port", tls)
+        except BaseException:
+            self.stop(grace_s=0)
+            raise
+        log.info("dicom.listening", ae_title=self.settings.ae_title, ports=self.ports)
+
+    def stop(self, *, grace_s: float | None = None) -> None:
+        """Accept nobody, let open associations finish for `grace_s`, and end."""
+        for listener in self._listeners:
+            listener.shutdown()
+        grace = self.settings.grace_s if grace_s is None else grace_s
+        end = time.monotonic() + grace
+        while len(self.associations) and time.monotonic() < end:
+            time.sleep(0.02)
+        for acceptor in self.associations.acceptors():
+            acceptor.abort(block=False)
+            acceptor.cut()
+            acceptor.join(2)
+        self._listeners.clear()
+        self._thread.stop()
+
+    def _listen(self, port: int, setting: str, tls: ssl.SSLContext | None) -> None:
+        settings = self.settings
+        try:
+            listener = Listener(
+                application_entity(settings),
+                (settings.host, port),
+                settings.ae_title,
+                supported_contexts(),
+                tls,
+                evt_handlers=[
+                    (evt.EVT_C_ECHO, lambda _event: 0x0000),
+                    (evt.EVT_REQUESTED, self._requested),
+                    (evt.EVT_ESTABLISHED, self._established),
+                ],
+                limits=limits(settings),
+                open_sink=self._intake.open_sink,
+                name_of_association=self.associations.new_name,
+                association_ended=self.associations.over,
+            )
+        except OSError as error:
+            reason = "is taken" if error.errno == errno.EADDRINUSE else str(error)
+            raise NodeError(
+                f"{setting}: {settings.host}:{port} {reason}", ErrorKind.SETTING
+            ) from error
+        self._listeners.append(listener)
+        listener.ae._servers.append(listener)
+        threading.Thread(
+            target=listener.serve_forever,
+            kwargs={"poll_interval": 0.1},
+            name=f"listener-{port}",
+            daemon=True,
+        ).start()
+
+    def _requested(self, event: Any) -> None:
+        """Decide about an A-ASSOCIATE-RQ; a rejection is audited."""
+        acceptor: Acceptor = event.assoc
+        request = acceptor.requestor.primitive
+        if request is None or not hasattr(request, "calling_ae_title"):
+            acceptor.kill()  # it aborted before it had asked for anything
+            acceptor.is_aborted = True
+            return
+        calling = str(request.calling_ae_title).strip()
+        rejection = self._rejection(calling, str(request.called_ae_title).strip())
+        if rejection is None:
+            return
+        (result, source, diagnostic), reason = rejection
+        acceptor.acse.send_reject(result, source, diagnostic)
+        log.warning("dicom.association_rejected", reason=reason)
+        self._intake.audit(
+            AuditEntry(
+                at=self._intake.store.clock(),
+                actor=_printable(calling),
+                role=MODALITY_ROLE,
+                action="associate",
+                entity=f"ae/{self.settings.ae_title}",
+                outcome=Outcome.REFUSED,
+                detail={"address": acceptor.address, "reason": reason},
+            )
+        )
+        acceptor.kill()
+
+    def _rejection(
+        self, calling: str, called: str
+    ) -> tuple[tuple[int, int, int], str] | None:
+        settings = self.settings
+        if called != settings.ae_title:
+            return CALLED_AE_UNKNOWN, "called AE title not recognized"
+        allowed = settings.allowed_calling_aes
+        if allowed and calling not in allowed:
+            return CALLING_AE_UNKNOWN, "calling AE title not recognized"
+        if len(self.associations) >= settings.max_associations:
+            return LIMIT_EXCEEDED, "too many associations"
+        return None
+
+    def _established(self, event: Any) -> None:
+        self.associations.established(event.assoc)
+
+
+def run_scp(settings: ScpSettings, open_store: OpenStore) -> None:
+    """Serve until SIGTERM or SIGINT; then finish open associations and return."""
+    scp = StorageScp(settings, open_store)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: ended.set())
+    scp.start()
+    try:
+        while not ended.wait(1.0):  # a bare wait() would keep Python from the signal
+            pass
+    finally:
+        scp.stop()
+
+
+def supported_contexts() -> list[PresentationContext]:
+    """Return every SOP Class we store with its transfer syntaxes, the best first."""
+    return [
+        build_context(VERIFICATION, list(UNCOMPRESSED[:2])),
+        *(build_context(sop_class, list(PICTURE_SYNTAXES)) for sop_class in PICTURES),
+        *(build_context(sop_class, list(UNCOMPRESSED)) for sop_class in DOCUMENTS),
+    ]
+
+
+def application_entity(settings: ScpSettings) -> ApplicationEntity:
+    """Return the AE that pynetdicom wants; the limits are ours."""
+    entity = ApplicationEntity(settings.ae_title)
+    entity.implementation_class_uid = IMPLEMENTATION_UID
+    entity.implementation_version_name = IMPLEMENTATION_VERSION
+    entity.maximum_pdu_size = settings.max_pdu
+    entity.acse_timeout = settings.acse_timeout_s
+    entity.network_timeout = settings.network_timeout_s
+    entity.maximum_associations = 1 << 20
+    return entity
+
+
+def limits(settings: ScpSettings) -> Limits:
+    """Return what one peer may ask for."""
+    return Limits(
+        acse_timeout_s=settings.acse_timeout_s,
+        network_timeout_s=settings.network_timeout_s,
+        tls_handshake_timeout_s=settings.tls_handshake_timeout_s,
+        max_pdu=settings.max_pdu,
+        connections_per_address=settings.connections_per_address,
+        connections=8 * settings.max_associations,
+    )
+
+
+def tls_context(settings: ScpSettings) -> ssl.SSLContext | None:
+    """Return the server side of TLS 1.2 or later (PS3.15 B.12), or None without."""
+    if settings.tls_certificate is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+        if settings.tls_client_ca is not None:
+            context.load_verify_locations(settings.tls_client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as error:
+        raise NodeError(
+            f"dicom.tls_certificate: cannot be used ({type(error).__name__})",
+            ErrorKind.SETTING,
+        ) from error
+    return context
+
+
+def quiet_pynetdicom() -> None:
+    """Keep the library's own log out of ours: its lines may quote what peers sent."""
+    logger = logging.getLogger("pynetdicom")
+    logger.setLevel(logging.CRITICAL + 1)
+    logger.propagate = False
+
+
+def _printable(title: str) -> str:
+    return "".join(c for c in title if c.isprintable())[:16]
+
+
+def storage_classes() -> Sequence[str]:
+    """Return the SOP Class UIDs that are stored."""
+    return [str(sop_class) for sop_class in (*PICTURES, *DOCUMENTS)]
