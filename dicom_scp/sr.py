@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from io import BytesIO
 from typing import Any, Final
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from highdicom.sr import (
     AlgorithmIdentification,
@@ -37,6 +37,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
 )
 
+from dicom_scp.intake import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION
 from dicom_scp.tid1500 import GroupWriter, build_content, coded, explanation_of
 from node.charset import UTF8
 from node.domain import lexicon
@@ -46,8 +47,8 @@ from node.domain.uids import result_uid
 
 MANUFACTURER: Final = "sononode project"
 MODEL: Final = "sononode"
-# Registered nowhere and unique by construction (PS3.5 B.2); names our implementation.
-IMPLEMENTATION_CLASS_UID: Final = UID("2.25.275917043286409127345570921648817265409")
+
+_INSTALLATIONS: Final = UUID("0b9d1c52-7c0e-4a86-9a3e-3f1c5a0d7e24")
 
 AI_SR: Final = "ai-sr"
 VERIFIED_SR: Final = "verified-sr"
@@ -91,6 +92,14 @@ class Equipment:
     timezone_offset: str = "+0800"
     serial_number: str = "NODE-1"
     software_version: str = "0.1.0"
+
+    @classmethod
+    def at_site(
+        cls, institution_name: str, ae_title: str, language: str, timezone_offset: str
+    ) -> Equipment:
+        """Return the installation with its AE title at a site, always the same one."""
+        name = uuid5(_INSTALLATIONS, f"{institution_name}/{ae_title}")
+        return cls(institution_name, f"2.25.{name.int}", language, timezone_offset)
 
     def local(self, moment: datetime) -> datetime:
         """Return `moment` on the site's clock, as DICOM dates are written."""
@@ -272,8 +281,8 @@ def to_part10(dataset: Dataset) -> bytes:
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
-    meta.ImplementationVersionName = "SONONODE"
+    meta.ImplementationClassUID = UID(IMPLEMENTATION_UID)
+    meta.ImplementationVersionName = IMPLEMENTATION_VERSION
     dataset.file_meta = meta
     file = BytesIO()
     dataset.save_as(file, enforce_file_format=True)

@@ -120,7 +120,7 @@ def _image_library(sources: Sequence[Dataset]) -> ContainerContentItem:
     the retired ultrasound ones that old machines still send.
     """
     entries: list[Any] = []
-    for header in sources:
+    for header in _images(sources):
         entry = ImageContentItem(
             CodedConcept("260753009", "SCT", "Source"),
             str(header.SOPClassUID),
@@ -136,8 +136,14 @@ def _image_library(sources: Sequence[Dataset]) -> ContainerContentItem:
             ]
         )
         entries.append(entry)
-    group = _container(codes.DCM.ImageLibraryGroup, entries)
+    # OHIF opens the group's content unasked, so without images it is not left empty.
+    empty = [CodeContentItem(codes.DCM.Modality, codes.cid32.Other, _ACQUISITION)]
+    group = _container(codes.DCM.ImageLibraryGroup, entries or empty)
     return _container(codes.DCM.ImageLibrary, [group])
+
+
+def _images(sources: Sequence[Dataset]) -> list[Dataset]:
+    return [header for header in sources if "Rows" in header]
 
 
 def _pixel_counts(header: Dataset) -> Iterable[NumContentItem]:
@@ -397,7 +403,7 @@ def _region_source(header: Dataset, lesion: Lesion) -> SourceImageForRegion:
 def _whole_image(
     header: Dataset | None, image: ImageReference | None
 ) -> list[SourceImageForMeasurementGroup]:
-    if header is None:
+    if header is None or not _images([header]):
         return []
     return [
         SourceImageForMeasurementGroup(

@@ -1,0 +1,195 @@
+"""C-STORE to an archive and what its answers mean (PS3.4 B.2.3, PS3.8 9.3.4)."""
+
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from io import BytesIO
+
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE, evt
+
+from dicom_scp.scu import Destination, send_part10
+from dicom_scp.sr import SR_CLASSES, as_sop_class, to_part10
+from node.domain.errors import ErrorKind, NodeError
+from tests.dicom_scp.test_sr import make_ai, make_verified
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@dataclass
+class Archive:
+    """A PACS on this machine that answers what a test wants."""
+
+    port: int = 0
+    status: int = 0x0000
+    received: list[Dataset] = field(default_factory=list)
+    nodelay: list[int] = field(default_factory=list)
+
+    def destination(self, **changes: object) -> Destination:
+        return Destination("ARCHIVE", "127.0.0.1", self.port, **changes)  # type: ignore[arg-type]
+
+    def store(self, event: evt.Event) -> int:
+        dataset = event.dataset
+        dataset.file_meta = event.file_meta
+        self.received.append(dataset)
+        return self.status
+
+
+MakeArchive = Callable[..., Archive]
+
+
+@pytest.fixture
+def make_archive() -> Iterator[MakeArchive]:
+    servers = []
+
+    def make(
+        classes: tuple[str, ...] = SR_CLASSES,
+        *,
+        syntaxes: tuple[str, ...] = (ExplicitVRLittleEndian, ImplicitVRLittleEndian),
+        calling: tuple[str, ...] = (),
+        status: int = 0x0000,
+    ) -> Archive:
+        archive = Archive(status=status)
+        ae = AE(ae_title="ARCHIVE")
+        ae.require_called_aet = True
+        ae.require_calling_aet = list(calling)
+        for sop_class_uid in classes:
+            ae.add_supported_context(sop_class_uid, list(syntaxes))
+        server = ae.start_server(
+            ("127.0.0.1", 0),
+            block=False,
+            evt_handlers=[(evt.EVT_C_STORE, archive.store)],
+        )
+        servers.append(server)
+        archive.port = server.server_address[1]
+        return archive
+
+    yield make
+    for server in servers:
+        server.shutdown()
+
+
+def failure_of(part10: bytes, destination: Destination) -> NodeError:
+    with pytest.raises(NodeError) as caught:
+        send_part10(part10, destination)
+    return caught.value
+
+
+def test_an_archive_gets_the_document_as_the_node_keeps_it(
+    make_archive: MakeArchive,
+) -> None:
+    archive, document = make_archive(), make_verified()
+    sent_as = send_part10(to_part10(document), archive.destination())
+    assert sent_as == document.SOPInstanceUID
+    assert archive.received == [dcmread(BytesIO(to_part10(document)))]
+
+
+@pytest.mark.parametrize("classes", [SR_CLASSES[1:], SR_CLASSES[2:]])
+def test_an_archive_without_the_richest_class_gets_the_best_it_takes(
+    make_archive: MakeArchive, classes: tuple[str, ...]
+) -> None:
+    archive, document = make_archive(classes), make_ai()
+    part10 = to_part10(document)
+    sent_as = send_part10(part10, archive.destination())
+    assert archive.received[0].SOPClassUID == classes[0]
+    assert sent_as == as_sop_class(document, classes[0]).SOPInstanceUID
+    assert send_part10(part10, archive.destination()) == sent_as
+
+
+def test_an_archive_that_speaks_only_implicit_vr_gets_implicit_vr(
+    make_archive: MakeArchive,
+) -> None:
+    archive, document = make_archive(syntaxes=(ImplicitVRLittleEndian,)), make_ai()
+    send_part10(to_part10(document), archive.destination())
+    assert archive.received[0].file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
+    assert archive.received[0].ContentSequence == document.ContentSequence
+
+
+def test_an_archive_that_takes_no_document_is_a_final_failure(
+    make_archive: MakeArchive,
+) -> None:
+    archive = make_archive(("1.2.840.10008.5.1.4.1.1.6.1",))
+    error = failure_of(to_part10(make_ai()), archive.destination())
+    assert error.kind is ErrorKind.UNSUPPORTED
+    assert "ARCHIVE" in error.message
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (0xA700, ErrorKind.EXHAUSTED),
+        (0xA702, ErrorKind.EXHAUSTED),
+        (0x0110, ErrorKind.UNAVAILABLE),
+        (0xA900, ErrorKind.INVALID),
+        (0xC000, ErrorKind.INVALID),
+        (0xC123, ErrorKind.INVALID),
+        (0x0122, ErrorKind.UNSUPPORTED),
+        (0x0124, ErrorKind.FORBIDDEN),
+    ],
+)
+def test_a_refusal_says_whether_another_try_makes_sense(
+    make_archive: MakeArchive, status: int, kind: ErrorKind
+) -> None:
+    archive = make_archive(status=status)
+    error = failure_of(to_part10(make_ai()), archive.destination())
+    assert error.kind is kind
+    assert f"{status:04X}" in error.message
+    assert "Wang" not in error.message
+
+
+@pytest.mark.parametrize("status", [0xB000, 0xB007, 0x0111])
+def test_a_warning_and_a_duplicate_count_as_arrived(
+    make_archive: MakeArchive, status: int
+) -> None:
+    archive = make_archive(status=status)
+    send_part10(to_part10(make_ai()), archive.destination())
+    assert len(archive.received) == 1
+
+
+def test_a_wrong_ae_title_is_named_in_plain_words(make_archive: MakeArchive) -> None:
+    archive, part10 = make_archive(calling=("OTHER",)), to_part10(make_ai())
+    error = failure_of(part10, archive.destination())
+    assert error.kind is ErrorKind.FORBIDDEN
+    assert "does not know the calling AE title SONONODE" in error.message
+    wrong = Destination("NOBODY", "127.0.0.1", archive.port, calling_ae_title="OTHER")
+    assert "does not go by the AE title NOBODY" in failure_of(part10, wrong).message
+
+
+def test_an_archive_that_is_down_is_tried_again() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    error = failure_of(to_part10(make_ai()), Destination("ARCHIVE", "127.0.0.1", port))
+    assert error.kind is ErrorKind.UNAVAILABLE
+
+
+def test_an_archive_that_never_answers_does_not_hold_the_job_for_ever() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        destination = Destination(
+            "ARCHIVE",
+            "127.0.0.1",
+            silent.getsockname()[1],
+            association_timeout_s=0.2,
+        )
+        error = failure_of(to_part10(make_ai()), destination)
+    assert error.kind is ErrorKind.UNAVAILABLE
+
+
+def test_messages_are_not_held_back_by_nagles_algorithm(
+    make_archive: MakeArchive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_options: list[tuple[int, int, int]] = []
+    real = socket.socket.setsockopt
+
+    def note(self: socket.socket, *arguments: int) -> None:
+        set_options.append(arguments)  # type: ignore[arg-type]
+        real(self, *arguments)
+
+    monkeypatch.setattr(socket.socket, "setsockopt", note)
+    send_part10(to_part10(make_ai()), make_archive().destination())
+    assert (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1) in set_options
