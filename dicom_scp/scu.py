@@ -35,6 +35,7 @@ from node.store import studies
 
 if TYPE_CHECKING:
     from node.store.store import Store
+    from node.store.studies import StoredInstance
 
 log = structlog.get_logger(__name__)
 
@@ -98,8 +99,7 @@ async def send_instance(
         instance = await studies.instance(tx, store, uid)
     if instance is None:
         raise NodeError(f"there is no instance {uid}", ErrorKind.NOT_FOUND)
-    reader = studies.open_blob(store, instance)
-    sent_as = await asyncio.to_thread(lambda: send_part10(reader.read(), destination))
+    sent_as = await asyncio.to_thread(_send_stored, store, instance, destination)
     log.info("scu.sent", sop_instance_uid=uid, destination=name, sent_as=sent_as)
     async with store.db.transaction() as tx:
         await store.audit.record(
@@ -113,6 +113,14 @@ async def send_instance(
                 detail={"destination": name, "sent_as": sent_as},
             ),
         )
+
+
+def _send_stored(
+    store: Store, instance: StoredInstance, destination: Destination
+) -> str:
+    with studies.open_blob(store, instance) as reader:
+        part10 = reader.read()
+    return send_part10(part10, destination)
 
 
 def send_part10(part10: bytes, destination: Destination) -> str:

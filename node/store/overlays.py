@@ -39,10 +39,10 @@ def read_overlay(
     """Return the PNG file of a heat map, or None when nobody painted it. Blocks."""
     name = overlay_name(sop_instance_uid)
     try:
-        reader = store.blobs.reader(
+        with store.blobs.reader(
             name, key=sealer.blob_key, associated_data=name.encode()
-        )
-        return bytes(reader.read())
+        ) as reader:
+            return reader.read()
     except NodeError as error:
         if error.kind is ErrorKind.NOT_FOUND:
             return None
