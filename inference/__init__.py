@@ -1,1 +1,1 @@
-"""Reading ultrasound images with a ResNet50."""
+"""Reads breast ultrasound: selects frames, runs the ResNet50, explains, drafts."""

@@ -1,0 +1,1 @@
+"""Trains and evaluates the lesion network from public, labelled breast ultrasound."""

@@ -1,0 +1,336 @@
+"""Labelled images of the public sets, held in memory, and the windows cut from them.
+
+The three sets come in one layout: `<set>/manifest.csv` with one row per image,
+its split by patient or lesion group, its labels and its mask. Absent labels stay
+absent: NaN or -1, and the losses pass over them. BUSI masks leak the label (their
+outlines were drawn jagged around cancers), so masks are only ever a target for
+where the lesion is, never an input.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from inference.model import BIRADS_STEPS, CHOICE_KEYS, MARGIN_KEYS
+from inference.preprocess import (
+    box_windows,
+    cut_windows,
+    normalise,
+    reduce_grey,
+    whole_windows,
+)
+
+SETS = ("busi", "breast", "busbra")
+_MANIFEST_TERMS: dict[str, tuple[str, Mapping[str, str]]] = {
+    "shape": ("shape", {"oval": "oval", "round": "round", "irregular": "irregular"}),
+    "orientation": (
+        "orientation",
+        {"parallel": "parallel", "not parallel": "not_parallel"},
+    ),
+    "lesion_boundary": (
+        "boundary",
+        {"abrupt interface": "abrupt_interface", "echogenic halo": "echogenic_halo"},
+    ),
+    "echo_pattern": (
+        "echogenicity",
+        {
+            "anechoic": "anechoic",
+            "hyperechoic": "hyperechoic",
+            "complex cystic/solid": "complex",
+            "hypoechoic": "hypoechoic",
+            "isoechoic": "isoechoic",
+        },
+    ),
+    "posterior_features": (
+        "posterior",
+        {
+            "none": "none",
+            "enhancement": "enhancement",
+            "shadowing": "shadowing",
+            "combined": "combined",
+        },
+    ),
+    "calcifications": ("calcification", {"none": "absent", "in mass": "in_mass"}),
+}
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Images and labels of one or more splits.
+
+    `pixels`: uint8 (n, 256, 256), the image in the top left corner, black beyond.
+    `masks`: like `pixels`, 0 or 255. `sizes`: (n, 2) rows, columns in use.
+    `boxes`: float (n, 4) x0, y0, x1, y1 half-open in cached pixels, NaN without lesion.
+    `malignancy`, `lesion`: float (n,). `birads`: (n, 5). `margin`: (n, 5).
+    `choices`: field -> int64 (n,), -1 when unlabelled.
+    """
+
+    names: tuple[str, ...]
+    sets: tuple[str, ...]
+    groups: tuple[str, ...]
+    categories: tuple[str, ...]
+    pixels: Tensor
+    masks: Tensor
+    sizes: Tensor
+    boxes: Tensor
+    malignancy: Tensor
+    lesion: Tensor
+    birads: Tensor
+    margin: Tensor
+    choices: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows and their targets; labels that a window cannot carry are absent."""
+
+    windows: Tensor
+    masks: Tensor
+    malignancy: Tensor
+    lesion: Tensor
+    birads: Tensor
+    margin: Tensor
+    choices: dict[str, Tensor]
+
+
+def read_catalogue(data: Path, split: str, sets: Iterable[str] = SETS) -> Catalogue:
+    """Read one split of the manifests under `data` into memory."""
+    rows: list[tuple[str, dict[str, str]]] = []
+    for name in sets:
+        manifest = data / name / "manifest.csv"
+        if not manifest.exists():
+            continue
+        with manifest.open(newline="", encoding="utf-8") as lines:
+            rows += [
+                (name, row)
+                for row in csv.DictReader(lines)
+                if row["shipped"] == "1" and row["split"] == split
+            ]
+    if not rows:
+        raise FileNotFoundError(
+            f"no manifest of {', '.join(sets)} has rows of split {split}"
+        )
+    images = [_read_image(data, row) for _, row in rows]
+    labels = [row for _, row in rows]
+    return Catalogue(
+        names=tuple(row["id"] for row in labels),
+        sets=tuple(name for name, _ in rows),
+        groups=tuple(row["group_id"] for row in labels),
+        categories=tuple(row["birads"].upper() for row in labels),
+        pixels=torch.stack([image for image, _, _ in images]),
+        masks=torch.stack([mask for _, mask, _ in images]),
+        sizes=torch.tensor([size for _, _, size in images]),
+        boxes=torch.stack([box_of_mask(mask) for _, mask, _ in images]),
+        malignancy=torch.tensor([_malignancy(row) for row in labels]),
+        lesion=torch.tensor([float(row["label"] != "normal") for row in labels]),
+        birads=torch.tensor([birads_targets(row["birads"]) for row in labels]),
+        margin=torch.tensor([_margin(row) for row in labels]),
+        choices={
+            field: torch.tensor([_choice(field, row) for row in labels])
+            for field in CHOICE_KEYS
+        },
+    )
+
+
+def birads_targets(category: str) -> list[float]:
+    """Return "above step i" for each step of the ordinal head.
+
+    NaN where the label is silent: a plain 4 says above 3 and not 5; which of 4A,
+    4B, 4C it was nobody wrote down.
+    """
+    steps = len(BIRADS_STEPS) - 1
+    key = category.upper()
+    if key == "4":
+        return [1.0, 1.0, math.nan, math.nan, 0.0]
+    if key not in BIRADS_STEPS:
+        return [math.nan] * steps
+    rank = BIRADS_STEPS.index(key)
+    return [float(rank > step) for step in range(steps)]
+
+
+def box_of_mask(mask: Tensor) -> Tensor:
+    """Return x0, y0, x1, y1 (half-open) around a mask's pixels; NaN when empty."""
+    rows = torch.nonzero(mask.amax(dim=1) > 127).flatten()
+    columns = torch.nonzero(mask.amax(dim=0) > 127).flatten()
+    if not len(rows):
+        return torch.full((4,), math.nan)
+    return torch.tensor(
+        [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=torch.float32
+    )
+
+
+def _malignancy(row: Mapping[str, str]) -> float:
+    return {"malignant": 1.0, "benign": 0.0}.get(row["label"], math.nan)
+
+
+def _margin(row: Mapping[str, str]) -> list[float]:
+    # BUSI and BUS-BRA carry no margin labels; BrEaST's come from radiologists.
+    return [float(row[f"margin_{key}"] or "nan") for key in MARGIN_KEYS]
+
+
+def _choice(field: str, row: Mapping[str, str]) -> int:
+    column, terms = _MANIFEST_TERMS[field]
+    key = terms.get(row[column])
+    return CHOICE_KEYS[field].index(key) if key is not None else -1
+
+
+def _read_image(
+    data: Path, row: Mapping[str, str]
+) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    with Image.open(data / row["file"]) as image:
+        pixels, rows, columns = reduce_grey(image)
+    mask = torch.zeros_like(pixels)
+    if row["mask"]:
+        with Image.open(data / row["mask"]) as drawn:
+            mask, _, _ = reduce_grey(drawn)
+    return pixels, mask, (rows, columns)
+
+
+class Sampler:
+    """Draws augmented batches for training: whole images, lesion crops and background.
+
+    Background windows hold no lesion pixel; they teach the mask and the lesion head
+    what tissue looks like in all three sets, since normal images come from one only.
+    """
+
+    def __init__(
+        self, catalogue: Catalogue, *, weights: Mapping[str, float], seed: int
+    ) -> None:
+        self._catalogue = catalogue
+        self._random = torch.Generator().manual_seed(seed)
+        self._weights = torch.tensor(
+            [weights.get(name, 1.0) for name in catalogue.sets]
+        )
+
+    def state(self) -> Tensor:
+        return self._random.get_state()
+
+    def restore(self, state: Tensor) -> None:
+        self._random.set_state(state)
+
+    def batch(
+        self, size: int, side: int, *, crop_share: float, background_share: float
+    ) -> Batch:
+        """Return one batch of `size` windows of `side` pixels."""
+        known = self._catalogue
+        rows = torch.multinomial(
+            self._weights, size, replacement=True, generator=self._random
+        )
+        kind = self._uniform(size)
+        has_lesion = known.lesion[rows] > 0
+        crop = (kind < crop_share) & has_lesion
+        background = (kind > 1 - background_share) & ~crop
+        windows = self._jitter_whole(known.sizes[rows])
+        cropped = self._jitter_crop(known.boxes[rows])
+        small = self._anywhere(known.sizes[rows])
+        windows = torch.where(crop[:, None], cropped, windows)
+        windows = torch.where(background[:, None], small, windows)
+        turns = torch.stack(
+            [
+                (self._uniform(size) - 0.5) * 2 * math.radians(12),
+                torch.where(self._uniform(size) < 0.5, -1.0, 1.0),
+            ],
+            dim=1,
+        )
+        pixels = cut_windows(known.pixels[rows], windows, side, turns=turns)
+        masks = cut_windows(known.masks[rows], windows, side, turns=turns) / 255
+        return self._labelled(rows, normalise(self._disturb(pixels)), masks, background)
+
+    def _labelled(
+        self, rows: Tensor, windows: Tensor, masks: Tensor, background: Tensor
+    ) -> Batch:
+        known = self._catalogue
+        target = functional.avg_pool2d(masks[:, None], 4)[:, 0]
+        shown = masks.gt(0.5).sum(dim=(1, 2)) > 0
+        # A background window that happens to catch lesion keeps its mask only.
+        silent = background | ((known.lesion[rows] > 0) & ~shown)
+        present = torch.where(background & shown, math.nan, shown.float())
+        nan = torch.full((), math.nan)
+        return Batch(
+            windows=windows,
+            masks=target,
+            malignancy=torch.where(silent, nan, known.malignancy[rows]),
+            lesion=present,
+            birads=torch.where(silent[:, None], nan, known.birads[rows]),
+            margin=torch.where(silent[:, None], nan, known.margin[rows]),
+            choices={
+                field: torch.where(silent, torch.full((), -1), labels[rows])
+                for field, labels in known.choices.items()
+            },
+        )
+
+    def _uniform(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, generator=self._random)
+
+    def _jitter_whole(self, sizes: Tensor) -> Tensor:
+        windows = whole_windows(sizes)
+        n = len(windows)
+        scale = torch.exp((self._uniform(n) - 0.6) * 0.45)
+        shift = (self._uniform(n, 2) - 0.5) * 0.2 * windows[:, 2:]
+        return torch.cat(
+            [windows[:, :2] + shift, windows[:, 2:] * scale[:, None]], dim=1
+        )
+
+    def _jitter_crop(self, boxes: Tensor) -> Tensor:
+        windows = box_windows(boxes, 0.0)
+        n = len(windows)
+        margin = 0.1 + 0.7 * self._uniform(n) ** 1.5
+        side = windows[:, 2:] * (1 + 2 * margin[:, None])
+        shift = (self._uniform(n, 2) - 0.5) * 0.35 * windows[:, 2:]
+        return torch.cat([windows[:, :2] + shift, side], dim=1)
+
+    def _anywhere(self, sizes: Tensor) -> Tensor:
+        n = len(sizes)
+        short = sizes.min(dim=1).values.float()
+        side = short * (0.25 + 0.35 * self._uniform(n))
+        rows, columns = sizes[:, 0].float(), sizes[:, 1].float()
+        x = side / 2 + (columns - side) * self._uniform(n)
+        y = side / 2 + (rows - side) * self._uniform(n)
+        return torch.stack([x, y, side], dim=1)
+
+    def _disturb(self, pixels: Tensor) -> Tensor:
+        """Vary gain, range and speckle; draw calliper crosses, so they mean nothing."""
+        n, side = pixels.shape[0], pixels.shape[1]
+        x = (pixels / 255).clamp(0, 1)
+        gamma = torch.exp((self._uniform(n, 1, 1) - 0.5) * 0.9)
+        gain = torch.exp((self._uniform(n, 1, 1) - 0.5) * 0.5)
+        x = (x.clamp(min=1e-4) ** gamma) * gain
+        speckle = 0.12 * self._uniform(n, 1, 1)
+        coarse = torch.randn((n, 1, side // 2, side // 2), generator=self._random)
+        grain = functional.interpolate(coarse, size=(side, side), mode="bilinear")[:, 0]
+        x = x * (1 + speckle * grain)
+        for index in torch.nonzero(self._uniform(n) < 0.25).flatten().tolist():
+            self._draw_crosses(x[index])
+        for index in torch.nonzero(self._uniform(n) < 0.2).flatten().tolist():
+            self._erase(x[index])
+        return x.clamp(0, 1) * 255
+
+    def _draw_crosses(self, image: Tensor) -> None:
+        side = image.shape[0]
+        for _ in range(2 + 2 * int(self._uniform(1) < 0.5)):
+            x, y = (4 + (side - 8) * self._uniform(2)).long().tolist()
+            arm = 1 + int(3 * self._uniform(1))
+            image[y, x - arm : x + arm + 1] = 0.95
+            image[y - arm : y + arm + 1, x] = 0.95
+
+    def _erase(self, image: Tensor) -> None:
+        side = image.shape[0]
+        height, width = (side * (0.08 + 0.17 * self._uniform(2))).long().tolist()
+        y, x = (
+            (self._uniform(2) * torch.tensor([side - height, side - width]))
+            .long()
+            .tolist()
+        )
+        image[y : y + height, x : x + width] = float(image.mean())

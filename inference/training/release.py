@@ -1,0 +1,179 @@
+"""Turns trained weights into a released model: calibrated, and silent where it guesses.
+
+Every choice is made on the validation split and written into the model's record.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from inference.assess import fused_logits
+from inference.model import (
+    CHOICE_KEYS,
+    MARGIN_KEYS,
+    Fusion,
+    ModelRecord,
+    save_model,
+)
+from inference.training.data import Catalogue
+from inference.training.evaluate import Scored, orientation_agreement, score
+from inference.training.measures import auc, threshold_for_sensitivity, youden_threshold
+from inference.two_pass import RegionAnswers
+
+NAME = "sononode-breast-resnet50"
+WANTED_SENSITIVITY = 0.90
+SEEN_LESIONS = 0.98
+"""Share of validation lesions that the lesion head must not take for normal tissue."""
+
+FEWEST_CASES = 4
+LEAST_AUC = 0.65
+LEAST_KAPPA = 0.30
+"""A term is spoken only with so many validation cases, and told apart so well."""
+
+
+def release(
+    network: nn.Module,
+    validation: Catalogue,
+    directory: Path,
+    *,
+    version: str,
+    side: int,
+    training: dict[str, Any],
+) -> ModelRecord:
+    """Fit calibration and thresholds, decide on which fields to speak, write it all."""
+    scored = score(network, validation, side)
+    fusion = fit_fusion(scored.own, validation.malignancy)
+    truth = validation.malignancy.numpy().astype(np.float64)
+    known = ~np.isnan(truth)
+    chance = torch.sigmoid(fused_logits(scored.own, fusion)).numpy().astype(np.float64)
+    record = ModelRecord(
+        name=NAME,
+        version=version,
+        weights=f"{NAME}.safetensors",
+        sha256="",
+        side=side,
+        fusion=fusion,
+        threshold=threshold_for_sensitivity(
+            truth[known], chance[known], WANTED_SENSITIVITY
+        ),
+        lesion_threshold=lesion_threshold(scored),
+        benign_step=benign_step(scored),
+        speaks_on=spoken_fields(scored),
+        margin_thresholds=margin_thresholds(scored),
+        training=training,
+    )
+    return save_model(network, record, directory)
+
+
+def fit_fusion(
+    answers: RegionAnswers, malignancy: Tensor, *, ridge: float = 0.01
+) -> Fusion:
+    """Fit the weights of both passes and the ordinal head by logistic regression.
+
+    Weights are kept from turning negative: more suspicion in one part must never
+    mean less in the whole.
+    """
+    known = ~torch.isnan(malignancy)
+    parts = torch.stack(
+        [
+            answers.whole.malignancy,
+            answers.crop.malignancy,
+            answers.crop.birads.mean(dim=1),
+        ],
+        dim=1,
+    )[known].clone()
+    truth = malignancy[known]
+    raw = torch.full((3,), -0.7, requires_grad=True)
+    offset = torch.zeros((), requires_grad=True)
+    optimiser = torch.optim.LBFGS([raw, offset], max_iter=200)
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        weights = functional.softplus(raw)
+        loss = functional.binary_cross_entropy_with_logits(
+            parts @ weights + offset, truth
+        )
+        loss = loss + ridge * (weights**2).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    whole, crop, ordinal = functional.softplus(raw).tolist()
+    return Fusion(whole, crop, ordinal, float(offset.detach()))
+
+
+def lesion_threshold(scored: Scored) -> float:
+    """Return the lesion logit that lets pass all but a few validation lesions."""
+    lesions = scored.catalogue.lesion > 0
+    logits = scored.own.whole.lesion[lesions].numpy().astype(np.float64)
+    return threshold_for_sensitivity(np.ones(len(logits)), logits, SEEN_LESIONS)
+
+
+def benign_step(scored: Scored) -> float:
+    """Return the "above 2" logit that best parts category 2 from 3 and higher."""
+    above = scored.catalogue.birads[:, 0].numpy().astype(np.float64)
+    known = ~np.isnan(above)
+    if len(set(above[known])) < 2:
+        return -math.inf
+    logits = scored.own.crop.birads[:, 0].numpy().astype(np.float64)
+    return youden_threshold(above[known], logits[known])
+
+
+def spoken_fields(scored: Scored) -> dict[str, tuple[str, ...]]:
+    """Return the fields and terms that the validation split supports.
+
+    A single-choice field needs two such terms: one alone would be said always.
+    """
+    fields: dict[str, tuple[str, ...]] = {}
+    for field, keys in CHOICE_KEYS.items():
+        if field == "orientation":
+            continue
+        truth = scored.catalogue.choices[field].numpy()
+        chances = torch.softmax(scored.own.crop.choices[field], dim=1).numpy()
+        rows = truth >= 0
+        good = tuple(
+            key
+            for index, key in enumerate(keys)
+            if _supported(truth[rows] == index, chances[rows, index])
+        )
+        if len(good) > 1:
+            fields[field] = good
+    if orientation_agreement(scored)["box"] >= LEAST_KAPPA:
+        fields["orientation"] = CHOICE_KEYS["orientation"]
+    margin = scored.catalogue.margin.numpy()
+    rows = ~np.isnan(margin[:, 0])
+    logits = scored.own.crop.margin.numpy()
+    good = tuple(
+        key
+        for index, key in enumerate(MARGIN_KEYS)
+        if _supported(margin[rows, index] > 0.5, logits[rows, index])
+    )
+    if good:
+        fields["margin"] = good
+    return fields
+
+
+def margin_thresholds(scored: Scored) -> dict[str, float]:
+    """Return the logit above which each margin term is said (Youden on validation)."""
+    margin = scored.catalogue.margin.numpy().astype(np.float64)
+    rows = ~np.isnan(margin[:, 0])
+    logits = scored.own.crop.margin.numpy().astype(np.float64)
+    return {
+        key: youden_threshold(margin[rows, index], logits[rows, index])
+        if rows.any()
+        else 0.0
+        for index, key in enumerate(MARGIN_KEYS)
+    }
+
+
+def _supported(truth: Any, score: Any) -> bool:
+    if min(int(truth.sum()), int((~truth).sum())) < FEWEST_CASES:
+        return False
+    return auc(truth.astype(np.float64), score.astype(np.float64)) >= LEAST_AUC
