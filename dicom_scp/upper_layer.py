@@ -368,7 +368,7 @@ class StreamingUpperLayer(DULServiceProvider):
     def _forward(self, context_id: int, control: bytes, fragment: Any) -> bool:
         primitive = P_DATA()
         primitive.presentation_data_value_list = [
-            (context_id, control + bytes(fragment))
+            [context_id, control + bytes(fragment)]
         ]
         try:
             self.assoc.dimse.receive_primitive(primitive)
