@@ -30,7 +30,7 @@ from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.study import PatientIdentity, ReceivedInstance
 from node.imaging import FrameTable, read_part10
-from node.store import studies
+from node.store import audit, studies
 from node.workflow.completion import end_association
 from node.workflow.intake import (
     Arrival,
@@ -124,7 +124,7 @@ class StoreThread:
 
     async def _stop(self) -> None:
         self._committing.cancel()
-        await self.store.db.close()
+        await self.store.close()
 
     async def _commit(self) -> None:
         while True:
@@ -193,7 +193,7 @@ class Intake:
     async def _record(self, entry: AuditEntry) -> None:
         try:
             async with self.store.db.transaction() as tx:
-                await self.store.audit.record(tx, entry)
+                await audit.record(tx, entry)
         except NodeError as error:
             log.error("dicom.not_audited", action=entry.action, error=error.message)
 
@@ -335,7 +335,8 @@ class InstanceSink:
             key=self._key,
             associated_data=studies.associated_data(self._request.sop_instance_uid),
         )
-        return read_part10(BufferedReader(_Stored(reader), 4096))[1]
+        with reader:
+            return read_part10(BufferedReader(_Stored(reader), 4096))[1]
 
 
 # -- what an instance has to be --------------------------------------------------------

@@ -256,7 +256,9 @@ class StreamingUpperLayer(DULServiceProvider):
             with self._waking:  # its number may be another file's in a moment
                 self._wake = None
                 os.close(wake)
-            self.to_user_queue.put(None)  # nobody need wait for a PDU any longer
+            cast(Any, self.to_user_queue).put(
+                None
+            )  # nobody need wait for a PDU any longer
 
     def send_pdu(self, primitive: Any) -> None:
         super().send_pdu(primitive)
@@ -366,7 +368,7 @@ class StreamingUpperLayer(DULServiceProvider):
         return True
 
     def _forward(self, context_id: int, control: bytes, fragment: Any) -> bool:
-        primitive = P_DATA()
+        primitive: Any = P_DATA()
         primitive.presentation_data_value_list = [
             [context_id, control + bytes(fragment)]
         ]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 from node.domain.errors import ErrorKind, NodeError
@@ -24,6 +24,8 @@ from node.domain.study import (
 )
 
 if TYPE_CHECKING:
+    import asyncpg
+
     from node.store.blobs import BlobReader
     from node.store.database import Transaction
     from node.store.keys import KeyRing, Sealer
@@ -459,7 +461,7 @@ def _accession_blind(ring: "KeyRing", accession_number: str) -> bytes | None:
     return ring.blind("accession_number", number) if number else None
 
 
-def _record(row: Mapping[str, Any]) -> StudyRecord:
+def _record(row: "asyncpg.Record") -> StudyRecord:
     return StudyRecord(
         study_instance_uid=row["study_instance_uid"],
         patient_id=row["patient_id"],
@@ -588,7 +590,7 @@ def open_blob(store: "Store", instance: StoredInstance) -> "BlobReader":
     )
 
 
-def _stored(row: Mapping[str, Any], sealer: "Sealer") -> StoredInstance:
+def _stored(row: "asyncpg.Record", sealer: "Sealer") -> StoredInstance:
     uid = row["sop_instance_uid"]
     return StoredInstance(
         sop_instance_uid=uid,

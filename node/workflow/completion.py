@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from node.domain.audit import AuditEntry
 from node.domain.study import StudyRecord
-from node.store import studies
+from node.store import audit, studies
 from node.store.studies import EndedHow
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ async def _close(
         key=f"{uid}/{closed.generation}",
         patient_id=closed.patient_id,
     )
-    await store.audit.record(
+    await audit.record(
         tx,
         AuditEntry(
             at=at,

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 from node.domain.audit import AuditEntry, Outcome
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.study import Origin, ReceivedInstance, StudyStatus
-from node.store import studies
+from node.store import audit, studies
 
 if TYPE_CHECKING:
     from node.store.blobs import BlobWriter
@@ -115,7 +115,7 @@ async def receive_instances(
             async with store.db.transaction() as tx:
                 return [await _receive(tx, store, arrival) for arrival in arrivals]
         except NodeError as error:
-            if error.kind is not ErrorKind.CONFLICT:
+            if error.kind in (ErrorKind.UNAVAILABLE, ErrorKind.EXHAUSTED):
                 return [error for _ in arrivals]
     results: list[Received | Exception] = []
     for arrival in arrivals:
@@ -152,7 +152,7 @@ async def store_result(
         tx, store, result, study.patient_id, blob_key=blob_key, at=at
     ):
         raise _taken()
-    await store.audit.record(
+    await audit.record(
         tx,
         AuditEntry(
             at=at,
@@ -201,7 +201,7 @@ async def _receive(tx: "Transaction", store: "Store", arrival: Arrival) -> Recei
             at=at,
         )
     reopened = study.status is not StudyStatus.RECEIVING
-    await store.audit.record(tx, _entry(store, arrival, patient_id, reopened=reopened))
+    await audit.record(tx, _entry(store, arrival, patient_id, reopened=reopened))
     return Received.STORED
 
 
@@ -235,7 +235,7 @@ def _taken() -> NodeError:
 async def _audit_refusal(store: "Store", arrival: Arrival, error: NodeError) -> None:
     instance = arrival.instance
     async with store.db.transaction() as tx:
-        await store.audit.record(
+        await audit.record(
             tx,
             AuditEntry(
                 at=store.clock(),
