@@ -28,10 +28,11 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 
 from dicom_scp.intake import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION
+from dicom_scp.scp import quiet_pynetdicom
 from dicom_scp.sr import SR_CLASSES, as_sop_class
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
-from node.store import studies
+from node.store import audit, studies
 
 if TYPE_CHECKING:
     from node.store.store import Store
@@ -102,7 +103,7 @@ async def send_instance(
     sent_as = await asyncio.to_thread(_send_stored, store, instance, destination)
     log.info("scu.sent", sop_instance_uid=uid, destination=name, sent_as=sent_as)
     async with store.db.transaction() as tx:
-        await store.audit.record(
+        await audit.record(
             tx,
             AuditEntry(
                 at=store.clock(),
@@ -164,6 +165,7 @@ def _contexts(dataset: Dataset, destination: Destination) -> list[PresentationCo
 def _associate(
     destination: Destination, contexts: list[PresentationContext]
 ) -> Association:
+    quiet_pynetdicom()
     ae = AE(ae_title=destination.calling_ae_title)
     ae.implementation_class_uid = IMPLEMENTATION_UID
     ae.implementation_version_name = IMPLEMENTATION_VERSION
