@@ -1,0 +1,83 @@
+"""Results for every study of the simulator, with the headers as the store keeps them.
+
+Three header styles: UTF-8, GB18030 and `\\ISO 2022 IR 58`; stills and cines.
+"""
+
+import itertools
+import json
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+
+from dicom_scp.heatmap import build_heat_map
+from dicom_scp.intake import json_header
+from dicom_scp.simulator import SimulatedStudy, plan_demo
+from dicom_scp.sr import build_ai_sr, to_part10
+from node.domain.finding import Findings, HeatMap, ImageReference
+from node.imaging import read_header
+from tests.conformance.judges import dciodvfy, dsrdump
+from tests.dicom_scp.test_sr import EQUIPMENT, REPORT, make_version
+from tests.factories import make_lesion
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def make_studies() -> list[SimulatedStudy]:
+    numbers = itertools.count(1)
+    return plan_demo(
+        None,
+        uid=lambda: f"2.25.77{next(numbers)}",
+        now=datetime(2026, 11, 21, tzinfo=UTC),
+    )
+
+
+def as_stored(instance: Dataset) -> Dataset:
+    """Return the header after its way through the store."""
+    file = BytesIO()
+    instance.save_as(file, enforce_file_format=True)
+    header = read_header(file)
+    stored = Dataset.from_json(json.loads(json_header(header)))
+    stored.file_meta = header.file_meta
+    return stored
+
+
+STUDIES = make_studies()
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda s: s.accession_number)
+def test_the_result_of_a_simulated_study_is_accepted(
+    study: SimulatedStudy, tmp_path: Path
+) -> None:
+    headers = [as_stored(instance) for instance in study.instances]
+    image = headers[-1]
+    frames = int(image.get("NumberOfFrames") or 1)
+    lesion = make_lesion(
+        image=ImageReference(str(image.SOPClassUID), str(image.SOPInstanceUID), frames)
+    )
+    version = make_version(Findings(lesions=(lesion,), category="4C"))
+    capture = build_heat_map(
+        np.full((30, 40, 3), 90, np.uint8),
+        version,
+        lesion,
+        image,
+        report_id=REPORT,
+        equipment=EQUIPMENT,
+        number=1,
+    )
+    shown = (HeatMap(lesion.tracking_uid, str(capture.SOPInstanceUID)),)
+    version = make_version(Findings(lesions=(lesion,), category="4C", heat_maps=shown))
+    document = build_ai_sr(
+        version, headers, report_id=REPORT, equipment=EQUIPMENT, heat_maps=[capture]
+    )
+    path = tmp_path / "object.dcm"
+    path.write_bytes(to_part10(capture))
+    assert dciodvfy(path) == []
+    path.write_bytes(to_part10(document))
+    assert dciodvfy(path) == []
+    assert dsrdump(path) == []
+    assert dcmread(path).PatientName == headers[0].PatientName
