@@ -126,7 +126,7 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
 _ALIASES = {"basedOn": "based-on", "imagingStudy": "imaging-study"}
 CONTROL = frozenset(
     {"_count", "_sort", "_include", "_revinclude", "_summary", "_total", "_format"}
-    | {"_pretty", "_page", "_include:iterate", "_elements"}
+    | {"_pretty", "_page", "_include:iterate"}
 )
 
 

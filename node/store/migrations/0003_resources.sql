@@ -67,7 +67,7 @@ create table subscriptions (
     topic text not null,
     status text not null check (status in ('requested', 'active', 'error', 'off')),
     endpoint text not null,
-    headers bytea,
+    headers bytea not null,
     content text not null check (content in ('empty', 'id-only', 'full-resource')),
     timeout_s integer not null,
     heartbeat_period_s integer,

@@ -1,0 +1,103 @@
+"""Who may do what with which resource. One table; what is not in it is refused."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from node.domain.access import Action, Identity
+from node.domain.errors import ErrorKind, NodeError
+
+
+class Interaction(StrEnum):
+    """FHIR R4 TypeRestfulInteraction, as far as the node offers it."""
+
+    READ = "read"
+    VREAD = "vread"
+    HISTORY = "history-instance"
+    SEARCH = "search-type"
+    CREATE = "create"
+    UPDATE = "update"
+
+
+_LOOK = (
+    Interaction.READ,
+    Interaction.VREAD,
+    Interaction.HISTORY,
+    Interaction.SEARCH,
+)
+
+
+def _readable(action: Action) -> dict[Interaction, Action]:
+    return dict.fromkeys(_LOOK, action)
+
+
+# Resource x interaction -> the action that a caller must be allowed.
+# The capability statement is generated from this table.
+PERMITS: Mapping[str, Mapping[Interaction, Action]] = {
+    "DiagnosticReport": {
+        **_readable(Action.READ_REPORT),
+        Interaction.UPDATE: Action.EDIT_REPORT,
+    },
+    "Observation": {
+        **_readable(Action.READ_REPORT),
+        Interaction.UPDATE: Action.EDIT_REPORT,
+    },
+    "Patient": {
+        **_readable(Action.READ_REPORT),
+        Interaction.CREATE: Action.WRITE_PATIENT,
+        Interaction.UPDATE: Action.WRITE_PATIENT,
+    },
+    "ServiceRequest": {
+        **_readable(Action.READ_REPORT),
+        Interaction.CREATE: Action.WRITE_ORDER,
+        Interaction.UPDATE: Action.WRITE_ORDER,
+    },
+    "Practitioner": {
+        **_readable(Action.READ_REPORT),
+        Interaction.CREATE: Action.WRITE_ORDER,
+    },
+    "ImagingStudy": _readable(Action.READ_REPORT),
+    "Device": _readable(Action.READ_REPORT),
+    "Provenance": {
+        **_readable(Action.READ_REPORT),
+        Interaction.CREATE: Action.EDIT_REPORT,
+    },
+    "Communication": {
+        **_readable(Action.READ_REPORT),
+        Interaction.CREATE: Action.SIGN_REPORT,
+    },
+    "Task": {
+        Interaction.READ: Action.RETRY_WORK,
+        Interaction.SEARCH: Action.RETRY_WORK,
+        Interaction.UPDATE: Action.RETRY_WORK,
+    },
+    "Subscription": {
+        **_readable(Action.MANAGE_SUBSCRIPTION),
+        Interaction.CREATE: Action.MANAGE_SUBSCRIPTION,
+        Interaction.UPDATE: Action.MANAGE_SUBSCRIPTION,
+    },
+}
+
+
+def require(identity: Identity, resource_type: str, interaction: Interaction) -> None:
+    """Raise FORBIDDEN unless the caller may; the table is default-deny.
+
+    A resource type that the node does not have is NOT_FOUND, an interaction
+    that nobody has is told as "not allowed" (405) by the caller of this.
+    """
+    if resource_type not in PERMITS:
+        raise NodeError(
+            f"{resource_type} is not a resource of this node", ErrorKind.NOT_FOUND
+        )
+    action = PERMITS[resource_type].get(interaction)
+    if action is None:
+        raise NodeError(
+            f"{interaction.value} is not offered for {resource_type}",
+            ErrorKind.UNSUPPORTED,
+        )
+    identity.require(action)
+
+
+def may_read(identity: Identity, resource_type: str) -> bool:
+    """Tell whether the caller may see resources of a type at all (_include)."""
+    action = PERMITS.get(resource_type, {}).get(Interaction.READ)
+    return action is not None and identity.may(action)

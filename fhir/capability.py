@@ -1,0 +1,100 @@
+"""The CapabilityStatement, generated from the tables that the server works by."""
+
+from datetime import datetime
+
+from fhir.access import PERMITS, Interaction
+from fhir.search import PARAMETERS
+from fhir.subscriptions import TOPICS
+from fhir.wire import Json
+
+_BACKPORT = "http://hl7.org/fhir/uv/subscriptions-backport"
+_VERSIONED = frozenset({Interaction.UPDATE})
+
+
+def capability_statement(base_url: str, version: str, at: datetime) -> Json:
+    """Return what this server does, R4 4.0.1, and nothing that it does not."""
+    return {
+        "resourceType": "CapabilityStatement",
+        "status": "active",
+        "date": at.date().isoformat(),
+        "kind": "instance",
+        "instantiates": [
+            f"{_BACKPORT}/CapabilityStatement/backport-subscription-server-r4"
+        ],
+        "software": {"name": "sononode", "version": version},
+        "implementation": {
+            "description": "Breast ultrasound integration node",
+            "url": base_url,
+        },
+        "fhirVersion": "4.0.1",
+        "format": ["json", "application/fhir+json"],
+        "rest": [
+            {
+                "mode": "server",
+                "security": {
+                    "cors": False,
+                    "description": "Bearer token; every interaction is default-deny",
+                },
+                "resource": [_resource(kind) for kind in sorted(PERMITS)],
+                "interaction": [
+                    {
+                        "code": "transaction",
+                        "documentation": "Edits one report: PUT DiagnosticReport and"
+                        " Observation with ifMatch, POST Provenance (reason) and"
+                        " Communication (the patient was told)",
+                    }
+                ],
+            }
+        ],
+    }
+
+
+def _resource(kind: str) -> Json:
+    offered = PERMITS[kind]
+    resource: Json = {
+        "type": kind,
+        "interaction": [
+            {"code": code.value} for code in Interaction if code in offered
+        ],
+        "versioning": "versioned-update"
+        if Interaction.UPDATE in offered and kind != "Task"
+        else "versioned"
+        if Interaction.VREAD in offered
+        else "no-version",
+        "readHistory": Interaction.VREAD in offered,
+        "updateCreate": False,
+        "conditionalCreate": Interaction.CREATE in offered
+        and kind in ("Patient", "ServiceRequest", "Practitioner"),
+    }
+    if kind == "Subscription":
+        resource["extension"] = [
+            {
+                "url": f"{_BACKPORT}/StructureDefinition/capabilitystatement-"
+                "subscriptiontopic-canonical",
+                "valueCanonical": topic,
+            }
+            for topic in TOPICS
+        ]
+        resource["operation"] = [
+            {
+                "name": name,
+                "definition": f"{_BACKPORT}/OperationDefinition/"
+                f"backport-subscription-{name}",
+            }
+            for name in ("status", "events")
+        ]
+    parameters = PARAMETERS.get(kind, ())
+    includes = [f"{kind}:{p.name}" for p in parameters if p.kind == "reference"]
+    if includes:
+        resource["searchInclude"] = includes
+    searched = [{"name": p.name, "type": p.kind} for p in parameters]
+    if Interaction.SEARCH in offered:
+        if kind == "Task":
+            searched = [{"name": "status", "type": "token"}]
+        else:
+            searched += [
+                {"name": "_id", "type": "token"},
+                {"name": "_lastUpdated", "type": "date"},
+            ]
+        resource["searchParam"] = searched
+    return resource

@@ -1,0 +1,201 @@
+"""The algorithm's draft as FHIR resources: handler of the job `publish_report`.
+
+Ids follow from the report, and what is there already is not written again: a
+repeated job changes nothing. A physician's version is never overwritten.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid5
+
+from fhir import concepts, mapping
+from fhir.mapping import Exam, InstanceOf
+from fhir.search import accession_criterion, index_of
+from fhir.settings import FhirSettings
+from fhir.wire import Json, parse, with_identity
+from node.domain.errors import ErrorKind, NodeError
+from node.domain.report import AuthorKind, Report
+from node.store import reports, resources, studies
+from node.store.resources import Stored
+
+if TYPE_CHECKING:
+    from node.store.database import Transaction
+    from node.store.store import Store
+
+_PROVENANCE = UUID("0e0a1d3c-6a50-53c4-9d3e-2f4d9d2f7f10")
+
+
+async def publish_report(
+    store: "Store", settings: FhirSettings, payload: Mapping[str, Any]
+) -> None:
+    """Write the resources of report version `payload` {report_id, version}.
+
+    Does nothing when a newer version exists or a physician has taken over.
+    """
+    async with store.db.transaction() as tx:
+        report = await reports.read_for_update(
+            tx, store, UUID(str(payload["report_id"]))
+        )
+        newest = report.current
+        if newest.number != payload["version"]:
+            return
+        if newest.author.kind is not AuthorKind.ALGORITHM:
+            return
+        await _publish(tx, store, settings, report)
+
+
+async def _publish(
+    tx: "Transaction", store: "Store", settings: FhirSettings, report: Report
+) -> None:
+    marker = marker_of(report)
+    if await resources.find(tx, store, "Provenance", marker) is not None:
+        return
+    exam = await write_exam(tx, store, settings, report)
+    author = report.current.author
+    model = settings.models.get(author.id)
+    await write_once(tx, store, mapping.to_device(author, model))
+    targets = []
+    for observation in mapping.to_observations(report, exam):
+        written = await put(tx, store, observation, report.patient_id)
+        targets.append(versioned(written))
+    targets += await _withdraw_missing(tx, store, report)
+    diagnostic = mapping.to_diagnostic_report(report, exam, settings.systems)
+    written = await put(tx, store, diagnostic, report.patient_id)
+    provenance = mapping.to_provenance(
+        [versioned(written), *targets],
+        recorded=report.current.at,
+        agents=[("author", f"Device/{author.id}")],
+        source=f"ImagingStudy/{report.study_instance_uid}",
+    )
+    await put(tx, store, {**provenance, "id": marker}, report.patient_id)
+
+
+def marker_of(report: Report) -> str:
+    """Return the id of the Provenance that is written when a draft is published."""
+    return str(uuid5(_PROVENANCE, f"{report.id}/{report.current.number}"))
+
+
+async def _withdraw_missing(
+    tx: "Transaction", store: "Store", report: Report
+) -> list[str]:
+    """Mark the Observations of lesions that an earlier reading had and this has not."""
+    kept = {lesion.tracking_uid for lesion in report.current.findings.lesions}
+    withdrawn = []
+    for uid, number in mapping.lesion_numbers(report).items():
+        if uid not in kept:
+            for stored in await withdraw_lesion(tx, store, report, number):
+                withdrawn.append(versioned(stored))
+    return withdrawn
+
+
+async def withdraw_lesion(
+    tx: "Transaction", store: "Store", report: Report, number: int
+) -> list[Stored]:
+    """Mark the Observations of a lesion as entered in error; return what changed."""
+    root_id = f"{report.id}-l{number}"
+    ids = [root_id, *(f"{root_id}-{s}" for s in concepts.MEMBER_SUFFIXES)]
+    written = []
+    for observation_id in ids:
+        stored = await resources.find(tx, store, "Observation", observation_id)
+        if stored is None:
+            continue
+        observation = parse(stored.body)
+        if observation["status"] != "entered-in-error":
+            observation["status"] = "entered-in-error"
+            written.append(await put(tx, store, observation, report.patient_id))
+    return written
+
+
+async def write_exam(
+    tx: "Transaction", store: "Store", settings: FhirSettings, report: Report
+) -> Exam:
+    """Write Patient and ImagingStudy of a report; return what surrounds it."""
+    study = await studies.study(tx, report.study_instance_uid)
+    if study is None:
+        raise NodeError("the report's study is not here", ErrorKind.NOT_FOUND)
+    detail = await studies.study_detail(tx, store, report.study_instance_uid)
+    identity = await studies.patient(tx, store, study.patient_id)
+    patient = mapping.to_patient(study.patient_id, identity, settings.systems)
+    await write_once(tx, store, patient, study.patient_id)
+    exam = Exam(
+        study.study_date,
+        detail.accession_number,
+        await _order(tx, store, detail.accession_number, study.patient_id),
+    )
+    stored = await studies.instances_of(tx, store, report.study_instance_uid)
+    imaging_study = mapping.to_imaging_study(
+        study,
+        exam,
+        detail.study_description,
+        [
+            InstanceOf(
+                i.series_instance_uid, i.sop_instance_uid, i.sop_class_uid, i.modality
+            )
+            for i in stored
+        ],
+        settings.systems,
+    )
+    await put(tx, store, imaging_study, study.patient_id)
+    return exam
+
+
+async def _order(
+    tx: "Transaction", store: "Store", accession_number: str, patient_id: UUID
+) -> str | None:
+    """Return the id of the order with this accession number, of this patient only."""
+    if not accession_number:
+        return None
+    query = resources.Query(
+        "ServiceRequest",
+        (
+            accession_criterion(accession_number),
+            resources.RefersTo("patient", (("Patient", str(patient_id)),)),
+        ),
+        count=1,
+    )
+    page = await resources.search(tx, store, query)
+    return page.matches[0].resource_id if page.matches else None
+
+
+async def put(
+    tx: "Transaction",
+    store: "Store",
+    resource: Json,
+    patient_id: UUID | None = None,
+    *,
+    expected: int | None = None,
+) -> Stored:
+    """Store the next version of a resource under the id that it has."""
+    resource_id = str(resource["id"])
+    return await resources.write(
+        tx,
+        store,
+        resource["resourceType"],
+        resource_id,
+        lambda version, at: with_identity(resource, resource_id, version, at),
+        index_of(resource),
+        patient_id=patient_id,
+        expected=expected,
+        method="PUT",
+    )
+
+
+async def write_once(
+    tx: "Transaction",
+    store: "Store",
+    resource: Json,
+    patient_id: UUID | None = None,
+) -> None:
+    """Store a resource unless it is there: what the EHR has sent stays."""
+    kind, resource_id = resource["resourceType"], str(resource["id"])
+    if await resources.find(tx, store, kind, resource_id) is None:
+        try:
+            async with tx.transaction():
+                await put(tx, store, resource, patient_id, expected=0)
+        except resources.StaleVersion:
+            return  # another worker has written the same in this moment
+
+
+def versioned(stored: Stored) -> str:
+    """Return the reference to exactly this version."""
+    return f"{stored.resource_type}/{stored.resource_id}/_history/{stored.version}"

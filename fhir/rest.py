@@ -1,0 +1,431 @@
+"""The RESTful API below /fhir (FHIR R4 4.0.1): requests in, resources out.
+
+Who may do what is `fhir.access`, what a search means `fhir.search`, what an edit
+of a report does `fhir.editing`. Here is HTTP: negotiation, ETags, status codes.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl
+
+from aiohttp import hdrs, web
+
+from fhir import subscriptions
+from fhir.access import PERMITS, Interaction, require
+from fhir.bundles import MAX_COUNT, Searcher, history_bundle
+from fhir.capability import capability_statement
+from fhir.creation import Clerk
+from fhir.editing import Change, Edit, edit_report, reason_of
+from fhir.masked import for_doctor
+from fhir.notification import notification, status_parameters
+from fhir.outcome import (
+    CONTENT_TYPE,
+    Issue,
+    Refused,
+    outcome,
+    refusal,
+    render_error,
+)
+from fhir.settings import FhirSettings
+from fhir.tasks import failed_task, failed_tasks, retry_task, search_tasks
+from fhir.transaction import read_transaction, to_response, version_of_etag
+from fhir.validation import read_resource
+from fhir.wire import Json, parse, to_bytes
+from node.domain.access import Action, Identity
+from node.domain.errors import ErrorKind, NodeError
+from node.http import RouteGroup, identity
+from node.store import resources
+from node.store import subscriptions as stored_subscriptions
+from node.store.resources import StaleVersion, Stored
+
+if TYPE_CHECKING:
+    from node.store.store import Store
+
+PREFIX = "/fhir"
+_TYPE = "{type:[A-Z][A-Za-z]{1,63}}"
+_ONE = f"{PREFIX}/{_TYPE}/{{id:[A-Za-z0-9.-]{{1,64}}}}"
+_JSON = frozenset({CONTENT_TYPE, "application/json", "text/json"})
+_FORM = "application/x-www-form-urlencoded"
+_MASKABLE = frozenset({"Patient", "DiagnosticReport", "ImagingStudy", "ServiceRequest"})
+_EDITED = frozenset({"DiagnosticReport", "Observation"})
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def route_group(store: "Store", settings: FhirSettings, version: str) -> RouteGroup:
+    """Return all that is served below /fhir, for `node.http.make_app`."""
+    rest = Rest(store, settings, version)
+    return RouteGroup(
+        prefix=PREFIX,
+        routes=rest.routes(),
+        public=frozenset({f"{PREFIX}/metadata"}),
+        render_error=render_error,
+    )
+
+
+class Rest:
+    """The handlers; one instance serves all requests of a process."""
+
+    def __init__(self, store: "Store", settings: FhirSettings, version: str) -> None:
+        self._store = store
+        self._settings = settings
+        self._version = version
+        self._started = store.clock()
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes; everything else below /fhir is 404 or 405."""
+        return [
+            web.get(f"{PREFIX}/metadata", _told(self.metadata)),
+            web.post(PREFIX, _told(self.transaction)),
+            web.post(f"{PREFIX}/", _told(self.transaction)),
+            web.get(f"{PREFIX}/{_TYPE}", _told(self.search)),
+            web.post(f"{PREFIX}/{_TYPE}", _told(self.create)),
+            web.post(f"{PREFIX}/{_TYPE}/_search", _told(self.search)),
+            web.get(_ONE, _told(self.read)),
+            web.put(_ONE, _told(self.update)),
+            web.get(f"{_ONE}/_history", _told(self.history)),
+            web.get(f"{_ONE}/_history/{{version}}", _told(self.read_version)),
+            web.get(f"{PREFIX}/Subscription/{{id}}/$status", _told(self.status)),
+            web.get(f"{PREFIX}/Subscription/{{id}}/$events", _told(self.events)),
+        ]
+
+    # --- reading ------------------------------------------------------------------
+
+    async def metadata(self, request: web.Request) -> web.Response:
+        """Answer what this server can do; needs no caller."""
+        base_url = self._settings.base_url
+        return _json(capability_statement(base_url, self._version, self._started))
+
+    async def read(self, request: web.Request) -> web.Response:
+        """Answer the newest version of a resource; 304 when the caller has it."""
+        caller, kind = self._allowed(request, Interaction.READ)
+        resource_id = request.match_info["id"]
+        async with self._store.db.transaction(readonly=True) as tx:
+            if kind == "Task":
+                return _json(await failed_task(tx, self._store, resource_id))
+            stored = await resources.read(tx, self._store, kind, resource_id)
+        if request.headers.get(hdrs.IF_NONE_MATCH) == _etag(stored):
+            return web.Response(status=304, headers=_version_headers(stored))
+        return self._answer(caller, stored)
+
+    async def read_version(self, request: web.Request) -> web.Response:
+        """Answer one version of a resource."""
+        caller, kind = self._allowed(request, Interaction.VREAD)
+        number = request.match_info["version"]
+        if not number.isdecimal() or len(number) > 9:
+            raise NodeError("there is no such version", ErrorKind.NOT_FOUND)
+        async with self._store.db.transaction(readonly=True) as tx:
+            stored = await resources.read_version(
+                tx, self._store, kind, request.match_info["id"], int(number)
+            )
+        return self._answer(caller, stored)
+
+    async def history(self, request: web.Request) -> web.Response:
+        """Answer the versions of a resource, newest first, in pages."""
+        caller, kind = self._allowed(request, Interaction.HISTORY)
+        resource_id = request.match_info["id"]
+        count = _number(request, "_count", self._settings.page_size, 1, MAX_COUNT)
+        before = _number(request, "_before", 0, 0, 2**31 - 1) or None
+        async with self._store.db.transaction(readonly=True) as tx:
+            versions = await resources.history(
+                tx, self._store, kind, resource_id, before=before, count=count
+            )
+        if not versions:
+            raise NodeError(f"{kind}/{resource_id} is not known", ErrorKind.NOT_FOUND)
+        base_url, oldest = self._settings.base_url, versions[-1].version
+        following = (
+            f"{base_url}/{kind}/{resource_id}/_history?_count={count}&_before={oldest}"
+            if oldest > 1
+            else None
+        )
+        return _json(history_bundle(versions, base_url, self._show(caller), following))
+
+    async def search(self, request: web.Request) -> web.Response:
+        """Answer a search by GET or by POST _search."""
+        caller, kind = self._allowed(request, Interaction.SEARCH)
+        parameters = list(request.query.items())
+        if request.method == hdrs.METH_POST:
+            if request.content_type != _FORM:
+                raise Refused([Issue("not-supported", f"_search takes {_FORM}")], 415)
+            parameters += _form(await request.read())
+        if kind == "Task":
+            return await self._search_tasks(parameters)
+        searcher = Searcher(
+            self._store,
+            self._settings,
+            caller,
+            self._settings.base_url,
+            self._show(caller),
+        )
+        strict = _prefers(request, "handling") == "strict"
+        return _json(await searcher.search(kind, parameters, strict=strict))
+
+    async def _search_tasks(self, parameters: list[tuple[str, str]]) -> web.Response:
+        statuses = [
+            status
+            for name, value in parameters
+            if name == "status"
+            for status in value.split(",")
+        ]
+        async with self._store.db.transaction(readonly=True) as tx:
+            tasks = await failed_tasks(tx, self._store)
+        return _json(search_tasks(tasks, statuses, self._settings.base_url))
+
+    # --- writing ------------------------------------------------------------------
+
+    async def create(self, request: web.Request) -> web.Response:
+        """Store a new resource; 200 with the old one when If-None-Exist finds it."""
+        caller, kind = self._allowed(request, Interaction.CREATE)
+        resource = read_resource(await _body(request), kind)
+        async with self._store.db.transaction() as tx:
+            if kind == "Communication":
+                edit = Edit(communication=resource)
+                done = await edit_report(tx, self._store, self._settings, caller, edit)
+                stored = done.communication
+            elif kind == "Provenance":
+                raise NodeError(
+                    "a Provenance is sent in the transaction whose reason it gives",
+                    ErrorKind.RULE,
+                )
+            else:
+                clerk = Clerk(tx, self._store, self._settings, caller)
+                condition = request.headers.get("If-None-Exist")
+                if condition is not None:
+                    known = await clerk.find_existing(kind, condition)
+                    if known is not None:
+                        return self._written(request, caller, known, 200)
+                stored = await clerk.create(resource)
+        if stored is None:
+            raise NodeError("nothing was written", ErrorKind.INTEGRITY)
+        return self._written(request, caller, stored, 201)
+
+    async def update(self, request: web.Request) -> web.Response:
+        """Store the next version of a resource; needs If-Match (428, 412)."""
+        caller, kind = self._allowed(request, Interaction.UPDATE)
+        resource = read_resource(await _body(request), kind)
+        if resource.get("id") != request.match_info["id"]:
+            issue = Issue("invalid", "id and address differ", f"{kind}.id")
+            raise Refused([issue], 400)
+        if kind == "Task":
+            return await self._retry(resource)
+        expected = version_of_etag(request.headers.get(hdrs.IF_MATCH))
+        async with self._store.db.transaction() as tx:
+            if kind in _EDITED:
+                edit = _edit_of(request, kind, Change(resource, expected))
+                done = await edit_report(tx, self._store, self._settings, caller, edit)
+                stored = done.resources[kind, resource["id"]]
+            else:
+                clerk = Clerk(tx, self._store, self._settings, caller)
+                stored = await clerk.update(resource, expected)
+        return self._written(request, caller, stored, 200)
+
+    async def _retry(self, task: Json) -> web.Response:
+        async with self._store.db.transaction() as tx:
+            done = await retry_task(tx, self._store, task["id"], task)
+        return _json(done)
+
+    async def transaction(self, request: web.Request) -> web.Response:
+        """Carry out a transaction Bundle that edits one report, all or nothing."""
+        caller = identity(request)
+        _negotiate(request)
+        caller.require(Action.EDIT_REPORT)
+        bundle = read_resource(await _body(request), "Bundle")
+        edit, entries = read_transaction(bundle)
+        async with self._store.db.transaction() as tx:
+            done = await edit_report(tx, self._store, self._settings, caller, edit)
+        wanted = _prefers(request, "return") == "representation"
+        show = self._show(caller) if wanted else None
+        return _json(to_response(entries, done, self._settings.base_url, show))
+
+    # --- operations on subscriptions --------------------------------------------------
+
+    async def status(self, request: web.Request) -> web.Response:
+        """Answer Subscription/[id]/$status."""
+        subscription, _ = await self._subscription(request, 0, 0)
+        parameters = status_parameters(self._settings, subscription, "query-status")
+        bundle: Json = {
+            "resourceType": "Bundle",
+            "type": "searchset",
+            "total": 1,
+            "entry": [{"resource": parameters, "search": {"mode": "match"}}],
+        }
+        return _json(bundle)
+
+    async def events(self, request: web.Request) -> web.Response:
+        """Answer Subscription/[id]/$events: what a subscriber may have missed."""
+        since = _number(request, "eventsSinceNumber", 1, 0, 2**62)
+        until = _number(request, "eventsUntilNumber", 2**62, 0, 2**62)
+        content = request.query.get("content")
+        if content not in (None, "empty", "id-only", "full-resource"):
+            issue = Issue("value", "empty, id-only or full-resource", "content")
+            raise Refused([issue], 400)
+        subscription, events = await self._subscription(request, since, until)
+        return _json(
+            notification(
+                self._settings, subscription, "query-event", events, content=content
+            )
+        )
+
+    async def _subscription(
+        self, request: web.Request, since: int, until: int
+    ) -> tuple[stored_subscriptions.Subscription, list[stored_subscriptions.Event]]:
+        caller = identity(request)
+        _negotiate(request)
+        require(caller, "Subscription", Interaction.READ)
+        subscription_id = subscriptions.read_id(request.match_info["id"])
+        async with self._store.db.transaction(readonly=True) as tx:
+            subscription = await stored_subscriptions.read(
+                tx, self._store, subscription_id
+            )
+            subscriptions.require_topic(caller, {"criteria": subscription.topic})
+            found = await stored_subscriptions.events(
+                tx, self._store, subscription_id, since=since, until=until
+            )
+        return subscription, found
+
+    # --- answering ------------------------------------------------------------------
+
+    def _allowed(
+        self, request: web.Request, interaction: Interaction
+    ) -> tuple[Identity, str]:
+        """Return the caller and the resource type; refuse what is not permitted."""
+        caller, kind = identity(request), request.match_info["type"]
+        _negotiate(request)
+        if kind in PERMITS and interaction not in PERMITS[kind]:
+            issue = Issue(
+                "not-supported", f"{interaction.value} is not offered for {kind}"
+            )
+            raise Refused(
+                [issue], 405, ErrorKind.UNSUPPORTED, {hdrs.ALLOW: _allow(request, kind)}
+            )
+        require(caller, kind, interaction)
+        return caller, kind
+
+    def _show(self, caller: Identity) -> Callable[[Stored], bytes]:
+        """Return how this caller sees a stored resource."""
+        today = self._store.clock().date()
+
+        def show(stored: Stored) -> bytes:
+            if caller.sees_identity or stored.resource_type not in _MASKABLE:
+                return stored.body
+            return to_bytes(for_doctor(parse(stored.body), today))
+
+        return show
+
+    def _answer(self, caller: Identity, stored: Stored) -> web.Response:
+        return web.Response(
+            body=self._show(caller)(stored),
+            content_type=CONTENT_TYPE,
+            headers=_version_headers(stored),
+        )
+
+    def _written(
+        self, request: web.Request, caller: Identity, stored: Stored, status: int
+    ) -> web.Response:
+        address = f"{stored.resource_type}/{stored.resource_id}"
+        location = f"{self._settings.base_url}/{address}/_history/{stored.version}"
+        headers = _version_headers(stored) | {hdrs.LOCATION: location}
+        wanted = _prefers(request, "return")
+        if wanted == "minimal":
+            return web.Response(status=status, headers=headers)
+        if wanted == "OperationOutcome":
+            issue = Issue("informational", "stored", severity="information")
+            body = to_bytes(outcome([issue]))
+        else:
+            body = self._show(caller)(stored)
+        return web.Response(
+            status=status, body=body, content_type=CONTENT_TYPE, headers=headers
+        )
+
+
+def _told(handler: Handler) -> Handler:
+    """Return `handler` with its named FHIR refusals told as OperationOutcome.
+
+    What it does not name travels on: `node.http` counts and words it.
+    """
+
+    async def told(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except (Refused, StaleVersion) as error:
+            return refusal(error)
+
+    return told
+
+
+def _edit_of(request: web.Request, kind: str, change: Change) -> Edit:
+    header = request.headers.get("X-Provenance")
+    reason = reason_of(parse(header.encode())) if header else None
+    if kind == "DiagnosticReport":
+        return Edit(report=change, reason=reason)
+    return Edit(observations=(change,), reason=reason)
+
+
+def _json(resource: Json) -> web.Response:
+    return web.Response(body=to_bytes(resource), content_type=CONTENT_TYPE)
+
+
+def _etag(stored: Stored) -> str:
+    return f'W/"{stored.version}"'
+
+
+def _version_headers(stored: Stored) -> dict[str, str]:
+    modified = stored.last_updated.strftime("%a, %d %b %Y %H:%M:%S GMT")
+    return {hdrs.ETAG: _etag(stored), hdrs.LAST_MODIFIED: modified}
+
+
+def _allow(request: web.Request, kind: str) -> str:
+    methods: Mapping[Interaction, str]
+    if "id" in request.match_info:
+        methods = {Interaction.READ: "GET", Interaction.UPDATE: "PUT"}
+    else:
+        methods = {Interaction.SEARCH: "GET", Interaction.CREATE: "POST"}
+    return ", ".join(m for i, m in methods.items() if i in PERMITS[kind])
+
+
+def _negotiate(request: web.Request) -> None:
+    """Refuse callers that want something other than JSON (406)."""
+    wanted = request.query.get("_format")
+    if wanted is None:
+        wanted = request.headers.get(hdrs.ACCEPT, "*/*")
+    media = {part.partition(";")[0].strip().lower() for part in wanted.split(",")}
+    # A bare `+` in a query string is a space.
+    media = {part.replace(" ", "+") for part in media}
+    if not media & (_JSON | {"*/*", "application/*", "json", ""}):
+        raise Refused([Issue("not-supported", f"only {CONTENT_TYPE}")], 406)
+
+
+async def _body(request: web.Request) -> bytes:
+    if request.content_type not in _JSON:
+        raise Refused([Issue("not-supported", f"send {CONTENT_TYPE}")], 415)
+    if (request.charset or "utf-8").lower() not in ("utf-8", "utf8"):
+        raise Refused([Issue("not-supported", "send UTF-8")], 415)
+    return await request.read()
+
+
+def _form(raw: bytes) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(raw.decode("utf-8"), keep_blank_values=True)
+    except ValueError:
+        raise Refused([Issue("structure", "the form cannot be read")], 400) from None
+
+
+def _prefers(request: web.Request, what: str) -> str | None:
+    """Return the value of a preference (RFC 7240) such as return or handling."""
+    for header in request.headers.getall("Prefer", []):
+        for part in header.replace(";", ",").split(","):
+            name, _, value = part.strip().partition("=")
+            if name == what:
+                return value.strip('"')
+    return None
+
+
+def _number(
+    request: web.Request, name: str, default: int, lowest: int, highest: int
+) -> int:
+    value = request.query.get(name)
+    if value is None:
+        return default
+    if not value.isdecimal() or len(value) > 19:
+        raise Refused([Issue("value", f"{name} is a number", name)], 400)
+    return max(lowest, min(int(value), highest))

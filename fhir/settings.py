@@ -1,0 +1,44 @@
+"""What an installation may set about its FHIR side; filled in by `node.app`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fhir.mapping import Model, Systems
+from node.domain import lexicon
+from node.domain.disclosure import TierText
+from node.domain.errors import ErrorKind, NodeError
+
+
+@dataclass(frozen=True)
+class FhirSettings:
+    """All that the FHIR side needs to know about the site.
+
+    `base_url` ends in /fhir and is what other systems see. `hook_hosts` are the
+    hosts, with or without port, that a Subscription may call: nothing else on
+    the hospital's network can be reached through us. `texts` has one entry for
+    every BI-RADS category. `models` names the Devices that draft reports.
+    """
+
+    base_url: str
+    systems: Systems
+    texts: Mapping[str, TierText]
+    department_phone: str = ""
+    page_size: int = 50
+    hook_hosts: frozenset[str] = frozenset()
+    relay_url: str = ""
+    relay_secret: bytes = field(default=b"", repr=False)
+    give_up_after_s: float = 72 * 3600
+    models: Mapping[str, Model] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        missing = sorted(set(lexicon.CATEGORIES) - set(self.texts))
+        if missing:
+            raise NodeError(
+                f"advice: no patient text for BI-RADS {', '.join(missing)}",
+                ErrorKind.SETTING,
+            )
+
+    @property
+    def relay_endpoint(self) -> str:
+        """Return where the relay takes notifications."""
+        return f"{self.relay_url.rstrip('/')}/hook"

@@ -1,0 +1,149 @@
+"""A transaction Bundle that edits one report, read into an `Edit` and answered."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from fhir.bundles import Show
+from fhir.editing import Change, Edit, Written, is_of_report, reason_of
+from fhir.outcome import Issue, Refused
+from fhir.wire import Json, as_list, instant
+from node.domain.errors import ErrorKind, NodeError
+from node.store.resources import Stored
+
+MAX_ENTRIES = 500
+_ETAG = re.compile(r'\s*(?:W/)?"(\d{1,9})"\s*')
+_HTTP_STATUS = {"POST": "201 Created", "PUT": "200 OK"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of the Bundle, in the order in which it is answered."""
+
+    method: str
+    resource: Json
+
+
+def version_of_etag(header: str | None, expression: str | None = None) -> int:
+    """Return the version in an If-Match; PRECONDITION when there is none."""
+    if header is None:
+        raise NodeError(
+            "an update needs If-Match with the version that was read",
+            ErrorKind.PRECONDITION,
+            expression=expression,
+        )
+    match = _ETAG.fullmatch(header)
+    if match is None:
+        raise NodeError('If-Match is W/"n"', ErrorKind.INVALID, expression=expression)
+    return int(match[1])
+
+
+def read_transaction(bundle: Json) -> tuple[Edit, list[Entry]]:
+    """Return the edit that a transaction Bundle asks for, and its entries.
+
+    Only what belongs to one report is taken: PUT of its DiagnosticReport and
+    Observations, POST of one Provenance (the reason) and one Communication
+    (the patient was told). Everything else is refused, nothing is half done.
+    """
+    entries = as_list(bundle.get("entry"))
+    if bundle.get("type") != "transaction":
+        raise _refused("only transaction Bundles are taken here", "Bundle.type")
+    if not 0 < len(entries) <= MAX_ENTRIES:
+        raise _refused(f"1 to {MAX_ENTRIES} entries", "Bundle.entry")
+    report: Change | None = None
+    observations: list[Change] = []
+    posted: dict[str, Json] = {}
+    read: list[Entry] = []
+    for index, item in enumerate(entries):
+        entry = _read_entry(item, f"Bundle.entry[{index}]")
+        read.append(entry)
+        kind = str(entry.resource["resourceType"])
+        if entry.method == "POST":
+            if kind in posted:
+                raise _refused(f"one {kind} at most", f"Bundle.entry[{index}]")
+            posted[kind] = entry.resource
+            continue
+        header = item["request"].get("ifMatch")
+        where = f"Bundle.entry[{index}].request.ifMatch"
+        change = Change(entry.resource, version_of_etag(header, where))
+        if kind == "Observation":
+            observations.append(change)
+        elif report is not None:
+            raise _refused("one DiagnosticReport at most", f"Bundle.entry[{index}]")
+        else:
+            report = change
+    if len({str(c.resource["id"]) for c in observations}) != len(observations):
+        raise _refused("the same Observation twice", "Bundle.entry")
+    reason = reason_of(posted["Provenance"]) if "Provenance" in posted else None
+    communication = posted.get("Communication")
+    if report is None and not observations and communication is None:
+        raise _refused("nothing of a report is changed", "Bundle.entry")
+    return Edit(report, tuple(observations), reason, communication), read
+
+
+def _read_entry(item: Json, where: str) -> Entry:
+    request = item.get("request")
+    resource = item.get("resource")
+    if not isinstance(request, dict) or not isinstance(resource, dict):
+        raise _refused("request and resource are needed", where)
+    method, url = request.get("method"), str(request.get("url", ""))
+    kind = str(resource.get("resourceType"))
+    url = url.rpartition("/fhir/")[2].strip("/")
+    if method == "POST" and kind in ("Provenance", "Communication"):
+        if url != kind:
+            raise _refused(f"the address of a new {kind} is {kind}", f"{where}.request")
+        return Entry("POST", resource)
+    if method != "PUT" or kind not in ("DiagnosticReport", "Observation"):
+        raise _refused(
+            "a transaction edits a report: PUT DiagnosticReport or Observation,"
+            " POST Provenance or Communication",
+            f"{where}.request",
+        )
+    if url != f"{kind}/{resource.get('id')}" or not is_of_report(resource):
+        raise _refused("address and id of the resource differ", f"{where}.request.url")
+    return Entry("PUT", resource)
+
+
+def _refused(message: str, expression: str) -> Refused:
+    return Refused([Issue("not-supported", message, expression)], 422, ErrorKind.RULE)
+
+
+def to_response(
+    entries: Sequence[Entry], written: Written, base_url: str, show: Show | None
+) -> Json:
+    """Return the transaction-response Bundle; `show` adds the resources."""
+    return {
+        "resourceType": "Bundle",
+        "type": "transaction-response",
+        "entry": [_response_entry(entry, written, base_url, show) for entry in entries],
+    }
+
+
+def _response_entry(
+    entry: Entry, written: Written, base_url: str, show: Show | None
+) -> Json:
+    stored = _stored(entry, written)
+    response: Json = {"status": _HTTP_STATUS[entry.method]}
+    if stored is None:  # its reason went into a Provenance that was not needed
+        return {"response": {"status": "204 No Content"}}
+    address = f"{base_url}/{stored.resource_type}/{stored.resource_id}"
+    response |= {
+        "location": f"{address}/_history/{stored.version}",
+        "etag": f'W/"{stored.version}"',
+        "lastModified": instant(stored.last_updated),
+    }
+    if show is None:
+        return {"response": response}
+    resource = orjson.Fragment(show(stored))
+    return {"fullUrl": address, "resource": resource, "response": response}
+
+
+def _stored(entry: Entry, written: Written) -> Stored | None:
+    kind = str(entry.resource["resourceType"])
+    if kind == "Provenance":
+        return written.provenance
+    if kind == "Communication":
+        return written.communication
+    return written.resources.get((kind, str(entry.resource["id"])))
