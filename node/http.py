@@ -295,7 +295,8 @@ def _translate(renderers: _Renderers) -> Any:
             if error.status < HTTPStatus.BAD_REQUEST:
                 raise
             failure = _protocol(error, request_id(request))
-            headers = {k: v for k, v in error.headers.items() if k == hdrs.ALLOW}
+            told = (hdrs.ALLOW, hdrs.RETRY_AFTER)
+            headers = {k: error.headers[k] for k in told if k in error.headers}
         except asyncio.CancelledError:
             raise
         except Exception:

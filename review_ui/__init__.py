@@ -1,1 +1,1 @@
-"""The review page for radiologists, and signing in."""
+"""The review page: what the radiologist sees and touches, and signing in to it."""

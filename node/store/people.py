@@ -290,7 +290,8 @@ async def read_session(
     `IDLE_LIMIT`, older than its lifetime, or its account is closed.
     """
     row = await tx.fetchrow(
-        "select * from sessions join people using (user_id) where token_hash = $1 and kind = $2",
+        "select * from sessions join people using (user_id)"
+        " where token_hash = $1 and kind = $2",
         _token_hash(token),
         kind.value,
     )

@@ -1,0 +1,178 @@
+// Reading and writing reports over /fhir.
+import { json, send } from './http';
+import { Index, type AiVersions, idOf, saidByAi, toFailedWork, toReport, toWorklistRow } from './parse';
+import type { Draft } from '../report/draft';
+import type { FailedWork, Report, Resource, WorklistRow } from './types';
+import { type Act, buildTransaction, communication } from './write';
+
+const FHIR = 'application/fhir+json';
+const INCLUDES =
+  '_include=DiagnosticReport:subject&_include=DiagnosticReport:result&_include:iterate=Observation:has-member';
+const WORKLIST_LENGTH = 100;
+const IDS_A_QUERY = 40;
+
+async function get(path: string, background = false): Promise<Resource> {
+  return json(`/fhir/${path}`, { accept: FHIR, background });
+}
+
+async function post(path: string, body: Resource): Promise<void> {
+  await send(`/fhir/${path}`, {
+    method: 'POST',
+    body,
+    accept: FHIR,
+    headers: { 'Content-Type': FHIR, Prefer: 'return=minimal' },
+  });
+}
+
+/** Fill in what the search did not include. */
+async function complete(index: Index, background: boolean): Promise<Index> {
+  // Twice: lesions first, then what the lesions are made of.
+  for (let round = 0; round < 2; round += 1) {
+    const ids = index.missingObservations().map((reference) => idOf(reference)!);
+    for (let at = 0; at < ids.length; at += IDS_A_QUERY) {
+      const some = ids.slice(at, at + IDS_A_QUERY);
+      // oxlint-disable-next-line no-await-in-loop
+      index.add(await get(`Observation?_id=${some.join(',')}&_count=${some.length}`, background));
+    }
+  }
+  return index;
+}
+
+/** Reports, newest change first; with `since` only those that changed after it. */
+export async function readWorklist(since: string | null, background: boolean): Promise<WorklistRow[]> {
+  const changed = since ? `&_lastUpdated=gt${encodeURIComponent(since)}` : '';
+  const bundle = await get(
+    `DiagnosticReport?_count=${WORKLIST_LENGTH}&_sort=-_lastUpdated&${INCLUDES}${changed}`,
+    background,
+  );
+  const index = await complete(new Index().add(bundle), background);
+  return index.all('DiagnosticReport').map((report) => toWorklistRow(report, index));
+}
+
+export async function readFailedWork(background: boolean): Promise<FailedWork[]> {
+  const bundle = await get('Task?status=failed&_count=50', background);
+  return new Index().add(bundle).all('Task').map(toFailedWork);
+}
+
+export async function retryWork(work: FailedWork): Promise<void> {
+  const resource = { ...work.source, status: 'requested' };
+  await send(`/fhir/Task/${work.id}`, {
+    method: 'PUT',
+    body: resource,
+    accept: FHIR,
+    headers: { 'Content-Type': FHIR, 'If-Match': `W/"${work.source.meta?.versionId}"` },
+  });
+}
+
+export async function readReport(id: string): Promise<Report> {
+  const bundle = await get(`DiagnosticReport?_id=${encodeURIComponent(id)}&${INCLUDES}`);
+  const index = await complete(new Index().add(bundle), false);
+  const source = index.get(`DiagnosticReport/${id}`) ?? (await get(`DiagnosticReport/${id}`));
+  const report = toReport(source, index, await readAiVersions(index.all('Observation')));
+  return { ...report, aiName: await readAiName(source, index) };
+}
+
+/** For every value that is no longer the AI's: the version in which it was. */
+async function readAiVersions(observations: Resource[]): Promise<AiVersions> {
+  const changed = observations.filter((row) => !saidByAi(row) && row.meta?.versionId !== '1');
+  const found = await Promise.all(
+    changed.map(async (row): Promise<[string, Resource | undefined]> => {
+      const history = await get(`Observation/${row.id}/_history`);
+      const versions: Resource[] = (history.entry ?? []).map((entry: Resource) => entry.resource);
+      return [row.id, versions.find((version) => saidByAi(version))];
+    }),
+  );
+  return new Map(found.filter((pair): pair is [string, Resource] => pair[1] !== undefined));
+}
+
+async function readAiName(report: Resource, index: Index): Promise<string | null> {
+  const devices = [
+    ...(report.performer ?? []).map((row: Resource) => row.reference),
+    ...index.all('Observation').map((row) => row.device?.reference),
+  ];
+  const reference = devices.find((row) => row?.startsWith('Device/'));
+  if (!reference) return null;
+  try {
+    const device = await get(reference);
+    const version = device.version?.[0]?.value;
+    return [device.deviceName?.[0]?.name, version].filter(Boolean).join(' ');
+  } catch {
+    return idOf(reference);
+  }
+}
+
+export async function saveReport(report: Report, draft: Draft, act: Act): Promise<void> {
+  await post('', buildTransaction(report, draft, act));
+}
+
+export async function recordTold(report: Report, act: Act): Promise<void> {
+  await post('Communication', communication(report, act));
+}
+
+/** Whether somebody has already recorded that the patient was told; null when unknown. */
+export async function readTold(report: Report): Promise<boolean | null> {
+  try {
+    const bundle = await get(`Communication?subject=Patient/${report.person.id}&_count=100`);
+    const about = `DiagnosticReport/${report.id}`;
+    return new Index()
+      .add(bundle)
+      .all('Communication')
+      .some((row) => row.about?.some((target: Resource) => String(target.reference).startsWith(about)));
+  } catch {
+    return null;
+  }
+}
+
+export interface PriorStudy {
+  id: string;
+  row: WorklistRow;
+}
+
+/** The patient's other reports, newest first. */
+export async function readPriors(report: Report): Promise<WorklistRow[]> {
+  if (!report.person.id) return [];
+  const bundle = await get(`DiagnosticReport?subject=Patient/${report.person.id}&_sort=-date&_count=20&${INCLUDES}`);
+  const index = await complete(new Index().add(bundle), false);
+  return index
+    .all('DiagnosticReport')
+    .filter((row) => row.id !== report.id)
+    .map((row) => toWorklistRow(row, index));
+}
+
+export interface ReportVersion {
+  version: string;
+  at: string;
+  report: Report;
+}
+
+/** Every version of a report with the values that held at its time, oldest first. */
+export async function readHistory(report: Report): Promise<ReportVersion[]> {
+  const ids = [...report.sources.observations.keys()];
+  const [versions, ...histories] = await Promise.all([
+    readVersions(`DiagnosticReport/${report.id}`),
+    ...ids.map((id) => readVersions(`Observation/${id}`)),
+  ]);
+  return versions!.map((source) => {
+    const at = String(source.meta?.lastUpdated ?? '');
+    const index = new Index();
+    for (const history of histories) index.add({ entry: holding(history, at) });
+    const older = new Map(histories.flatMap((history) => aiOf(history)));
+    return { version: String(source.meta?.versionId), at, report: toReport(source, index, older) };
+  });
+}
+
+async function readVersions(path: string): Promise<Resource[]> {
+  const bundle = await get(`${path}/_history`);
+  const versions: Resource[] = (bundle.entry ?? []).map((entry: Resource) => entry.resource).filter(Boolean);
+  return versions.toSorted((a, b) => Number(a.meta?.versionId) - Number(b.meta?.versionId));
+}
+
+function holding(history: Resource[], at: string): Resource[] {
+  const found = history.findLast((row) => Date.parse(row.meta?.lastUpdated ?? '') <= Date.parse(at));
+  return found ? [{ resource: found }] : [];
+}
+
+function aiOf(history: Resource[]): [string, Resource][] {
+  const found = history.findLast((row) => saidByAi(row));
+  return found ? [[found.id, found]] : [];
+}
