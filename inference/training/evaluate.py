@@ -190,18 +190,14 @@ def _category_figures(
     return {
         name: _category_agreement(known, drafted, name, scale, rounds)
         for name, scale in (("breast", BIRADS_STEPS), ("busbra", ("2", "3", "4", "5")))
-        if name in known.sets
+        if any(_graded(known, row, name, scale) for row in range(len(known)))
     }
 
 
 def _category_agreement(
     known: Catalogue, drafted: list[str], name: str, scale: tuple[str, ...], rounds: int
 ) -> dict[str, Any]:
-    rows = [
-        row
-        for row in range(len(known))
-        if known.sets[row] == name and known.categories[row] in scale
-    ]
+    rows = [row for row in range(len(known)) if _graded(known, row, name, scale)]
     given = np.array([scale.index(known.categories[row]) for row in rows], float)
     said = np.array([scale.index(_on_scale(drafted[r], scale)) for r in rows], float)
 
@@ -217,6 +213,10 @@ def _category_agreement(
         "categories": list(scale),
         "given_by_drafted": table.tolist(),
     }
+
+
+def _graded(known: Catalogue, row: int, name: str, scale: tuple[str, ...]) -> bool:
+    return known.sets[row] == name and known.categories[row] in scale
 
 
 def _on_scale(category: str, scale: tuple[str, ...]) -> str:

@@ -73,7 +73,7 @@ def threshold_for_sensitivity(truth: Array, chance: Array, wanted: float) -> flo
     positive = np.sort(chance[truth > 0.5])
     if not len(positive):
         raise ValueError("no positives to set a threshold on")
-    may_miss = int(np.floor((1 - wanted) * len(positive)))
+    may_miss = int(np.floor((1 - wanted) * len(positive) + 1e-9))
     return float(positive[may_miss])
 
 

@@ -1,0 +1,267 @@
+"""What the reader says about a study, and what it leaves unsaid."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dicom_scp.phantoms import PhantomLesion, build_phantom
+from inference.assess import (
+    ImageToRead,
+    Reader,
+    StudyReading,
+    category_for,
+    extent_mm,
+    frame_box,
+    orientation_of,
+)
+from inference.model import (
+    MARGIN_KEYS,
+    WEIGHTS,
+    Fusion,
+    LesionNet,
+    ModelRecord,
+    save_model,
+)
+from inference.preprocess import RegionView
+from inference.select import ImageHeader
+from node.domain import lexicon
+from node.domain.errors import ErrorKind, NodeError
+from node.domain.finding import PixelBox
+from node.domain.lexicon import FieldKey
+from node.domain.study import UltrasoundRegion
+
+RECORD = ModelRecord(
+    name="tiny",
+    version="0",
+    weights="tiny.safetensors",
+    sha256="",
+    side=64,
+    fusion=Fusion(0.5, 0.5, 0.2, 0.0),
+    threshold=0.2,
+    lesion_threshold=-1e9,
+    benign_step=0.0,
+    speaks_on={"orientation": ("parallel", "not_parallel")},
+    margin_thresholds=dict.fromkeys(MARGIN_KEYS, 0.0),
+    training={},
+)
+REGION = UltrasoundRegion(40, 20, 359, 279, 1, 1, 3, 3, 0.02, 0.01)
+
+
+def header(uid: str = "2.25.7", **changes: object) -> ImageHeader:
+    return replace(
+        ImageHeader(
+            sop_class_uid="1.2.840.10008.5.1.4.1.1.6.1",
+            sop_instance_uid=uid,
+            rows=300,
+            columns=400,
+            regions=(REGION,),
+            body_part_examined="BREAST",
+            laterality="L",
+        ),
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+def speckle(seed: int, count: int = 1) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    grey = random.rayleigh(45, (count, 300, 400)).clip(0, 255).astype(np.uint8)
+    grey[:, 120:180, 150:260] //= 4
+    return np.repeat(grey[..., None], 3, axis=3)
+
+
+def image(uid: str = "2.25.7", seed: int = 1, **changes: object) -> ImageToRead:
+    about = header(uid, **changes)
+    pixels = speckle(seed, max(1, about.number_of_frames))
+    return ImageToRead(about, lambda indices: pixels[list(indices)])
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(3)
+    directory = tmp_path_factory.mktemp("weights")
+    save_model(LesionNet(), RECORD, directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def reader(weights: Path) -> Reader:
+    return Reader(threads=1, weights=weights)
+
+
+def read(reader: Reader, images: Sequence[ImageToRead]) -> StudyReading:
+    return reader.read_study(images, tracking_uid=lambda n: f"2.25.99.{n}")
+
+
+def test_study_gets_one_lesion_from_its_most_suspicious_image(reader: Reader) -> None:
+    reading = read(reader, [image("2.25.1", 1), image("2.25.2", 2)])
+    (lesion,) = reading.findings.lesions
+    alone = [
+        read(reader, [image(uid, seed)]).findings.lesions[0].probability
+        for uid, seed in (("2.25.1", 1), ("2.25.2", 2))
+    ]
+    assert lesion.probability == max(p for p in alone if p is not None)
+    assert lesion.tracking_uid == "2.25.99.1"
+    assert reading.frames_read == 2
+    assert reading.findings.category == lesion.category
+
+
+def test_box_and_outline_lie_inside_the_region(reader: Reader) -> None:
+    (lesion,) = read(reader, [image()]).findings.lesions
+    assert lesion.box is not None
+    assert lesion.box.x0 >= 40
+    assert lesion.box.y0 >= 20
+    assert lesion.box.x1 <= 360
+    assert lesion.box.y1 <= 280
+    for x, y in lesion.outline:
+        assert lesion.box.x0 - 1 <= x <= lesion.box.x1 + 1
+        assert lesion.box.y0 - 1 <= y <= lesion.box.y1 + 1
+
+
+def test_same_images_give_the_same_reading(weights: Path) -> None:
+    first = read(Reader(threads=1, weights=weights), [image()])
+    second = read(Reader(threads=1, weights=weights), [image()])
+    assert first.findings == second.findings
+    assert np.array_equal(first.heat_maps[0].pixels, second.heat_maps[0].pixels)
+    assert first.model == second.model
+
+
+def test_only_fields_that_the_model_may_speak_on_are_described(reader: Reader) -> None:
+    (lesion,) = read(reader, [image()]).findings.lesions
+    assert set(lesion.descriptors) == {FieldKey.ORIENTATION}
+
+
+def test_uncalibrated_image_gets_no_size(reader: Reader) -> None:
+    (lesion,) = read(reader, [image(regions=())]).findings.lesions
+    assert lesion.extent is None
+    (sized,) = read(reader, [image()]).findings.lesions
+    assert sized.extent is not None
+
+
+def test_every_unread_image_is_named_and_the_rest_is_read(reader: Reader) -> None:
+    reading = read(
+        reader, [image("2.25.1", body_part_examined="LIVER"), image("2.25.2")]
+    )
+    (refused,) = reading.findings.not_read
+    assert (refused.sop_instance_uid, refused.reason) == ("2.25.1", "not_breast")
+    assert len(reading.findings.lesions) == 1
+
+
+def test_study_without_readable_image_gets_no_category(reader: Reader) -> None:
+    reading = read(reader, [image(body_part_examined="LIVER")])
+    assert reading.findings.category is None
+    assert reading.findings.lesions == ()
+    assert reading.heat_maps == ()
+    assert reading.frames_read == 0
+
+
+def test_undecodable_pixels_become_a_reason(reader: Reader) -> None:
+    def fail(indices: Sequence[int]) -> np.ndarray:
+        raise NodeError("no decoder", ErrorKind.UNSUPPORTED)
+
+    reading = read(reader, [ImageToRead(header(), fail)])
+    assert reading.findings.not_read[0].reason == "undecodable"
+
+
+def test_store_that_is_away_is_not_taken_for_an_unreadable_image(
+    reader: Reader,
+) -> None:
+    def fail(indices: Sequence[int]) -> np.ndarray:
+        raise NodeError("store is away", ErrorKind.UNAVAILABLE)
+
+    with pytest.raises(NodeError, match="away"):
+        read(reader, [ImageToRead(header(), fail)])
+
+
+def test_cine_is_read_in_five_frames_and_names_the_frame(reader: Reader) -> None:
+    reading = read(
+        reader,
+        [image(sop_class_uid="1.2.840.10008.5.1.4.1.1.3.1", number_of_frames=12)],
+    )
+    assert reading.frames_read == 5
+    (lesion,) = reading.findings.lesions
+    assert lesion.image is not None
+    assert 1 <= lesion.image.frame <= 12
+
+
+def test_breast_without_lesion_is_category_1(tmp_path: Path) -> None:
+    save_model(LesionNet(), replace(RECORD, lesion_threshold=1e9), tmp_path)
+    reading = read(Reader(threads=1, weights=tmp_path), [image()])
+    assert reading.findings.category == "1"
+    assert reading.findings.lesions == ()
+
+
+def test_heat_map_holds_the_region_only(reader: Reader) -> None:
+    (picture,) = read(reader, [image()]).heat_maps
+    assert picture.pixels.shape == (260, 320, 3)
+    assert picture.pixels.dtype == np.uint8
+    assert picture.image.sop_instance_uid == "2.25.7"
+
+
+def test_size_uses_each_direction_of_the_pixels() -> None:
+    box = PixelBox(100, 50, 200, 100)
+    outline = ((100.0, 50.0), (200.0, 50.0), (200.0, 100.0), (100.0, 50.0))
+    extent = extent_mm(box, outline, (0.1, 0.3))
+    assert extent.width_mm == Decimal("10.0")
+    assert extent.height_mm == Decimal("15.0")
+    assert extent.long_axis_mm == Decimal("18.0")
+
+
+def test_size_of_a_tiny_lesion_is_not_rounded_to_zero() -> None:
+    extent = extent_mm(PixelBox(0, 0, 1, 1), (), (0.01, 0.01))
+    assert extent.height_mm == Decimal("0.1")
+
+
+@given(st.floats(0, 1), st.floats(-5, 5))
+def test_category_never_contradicts_the_probability(p: float, above: float) -> None:
+    key = category_for(p, above, RECORD)
+    ceiling = {"2": 0.02, "3": 0.02, "4A": 0.1, "4B": 0.5, "4C": 0.95, "5": 1.01}
+    floor = {"2": 0.0, "3": 0.0, "4A": 0.02, "4B": 0.1, "4C": 0.5, "5": 0.95}
+    assert floor[key] <= p < ceiling[key]
+    lexicon.category(key)
+
+
+def test_taller_than_wide_is_not_parallel() -> None:
+    assert orientation_of((10, 10, 20, 40)) == "not_parallel"
+    assert orientation_of((10, 10, 40, 20)) == "parallel"
+
+
+@given(st.lists(st.floats(0, 256), min_size=4, max_size=4))
+def test_box_is_never_empty_and_never_leaves_the_region(edges: list[float]) -> None:
+    x0, x1 = sorted(edges[:2])
+    y0, y1 = sorted(edges[2:])
+    view = RegionView(torch.zeros(1), 256, 256, PixelBox(30, 40, 130, 90))
+    box = frame_box(view, (x0, y0, x1, y1))
+    assert box.x0 >= 30
+    assert box.y0 >= 40
+    assert box.x1 <= 130
+    assert box.y1 <= 90
+
+
+@pytest.mark.skipif(
+    not (WEIGHTS / "model.json").exists(), reason="no released weights in this tree"
+)
+def test_released_model_finds_a_phantoms_lesion_where_it_is() -> None:
+    mass = PhantomLesion(
+        x_mm=23, depth_mm=16, width_mm=14, height_mm=10, shape="irregular"
+    )
+    phantom = build_phantom((mass,), seed=5)
+    rgb = np.repeat(phantom.pixels[None, :, :, None], 3, axis=3)
+    about = header(rows=rgb.shape[1], columns=rgb.shape[2], regions=(), simulated=True)
+    reading = read(
+        Reader(threads=2, read_simulated=True),
+        [ImageToRead(about, lambda indices: rgb[list(indices)])],
+    )
+    (lesion,) = reading.findings.lesions
+    assert lesion.box is not None
+    x0, y0, x1, y1 = phantom.boxes[0]
+    assert lesion.box.x0 < (x0 + x1) / 2 < lesion.box.x1
+    assert lesion.box.y0 < (y0 + y1) / 2 < lesion.box.y1
+    assert lesion.probability is not None
+    assert reading.model.weights_sha256
