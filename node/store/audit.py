@@ -1,0 +1,78 @@
+"""The audit trail on disk: append-only and hash-chained."""
+
+import json
+from typing import TYPE_CHECKING
+
+from node.domain.audit import GENESIS, AuditEntry, Outcome, chain_hash
+from node.domain.errors import ErrorKind, NodeError
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from node.store.database import Transaction
+
+_CHAIN_LOCK = 0x5030  # one writer at a time: the chain has one end
+
+
+async def record(tx: "Transaction", entry: AuditEntry) -> None:
+    """Append `entry` to the chain; it becomes durable with `tx`."""
+    await tx.execute("select pg_advisory_xact_lock($1)", _CHAIN_LOCK)
+    last = await tx.fetchrow(
+        "select sequence, hash from audit_entries order by sequence desc limit 1"
+    )
+    sequence, previous = (0, GENESIS) if last is None else (last[0], bytes(last[1]))
+    await tx.execute(
+        "insert into audit_entries (sequence, at, actor, role, action, entity,"
+        " outcome, detail, previous_hash, hash)"
+        " values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        sequence + 1,
+        entry.at,
+        entry.actor,
+        entry.role,
+        entry.action,
+        entry.entity,
+        entry.outcome.value,
+        json.dumps(dict(entry.detail), ensure_ascii=False, sort_keys=True),
+        previous,
+        chain_hash(previous, entry),
+    )
+
+
+async def verify(tx: "Transaction") -> int:
+    """Recompute the chain; return its length; INTEGRITY names the first bad entry."""
+    previous, count = GENESIS, 0
+    async for row in tx.cursor("select * from audit_entries order by sequence"):
+        entry = _entry(row)
+        expected = chain_hash(previous, entry)
+        broken = (
+            row["sequence"] != count + 1
+            or bytes(row["previous_hash"]) != previous
+            or bytes(row["hash"]) != expected
+        )
+        if broken:
+            raise NodeError(
+                f"audit entry {row['sequence']} or one before it was changed",
+                ErrorKind.INTEGRITY,
+            )
+        previous, count = expected, count + 1
+    return count
+
+
+async def entries(tx: "Transaction", *, entity: str) -> list[AuditEntry]:
+    """Return what was recorded about `entity`, oldest first."""
+    rows = await tx.fetch(
+        "select * from audit_entries where entity = $1 order by sequence", entity
+    )
+    return [_entry(row) for row in rows]
+
+
+def _entry(row: "asyncpg.Record") -> AuditEntry:
+    return AuditEntry(
+        at=row["at"],
+        actor=row["actor"],
+        role=row["role"],
+        action=row["action"],
+        entity=row["entity"],
+        outcome=Outcome(row["outcome"]),
+        detail=json.loads(row["detail"]),
+    )

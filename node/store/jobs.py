@@ -1,0 +1,303 @@
+"""Durable jobs: deferred in the transaction that causes them, done at least once.
+
+An attempt is counted when a job is claimed, before any work: a job that kills its
+worker ends among the dead letters after `MAX_CRASHES` instead of looping for ever.
+A running job holds a lease that its worker renews; a killed worker's job is taken
+over when the lease runs out. Payloads are sealed.
+"""
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
+
+from node.domain.errors import ErrorKind, NodeError
+from node.store.keys import KeyRing
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from node.store.database import Database, Transaction
+
+LEASE = timedelta(seconds=8)
+MAX_CRASHES = 3
+MAX_FAILURES = 8
+BACKOFF_FIRST_S = 0.5
+BACKOFF_LAST_S = 3600.0
+POLL_S = 1.0
+CHANNEL = "jobs"
+
+# How often an ordinary failure is tried again; 72 hours with the last pause of 1 h.
+MAX_FAILURES_BY_KIND: Mapping[str, int] = {
+    "deliver_notifications": 85,
+    "send_instance": 85,
+    "offer_binding": 40,
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A claimed job; `attempts` counts this one."""
+
+    id: UUID
+    kind: str
+    payload: Mapping[str, Any]
+    attempts: int
+    failures: int
+    worker: str
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A job that ended without success, and why, in words for an engineer."""
+
+    id: UUID
+    kind: str
+    payload: Mapping[str, Any]
+    attempts: int
+    error: str
+    at: datetime
+
+
+class Jobs:
+    """The queue of an installation."""
+
+    def __init__(
+        self, database: "Database", ring: KeyRing, clock: Callable[[], datetime]
+    ) -> None:
+        self._database = database
+        self._ring = ring
+        self._clock = clock
+        self._wake: asyncio.Event | None = None
+
+    async def defer(
+        self,
+        tx: "Transaction",
+        kind: str,
+        payload: Mapping[str, Any],
+        *,
+        key: str | None = None,
+        order_key: str | None = None,
+        not_before: datetime | None = None,
+        patient_id: UUID | None = None,
+    ) -> UUID:
+        """Promise a job in the caller's transaction; return its id.
+
+        While a job of the same `kind` and `key` waits or runs, that one is
+        returned. Jobs that share `order_key` run one at a time, oldest first.
+        """
+        job_id, now = uuid4(), self._clock()
+        body = json.dumps(payload, ensure_ascii=False).encode()
+        sealed = self._ring.node.seal(
+            body, table="jobs", row=str(job_id), column="payload"
+        )
+        inserted = await tx.fetchval(
+            "insert into jobs (job_id, kind, state, dedupe_key, order_key, patient_id,"
+            " payload, not_before, deferred_at)"
+            " values ($1, $2, 'ready', $3, $4, $5, $6, $7, $8)"
+            " on conflict (kind, dedupe_key)"
+            " where dedupe_key is not null and state in ('ready', 'running')"
+            " do nothing returning job_id",
+            job_id,
+            kind,
+            key,
+            order_key,
+            patient_id,
+            sealed,
+            not_before or now,
+            now,
+        )
+        if inserted is None:
+            inserted = await tx.fetchval(
+                "select job_id from jobs where kind = $1 and dedupe_key = $2"
+                " and state in ('ready', 'running')",
+                kind,
+                key,
+            )
+        return inserted or job_id
+
+    async def claim(self, kinds: Sequence[str], worker: str) -> Job | None:
+        """Take the oldest job that is due, or None; its attempt counts from here."""
+        async with self._database.transaction() as tx:
+            await self._bury_crashed(tx, kinds)
+            row = await tx.fetchrow(_CLAIM, list(kinds), self._clock(), worker, LEASE)
+        return None if row is None else self._job(row, worker)
+
+    async def heartbeat(self, job: Job) -> bool:
+        """Renew the lease; False when another worker has taken the job over."""
+        async with self._database.connection() as connection:
+            held = await connection.fetchval(
+                "update jobs set lease_until = $4 where job_id = $1 and worker = $2"
+                " and attempts = $3 and state = 'running' returning true",
+                job.id,
+                job.worker,
+                job.attempts,
+                self._clock() + LEASE,
+            )
+        return bool(held)
+
+    async def done(self, tx: "Transaction", job: Job) -> None:
+        """Note in `tx` that the job is done; CONFLICT when its lease was lost."""
+        held = await tx.fetchval(
+            "update jobs set state = 'done', payload = null, lease_until = null,"
+            " finished_at = $4, error = null where job_id = $1 and worker = $2"
+            " and attempts = $3 and state = 'running' returning true",
+            job.id,
+            job.worker,
+            job.attempts,
+            self._clock(),
+        )
+        if not held:
+            raise NodeError("another worker has this job now", ErrorKind.CONFLICT)
+
+    async def failed(self, job: Job, error: str, *, retry: bool = True) -> None:
+        """Note a failure: try again later, or put the job among the dead letters."""
+        failures = job.failures + 1
+        allowed = MAX_FAILURES_BY_KIND.get(job.kind, MAX_FAILURES)
+        again = retry and failures < allowed
+        async with self._database.transaction() as tx:
+            await tx.execute(
+                "update jobs set state = $4, failures = $5, attempts = 0, error = $6,"
+                " not_before = $7, worker = null, lease_until = null,"
+                " finished_at = $8 where job_id = $1 and worker = $2"
+                " and attempts = $3 and state = 'running'",
+                job.id,
+                job.worker,
+                job.attempts,
+                "ready" if again else "dead",
+                failures,
+                error[:500],
+                self._clock() + _backoff(failures),
+                None if again else self._clock(),
+            )
+
+    async def release(self, job: Job) -> None:
+        """Give a job back untouched, because its worker is stopping."""
+        async with self._database.transaction() as tx:
+            await tx.execute(
+                "update jobs set state = 'ready', attempts = attempts - 1,"
+                " worker = null, lease_until = null where job_id = $1"
+                " and worker = $2 and attempts = $3 and state = 'running'",
+                job.id,
+                job.worker,
+                job.attempts,
+            )
+
+    async def dead(self, tx: "Transaction", limit: int = 100) -> list[DeadLetter]:
+        """Return the dead letters, newest first."""
+        rows = await tx.fetch(
+            "select * from jobs where state = 'dead' order by finished_at desc limit $1",
+            limit,
+        )
+        return [
+            DeadLetter(
+                row["job_id"],
+                row["kind"],
+                self._payload(row),
+                row["attempts"],
+                row["error"] or "",
+                row["finished_at"],
+            )
+            for row in rows
+        ]
+
+    async def replay(self, tx: "Transaction", job_id: UUID) -> None:
+        """Try a dead letter again from the start; NOT_FOUND when it is none."""
+        replayed = await tx.fetchval(
+            "update jobs set state = 'ready', attempts = 0, failures = 0,"
+            " not_before = $2, finished_at = null, error = null"
+            " where job_id = $1 and state = 'dead' returning true",
+            job_id,
+            self._clock(),
+        )
+        if not replayed:
+            raise NodeError("there is no such failed job", ErrorKind.NOT_FOUND)
+
+    async def counts(self, tx: "Transaction") -> dict[tuple[str, str], int]:
+        """Return how many jobs there are by (kind, state), done ones left out."""
+        rows = await tx.fetch(
+            "select kind, state, count(*) as n from jobs where state <> 'done'"
+            " group by kind, state"
+        )
+        return {(row["kind"], row["state"]): row["n"] for row in rows}
+
+    async def forget_done(self, before: datetime) -> None:
+        """Remove jobs that were done before `before`."""
+        async with self._database.transaction() as tx:
+            await tx.execute(
+                "delete from jobs where state = 'done' and finished_at < $1", before
+            )
+
+    async def wait(self, kinds: Sequence[str]) -> None:
+        """Return when a job may be due: on a notification, or after `POLL_S`."""
+        if self._wake is None:
+            self._wake = asyncio.Event()
+            wake = self._wake
+            await self._database.listen(CHANNEL, lambda _kind: wake.set())
+            return
+        try:
+            async with asyncio.timeout(POLL_S):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        self._wake.clear()
+
+    async def _bury_crashed(self, tx: "Transaction", kinds: Sequence[str]) -> None:
+        now = self._clock()
+        await tx.execute(
+            "update jobs set state = 'dead', worker = null, lease_until = null,"
+            " finished_at = $2, error = 'its process died ' || attempts || ' times;"
+            " see the log' where kind = any($1) and state = 'running'"
+            " and lease_until < $2 and attempts >= $3",
+            list(kinds),
+            now,
+            MAX_CRASHES,
+        )
+
+    def _job(self, row: "asyncpg.Record", worker: str) -> Job:
+        return Job(
+            row["job_id"],
+            row["kind"],
+            self._payload(row),
+            row["attempts"],
+            row["failures"],
+            worker,
+        )
+
+    def _payload(self, row: "asyncpg.Record") -> Mapping[str, Any]:
+        opened = self._ring.node.open(
+            row["payload"], table="jobs", row=str(row["job_id"]), column="payload"
+        )
+        payload: Mapping[str, Any] = json.loads(opened)
+        return payload
+
+
+# A job of an ordered group is taken only when no older one of it waits or runs.
+_CLAIM = """
+update jobs set state = 'running', attempts = attempts + 1, worker = $3,
+       lease_until = $2::timestamptz + $4
+where job_id = (
+    select job_id from jobs candidate
+    where kind = any($1)
+      and ((state = 'ready' and not_before <= $2)
+           or (state = 'running' and lease_until < $2))
+      and (order_key is null or not exists (
+          select 1 from jobs older
+          where older.order_key = candidate.order_key
+            and older.state in ('ready', 'running')
+            and older.sequence < candidate.sequence))
+    order by not_before, sequence
+    limit 1
+    for update skip locked)
+returning *
+"""
+
+
+def _backoff(failures: int) -> timedelta:
+    """Return the pause before the next try: doubling, with jitter, to one hour."""
+    pause = min(BACKOFF_FIRST_S * 2 ** (failures - 1), BACKOFF_LAST_S)
+    return timedelta(seconds=pause * random.uniform(0.75, 1.25))  # noqa: S311

@@ -1,0 +1,134 @@
+"""Shared fixtures: a PostgreSQL per test process, a fresh store per test."""
+
+import asyncio
+import itertools
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import asyncpg
+import pytest
+
+from node.store.database import Database
+from node.store.keys import create_root_key
+from node.store.migrate import migrate
+from node.store.postgres import EmbeddedPostgres
+from node.store.store import Store, open_store
+
+T = TypeVar("T")
+
+_numbers = itertools.count(1)
+superuser_dsn: dict[EmbeddedPostgres, str] = {}
+
+
+def run_apart(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end in a loop of its own, inside or outside a test's."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
+class FrozenClock:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self, now: datetime) -> None:
+        self.now = now
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, *, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def clock() -> FrozenClock:
+    return FrozenClock(datetime(2026, 11, 21, 8, 0, tzinfo=UTC))
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    """The licensed sample images; tests that need them are skipped without."""
+    folder = os.environ.get("SONONODE_SAMPLES")
+    if not folder:
+        pytest.skip("SONONODE_SAMPLES is not set: no real images here")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL of this test process. Tests must not stop it."""
+    folder = tmp_path_factory.mktemp("pg")
+    # Durability is the subject of its own tests; here it would only cost time.
+    server = EmbeddedPostgres(folder, durable=False)
+    superuser_dsn[server] = run_apart(server.start())
+    yield server
+    run_apart(server.stop())
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def template_database(postgres_server: EmbeddedPostgres) -> str:
+    """The DSN of a migrated database from which the others are copied."""
+
+    async def prepare() -> str:
+        dsn = await postgres_server.create_database("template_node")
+        database = await Database.connect(dsn)
+        await migrate(database)
+        await database.close()
+        return dsn
+
+    return run_apart(prepare())
+
+
+@pytest.fixture
+def new_database(
+    postgres_server: EmbeddedPostgres, template_database: str
+) -> Callable[[], str]:
+    """Return a function that makes a migrated database and returns its DSN."""
+
+    def make() -> str:
+        name = f"test_{next(_numbers)}"
+
+        async def copy() -> None:
+            connection = await asyncpg.connect(superuser_dsn[postgres_server])
+            await connection.execute(
+                f"create database {name} template template_node"
+                " owner template_node strategy file_copy"
+            )
+            await connection.close()
+
+        run_apart(copy())
+        return template_database.replace("/template_node?", f"/{name}?")
+
+    return make
+
+
+@pytest.fixture
+def empty_database(postgres_server: EmbeddedPostgres) -> str:
+    """The DSN of a database without any table."""
+    return run_apart(postgres_server.create_database(f"empty_{next(_numbers)}"))
+
+
+@pytest.fixture
+def root_key(tmp_path: Path) -> Path:
+    path = tmp_path / "root.key"
+    create_root_key(path)
+    return path
+
+
+@pytest.fixture
+async def store(
+    new_database: Callable[[], str],
+    root_key: Path,
+    tmp_path: Path,
+    clock: FrozenClock,
+) -> AsyncIterator[Store]:
+    opened = await open_store(new_database(), root_key, tmp_path / "objects", clock)
+    yield opened
+    await opened.close()
