@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from node.store.database import Transaction
     from node.store.store import Store
 
+def _new_handle() -> str:
+    """Return 22 random signs (about 127 bits) that are a FHIR id: no underscore."""
+    return secrets.token_urlsafe(16).replace("_", "-")
+
+
 _NAMESPACE = UUID("b1a2e7f0-6f1c-5f0e-9c55-0d0f5b8f7c11")
 
 
@@ -40,7 +45,7 @@ async def create(
         report_id,
         study_instance_uid,
         patient_id,
-        secrets.token_urlsafe(16),
+        _new_handle(),
         at,
     )
     return report_id
@@ -188,7 +193,7 @@ async def patient_handle(tx: "Transaction", patient_id: UUID) -> str:
         "INSERT INTO patient_handle (patient_id, handle) VALUES ($1, $2)"
         " ON CONFLICT DO NOTHING",
         patient_id,
-        secrets.token_urlsafe(16),
+        _new_handle(),
     )
     handle = await tx.fetchval(
         "SELECT handle FROM patient_handle WHERE patient_id = $1", patient_id
