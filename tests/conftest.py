@@ -16,13 +16,12 @@ import pytest
 from node.store.database import Database
 from node.store.keys import create_root_key
 from node.store.migrate import migrate
-from node.store.postgres import EmbeddedPostgres
+from node.store.postgres import SUPERUSER, EmbeddedPostgres
 from node.store.store import Store, open_store
 
 T = TypeVar("T")
 
 _numbers = itertools.count(1)
-superuser_dsn: dict[EmbeddedPostgres, str] = {}
 
 
 def run_apart(work: Coroutine[Any, Any, T]) -> T:
@@ -65,10 +64,10 @@ def postgres_server(
     """A PostgreSQL of this test process. Tests must not stop it."""
     folder = tmp_path_factory.mktemp("pg")
     # Durability is the subject of its own tests; here it would only cost time.
-    server = EmbeddedPostgres(folder, durable=False)
-    superuser_dsn[server] = run_apart(server.start())
+    server = EmbeddedPostgres(folder, {"fsync": "off", "full_page_writes": "off"})
+    server.start()
     yield server
-    run_apart(server.stop())
+    server.stop()
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -77,7 +76,7 @@ def template_database(postgres_server: EmbeddedPostgres) -> str:
     """The DSN of a migrated database from which the others are copied."""
 
     async def prepare() -> str:
-        dsn = await postgres_server.create_database("template_node")
+        dsn = postgres_server.create_database("template_node")
         database = await Database.connect(dsn)
         await migrate(database)
         await database.close()
@@ -96,7 +95,9 @@ def new_database(
         name = f"test_{next(_numbers)}"
 
         async def copy() -> None:
-            connection = await asyncpg.connect(superuser_dsn[postgres_server])
+            connection = await asyncpg.connect(
+                postgres_server.dsn(SUPERUSER, "postgres")
+            )
             await connection.execute(
                 f"create database {name} template template_node"
                 " owner template_node strategy file_copy"
@@ -112,7 +113,7 @@ def new_database(
 @pytest.fixture
 def empty_database(postgres_server: EmbeddedPostgres) -> str:
     """The DSN of a database without any table."""
-    return run_apart(postgres_server.create_database(f"empty_{next(_numbers)}"))
+    return postgres_server.create_database(f"empty_{next(_numbers)}")
 
 
 @pytest.fixture
