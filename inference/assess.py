@@ -52,6 +52,11 @@ from node.domain.lexicon import FieldKey
 Frames = NDArray[np.uint8]
 Points = tuple[tuple[float, float], ...]
 
+UNREADABLE_PIXELS = frozenset(
+    {ErrorKind.UNSUPPORTED, ErrorKind.INVALID, ErrorKind.EXHAUSTED}
+)
+"""Failures of one image that no retry mends: no decoder, damaged, beyond the limit."""
+
 CINE_BINS = 5
 CANDIDATES_PER_BIN = 4
 
@@ -195,7 +200,7 @@ class Reader:
         try:
             indices, pixels = _sharp_frames(image, region)
         except NodeError as error:
-            if error.kind is not ErrorKind.UNSUPPORTED:
+            if error.kind not in UNREADABLE_PIXELS:
                 raise
             return Reason.UNDECODABLE.of(header.sop_instance_uid)
         refused = refuse_pixels(pixels, region, header.sop_instance_uid)

@@ -257,7 +257,8 @@ def _why_not(header: ImageHeader, read_simulated: bool) -> Reason | None:
         return Reason.NOT_ULTRASOUND
     if header.simulated and not read_simulated:
         return Reason.SIMULATED
-    if header.body_part_examined.strip().upper() not in ("", "BREAST"):
+    body_part = header.body_part_examined.strip().upper()
+    if body_part and "BREAST" not in body_part:  # makers also write LBREAST, BREAST_US
         return Reason.NOT_BREAST
     if header.number_of_frames < 1 or header.rows < 1 or header.columns < 1:
         return Reason.NO_FRAMES

@@ -9,7 +9,7 @@ from inference.outline import box_of, main_component, outline_of
 
 def disc(row: int, column: int, radius: float, side: int = 64) -> np.ndarray:
     y, x = np.mgrid[0:side, 0:side]
-    return ((y - row) ** 2 + (x - column) ** 2 < radius**2).astype(np.float32)
+    return np.asarray((y - row) ** 2 + (x - column) ** 2 < radius**2, np.float32)
 
 
 def area(points: np.ndarray) -> float:
@@ -25,7 +25,7 @@ def test_heavier_of_two_components_is_the_lesion() -> None:
 
 
 def test_weak_map_still_gives_its_most_likely_place() -> None:
-    part = main_component(0.2 * disc(20, 40, 6))
+    part = main_component(np.float32(0.2) * disc(20, 40, 6))
     assert part[20, 40]
     assert not part[50, 10]
 

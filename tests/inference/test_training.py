@@ -23,11 +23,28 @@ from inference.training.measures import (
 from inference.training.release import release
 from inference.training.train import Recipe, masked_binary, masked_choice, train
 
-COLUMNS = (
-    "id,set,file,mask,shipped,label,split,group_id,birads,shape,orientation,boundary,"
-    "calcification,echogenicity,posterior,margin_circumscribed,margin_indistinct,"
-    "margin_angular,margin_microlobulated,margin_spiculated"
-).split(",")
+COLUMNS = [
+    "id",
+    "set",
+    "file",
+    "mask",
+    "shipped",
+    "label",
+    "split",
+    "group_id",
+    "birads",
+    "shape",
+    "orientation",
+    "boundary",
+    "calcification",
+    "echogenicity",
+    "posterior",
+    "margin_circumscribed",
+    "margin_indistinct",
+    "margin_angular",
+    "margin_microlobulated",
+    "margin_spiculated",
+]
 MARGINS = [name for name in COLUMNS if name.startswith("margin_")]
 RECIPE = Recipe(
     steps=2, minutes=5, batch=4, side_first=64, side=64, threads=1, dropout=0.0
