@@ -60,6 +60,7 @@ def orthanc(folder: Path) -> Iterator[Peer | None]:
         yield None
         return
     dicom, http = free_port(), free_port()
+    folder.mkdir(parents=True, exist_ok=True)
     configuration = folder / "orthanc.json"
     configuration.write_text(
         json.dumps(
