@@ -122,8 +122,8 @@ def download(
     """Fetch the pictures into `directory` with manifest and licence; return it.
 
     What is there and whole is not fetched again. Every picture is checked against its
-    SHA-256 before it is written. Raises NodeError: UNAVAILABLE when the publisher cannot
-    be reached, INTEGRITY when what came is not what was published.
+    SHA-256 before it is written. Raises NodeError: UNAVAILABLE when the publisher
+    cannot be reached, INTEGRITY when what came is not what was published.
     """
     pictures = directory / "images"
     pictures.mkdir(parents=True, exist_ok=True)
