@@ -1,10 +1,11 @@
 """The simulator sends valid ultrasound objects of invented women (PS3.3 A.6, A.7)."""
 
+import asyncio
 import csv
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from io import BytesIO
 from itertools import count
@@ -21,6 +22,7 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from dicom_scp.phantoms import PhantomLesion, build_phantom
 from dicom_scp.scanner import invalid_id_number
+from dicom_scp.scp import StorageScp
 from dicom_scp.simulator import (
     PATIENTS,
     Expectation,
@@ -32,6 +34,10 @@ from dicom_scp.simulator import (
 )
 from node.domain.errors import ErrorKind, NodeError
 from node.imaging import BytesReader, StoredImage, ultrasound_regions
+from node.store.store import Store
+from node.store.studies import instances_of
+
+StartScp = Callable[..., Awaitable[StorageScp]]
 
 NOW = datetime(2026, 11, 21, 10, 0, tzinfo=UTC)
 DCIODVFY = Path(sys.executable).parent / "dciodvfy"
@@ -247,6 +253,22 @@ def test_every_instance_is_answered_and_a_refused_syntax_is_told(
     assert rle
     assert {a.sop_instance_uid for a in answers if not a.stored} == rle
     assert {a.sop_instance_uid for a in answers if a.stored} == set(got)
+
+
+async def test_node_stores_every_study_of_the_demo(
+    studies: list[SimulatedStudy], start_scp: StartScp, store: Store
+) -> None:
+    scp = await start_scp()
+    answers = await asyncio.to_thread(
+        send, studies, host="127.0.0.1", port=scp.ports[0], clock=lambda: NOW
+    )
+    assert [answer for answer in answers if not answer.stored] == []
+    async with store.db.transaction() as tx:
+        for study in studies:
+            found = await instances_of(tx, store, study.study_instance_uid)
+            assert len(found) == len(study.instances)
+            frames = [int(i.get("NumberOfFrames", None) or 1) for i in study.instances]
+            assert [len(one.frame_table) for one in found] == frames
 
 
 def test_nobody_listening_is_named(studies: list[SimulatedStudy]) -> None:
