@@ -36,6 +36,7 @@ from node.store.overlays import read_overlay
 from node.workflow.intake import KeptObject, Received, keep_object, store_result
 
 if TYPE_CHECKING:
+    from node.store.database import Transaction
     from node.store.keys import Sealer
     from node.store.store import Store
     from node.store.studies import StoredInstance
@@ -80,9 +81,8 @@ async def encode_report(
     version = report.version(number)
     if not is_encoded(version):
         return
-    headers = await asyncio.to_thread(image_headers, sources)
     results = await asyncio.to_thread(
-        lambda: list(_build(store, sealer, report, version, headers, settings))
+        _encode, store, sealer, report, version, sources, settings.equipment
     )
     await _store(store, report, results, settings)
 
@@ -125,16 +125,16 @@ def _header(source: StoredInstance) -> Dataset:
     return header
 
 
-def _build(
+def _encode(
     store: Store,
     sealer: Sealer,
     report: Report,
     version: ReportVersion,
-    headers: Sequence[Dataset],
-    settings: ResultSettings,
-) -> Iterator[_Result]:
-    """Yield the objects of a version, each durable already. Blocks."""
-    equipment = settings.equipment
+    sources: Sequence[StoredInstance],
+    equipment: Equipment,
+) -> list[_Result]:
+    """Return the objects of a version, each durable already. Blocks."""
+    headers = image_headers(sources)
     if version.signed:
         document = build_verified_sr(
             version,
@@ -143,11 +143,8 @@ def _build(
             report_id=report.id,
             equipment=equipment,
         )
-        yield _keep(store, document, Origin.VERIFIED_SR)
-        return
+        return [_keep(store, document, Origin.VERIFIED_SR)]
     heat_maps = list(_heat_maps(store, sealer, report, version, headers, equipment))
-    for heat_map in heat_maps:
-        yield _keep(store, heat_map, Origin.HEAT_MAP)
     document = build_ai_sr(
         version,
         headers,
@@ -155,7 +152,10 @@ def _build(
         equipment=equipment,
         heat_maps=heat_maps,
     )
-    yield _keep(store, document, Origin.AI_SR)
+    return [
+        *(_keep(store, heat_map, Origin.HEAT_MAP) for heat_map in heat_maps),
+        _keep(store, document, Origin.AI_SR),
+    ]
 
 
 def _heat_maps(
@@ -224,33 +224,38 @@ async def _store(
     results: Sequence[_Result],
     settings: ResultSettings,
 ) -> None:
-    """Add the objects to the study and defer their sending, all in one commit."""
-    unused = [result.kept.blob_name for result in results]
+    """Add the objects to the study and defer their sending, all in one commit.
+
+    Objects that no row refers to are removed, but only when that is certain: in
+    a commit that broke off nobody knows what the database kept.
+    """
+    unused = []
     try:
         async with store.db.transaction() as tx:
-            used = []
             for result in results:
                 outcome = await store_result(
                     store, tx, result.instance, blob_key=result.kept.key
                 )
                 if outcome is Received.DUPLICATE:
+                    unused.append(result.kept.blob_name)
                     continue
-                used.append(result.kept.blob_name)
                 for destination in settings.destinations:
                     await _defer_send(store, tx, report, result.instance, destination)
-        unused = [name for name in unused if name not in used]
     except NodeError as error:
-        if error.kind is ErrorKind.UNAVAILABLE:
-            unused = []  # nobody knows what the database kept of the commit
+        if error.kind is not ErrorKind.UNAVAILABLE:
+            await _remove(store, [result.kept.blob_name for result in results])
         raise
-    finally:
-        for name in unused:
-            await asyncio.to_thread(store.blobs.delete, name)
+    await _remove(store, unused)
+
+
+async def _remove(store: Store, names: Sequence[str]) -> None:
+    for name in names:
+        await asyncio.to_thread(store.blobs.delete, name)
 
 
 async def _defer_send(
     store: Store,
-    tx: Any,
+    tx: Transaction,
     report: Report,
     instance: ReceivedInstance,
     destination: str,
