@@ -95,7 +95,9 @@ class StoreThread:
 
     def stop(self) -> None:
         """Close the store and end the thread."""
-        with suppress(Exception):
+        if not self._thread.is_alive():
+            return
+        with suppress(NodeError):
             self.call(self._stop(), timeout_s=10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
@@ -506,6 +508,8 @@ class _Prefix(RawIOBase):
 
 class _Stored(RawIOBase):
     """A stored object as a seekable file."""
+
+    name = "stored object"  # pydicom asks buffered readers for it
 
     def __init__(self, reader: "BlobReader") -> None:
         super().__init__()

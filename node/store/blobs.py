@@ -96,7 +96,11 @@ class BlobWriter:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._file: BinaryIO = open(self._temporary, "xb", buffering=0)  # noqa: SIM115
             os.fchmod(self._file.fileno(), 0o600)
+        try:
             self._put(bytes([HEADER]) + salt + self._prefix)
+        except BaseException:
+            self.abort()
+            raise
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append plaintext; EXHAUSTED when the disk is full, nothing is kept then."""
