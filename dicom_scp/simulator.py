@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -267,7 +268,9 @@ def _phantom_visits(wanted: Collection[Patient]) -> list[_Visit]:
             _visit, smith, GE_LIKE, 0, "Breast US", (lipoma,), 81, calibrated=False
         ),
     ]
-    return [plan() for plan in plans if plan.args[0] in wanted]
+    with ThreadPoolExecutor(2) as pool:  # numpy leaves the interpreter to others
+        drawn = [pool.submit(plan) for plan in plans if plan.args[0] in wanted]
+        return [visit.result() for visit in drawn]
 
 
 def _visit(

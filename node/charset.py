@@ -9,6 +9,7 @@ instance keeps its own bytes.
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Sequence
 from itertools import chain
 
@@ -97,18 +98,20 @@ def unicode_header(
 ) -> Dataset:
     """Return a copy of the header in ISO_IR 192, without pixel data.
 
-    An element that cannot be read as its VR says (an IS of `one`) is kept as OB with its
-    bytes: present and undeciphered. UN would be truer, but pydicom turns a UN of a known
-    tag back into its VR and fails again.
+    An element that cannot be read as its VR says (an IS of `one`) is kept as OB with
+    its bytes: present and undeciphered. UN would be truer, but pydicom turns a UN of a
+    known tag back into its VR and fails again.
     """
     character_sets = _declared(dataset) or list(inherited)
     header = Dataset()
+    swapped = getattr(dataset, "original_encoding", (None, None))[1] is False
     for tag in sorted(dataset.keys()):
         skipped = tag.group == PIXEL_GROUP and tag not in EXTENDED_OFFSETS
         if skipped or tag.group == FILE_META_GROUP or tag.element == 0:
             continue
         if tag != SPECIFIC_CHARACTER_SET:
-            header.add(_unicode_element(dataset, tag, character_sets, unlabelled))
+            element = _unicode_element(dataset, tag, character_sets, unlabelled)
+            header.add(_little_endian(element) if swapped else element)
     if not inherited:
         header.SpecificCharacterSet = UTF8
     file_meta = getattr(dataset, "file_meta", None)
@@ -145,6 +148,16 @@ def _unicode_element(
         for item in converted.value
     ]
     return DataElement(tag, "SQ", items)
+
+
+def _little_endian(element: DataElement) -> DataElement:
+    """Swap the words of a lookup table: headers and DICOM JSON are little endian."""
+    value = element.value
+    if element.VR == "OW" and isinstance(value, bytes) and len(value) % 2 == 0:
+        words = array("H", value)
+        words.byteswap()
+        return DataElement(element.tag, "OW", words.tobytes())
+    return element
 
 
 def _values(text: str, vr: str) -> str | list[str]:

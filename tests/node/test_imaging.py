@@ -122,16 +122,20 @@ def test_sixteen_bit_grey_uses_the_full_range() -> None:
     assert np.array_equal(picture[..., 0], colours()[..., 0])
 
 
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian])
 @pytest.mark.parametrize("bits", [8, 16])
-def test_palette_colours_are_looked_up(bits: int) -> None:
+def test_palette_colours_are_looked_up(bits: int, syntax: UID) -> None:
     indices = colours()[..., 0]
-    dataset = instance(indices, photometric="PALETTE COLOR")
+    dataset = instance(indices, photometric="PALETTE COLOR", syntax=syntax)
+    order = "<u2" if syntax == ExplicitVRLittleEndian else ">u2"
     ramp = np.arange(256)
     for name, table in (("Red", ramp), ("Green", 255 - ramp), ("Blue", ramp * 0 + 9)):
-        entries = (table * 256).astype("<u2") if bits == 16 else table.astype(np.uint8)
+        words = table * 256 if bits == 16 else table.astype(np.uint8).view("<u2")
+        entries = words.astype(order)  # 8-bit entries go two to a word
         keyword = f"{name}PaletteColorLookupTable"
         setattr(dataset, f"{keyword}Descriptor", [256, 0, bits])
         setattr(dataset, f"{keyword}Data", entries.tobytes())
+        dataset[f"{keyword}Data"].VR = "OW"
     picture = shown(part10(dataset))
     assert np.array_equal(picture[..., 0], indices)
     assert np.array_equal(picture[..., 1], 255 - indices)
