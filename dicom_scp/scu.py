@@ -191,7 +191,8 @@ def _associate(
         raise NodeError(
             f"{destination} takes none of the offered classes", ErrorKind.UNSUPPORTED
         )
-    raise _away(destination, "does not answer")
+    secured = " or shows no certificate that we trust" if tls is not None else ""
+    raise _away(destination, f"does not answer{secured}")
 
 
 def _send_at_once(event: evt.Event) -> None:

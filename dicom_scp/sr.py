@@ -12,6 +12,7 @@ version, and every date in them is the version's own.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -27,6 +28,7 @@ from highdicom.sr import (
     ObserverContext,
     PersonObserverIdentifyingAttributes,
 )
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import (
@@ -63,6 +65,10 @@ _AI_SERIES_NUMBER, _VERIFIED_SERIES_NUMBER = 9000, 9500
 _NOT_READ_SUMMARY: Final = {
     "zh-CN": "{read} 幅图像已判读，{not_read} 幅未判读",
     "en": "{read} images read by AI, {not_read} not read",
+}
+_FORMS: Final = {
+    "DA": re.compile(r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"),
+    "TM": re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?"),
 }
 _TYPE_2: Final = (
     "PatientName",
@@ -307,7 +313,7 @@ def complete_header(header: Dataset) -> Dataset:
     """
     kept = Dataset()
     for element in header:
-        if element.VR != "UN":
+        if element.VR != "UN" and _is_well_formed(element):
             kept.add(copy.deepcopy(element))
     for keyword in _TYPE_2:
         if kept.get(keyword) is None:
@@ -316,6 +322,12 @@ def complete_header(header: Dataset) -> Dataset:
         kept.PatientSex = ""
     kept.SpecificCharacterSet = UTF8
     return kept
+
+
+def _is_well_formed(element: DataElement) -> bool:
+    """Tell whether a date or time is one (PS3.5 6.2); other values are let pass."""
+    form = _FORMS.get(element.VR)
+    return form is None or not element.value or bool(form.fullmatch(str(element.value)))
 
 
 def stamp(dataset: Dataset, version: ReportVersion, equipment: Equipment) -> None:

@@ -1,11 +1,24 @@
 """C-STORE to an archive and what its answers mean (PS3.4 B.2.3, PS3.8 9.3.4)."""
 
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
+from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+from cryptography.x509.oid import NameOID
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -51,6 +64,7 @@ def make_archive() -> Iterator[MakeArchive]:
         syntaxes: tuple[str, ...] = (ExplicitVRLittleEndian, ImplicitVRLittleEndian),
         calling: tuple[str, ...] = (),
         status: int = 0x0000,
+        tls: ssl.SSLContext | None = None,
     ) -> Archive:
         archive = Archive(status=status)
         ae = AE(ae_title="ARCHIVE")
@@ -61,6 +75,7 @@ def make_archive() -> Iterator[MakeArchive]:
         server = ae.start_server(
             ("127.0.0.1", 0),
             block=False,
+            ssl_context=tls,
             evt_handlers=[(evt.EVT_C_STORE, archive.store)],
         )
         servers.append(server)
@@ -193,3 +208,43 @@ def test_messages_are_not_held_back_by_nagles_algorithm(
     monkeypatch.setattr(socket.socket, "setsockopt", note)
     send_part10(to_part10(make_ai()), make_archive().destination())
     assert (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1) in set_options
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """Return a certificate for 127.0.0.1 and its key, both new PEM files."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "archive")])
+    now = datetime.now(UTC)
+    address = x509.IPAddress(ip_address("127.0.0.1"))
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(minutes=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    certificate_file, key_file = folder / "archive.pem", folder / "archive.key"
+    certificate_file.write_bytes(certificate.public_bytes(Encoding.PEM))
+    key_file.write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+    return certificate_file, key_file
+
+
+def test_tls_reaches_the_archive_that_is_trusted_and_no_other(
+    make_archive: MakeArchive, tmp_path: Path
+) -> None:
+    certificate, key = make_certificate(tmp_path)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificate, key)
+    archive, part10 = make_archive(tls=server), to_part10(make_ai())
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    send_part10(part10, archive.destination(tls=trusting))
+    assert len(archive.received) == 1
+    wary = archive.destination(tls=ssl.create_default_context())
+    assert failure_of(part10, wary).kind is ErrorKind.UNAVAILABLE
+    assert len(archive.received) == 1

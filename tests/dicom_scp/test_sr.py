@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from highdicom.sr import MeasurementReport, srread
 from pydicom import dcmread
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.sr._concepts_dict import concepts as standard
 
@@ -516,6 +517,31 @@ def test_a_header_with_gaps_and_nonsense_still_makes_a_document() -> None:
     )
     assert document.PatientSex == ""
     assert document.StudyID == ""
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("PatientBirthDate", "1980"),
+        ("PatientBirthDate", "19800000"),
+        ("StudyDate", "2026.01.02"),
+        ("StudyTime", "9:00"),
+        ("StudyTime", "999999"),
+    ],
+)
+def test_a_date_or_time_that_is_none_stays_empty(keyword: str, value: str) -> None:
+    source = make_header("2.25.2001")
+    told = source.to_json_dict()
+    tag = f"{tag_for_keyword(keyword):08X}"
+    told[tag]["Value"] = [value]
+    document = build_ai_sr(
+        make_version(),
+        [Dataset.from_json(told)],
+        report_id=REPORT,
+        equipment=EQUIPMENT,
+    )
+    assert not document.get(keyword)
+    assert to_part10(document)
 
 
 def test_a_chinese_name_without_structure_is_shown_whole() -> None:
