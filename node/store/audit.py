@@ -1,6 +1,8 @@
 """The audit trail on disk: append-only and hash-chained."""
 
 import json
+from dataclasses import replace
+from datetime import UTC
 from typing import TYPE_CHECKING
 
 from node.domain.audit import GENESIS, AuditEntry, Outcome, chain_hash
@@ -15,7 +17,11 @@ _CHAIN_LOCK = 0x5030  # one writer at a time: the chain has one end
 
 
 async def record(tx: "Transaction", entry: AuditEntry) -> None:
-    """Append `entry` to the chain; it becomes durable with `tx`."""
+    """Append `entry` to the chain; it becomes durable with `tx`.
+
+    From here until `tx` ends nobody else can append: record last.
+    """
+    entry = replace(entry, at=entry.at.astimezone(UTC))  # as it will be read back
     await tx.execute("select pg_advisory_xact_lock($1)", _CHAIN_LOCK)
     last = await tx.fetchrow(
         "select sequence, hash from audit_entries order by sequence desc limit 1"

@@ -8,11 +8,12 @@ is read by decrypting only the segments that hold it.
 """
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,23 +32,28 @@ HEADER = 1 + SALT + PREFIX
 PLAIN = SEGMENT - TAG
 FIRST_PLAIN = PLAIN - HEADER
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_TEMPORARY = ".part"
 
 
 class BlobStore:
     """Files below `root`, sharded by a hash of their opaque names."""
 
     def __init__(self, root: Path) -> None:
+        """Open the folder, made if new, and remove what killed writers left there."""
         self._root = root
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._unfinished = root / "unfinished"
+        with _disk_errors():
+            self._unfinished.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._make_shards()
+        self.sweep()
 
     def writer(self, name: str, *, key: bytes, associated_data: bytes) -> "BlobWriter":
         """Return a writer; nothing is visible under `name` before its commit."""
-        return BlobWriter(self._path(name), key, associated_data)
+        bound = bind_name(name, associated_data)
+        return BlobWriter(self._path(name), self._unfinished, key, bound)
 
     def reader(self, name: str, *, key: bytes, associated_data: bytes) -> "BlobReader":
         """Return a reader; NOT_FOUND when there is no such object."""
-        return BlobReader(self._path(name), key, associated_data)
+        return BlobReader(self._path(name), key, bind_name(name, associated_data))
 
     def exists(self, name: str) -> bool:
         """Tell whether `name` was committed."""
@@ -62,45 +68,60 @@ class BlobStore:
         return shutil.disk_usage(self._root).free
 
     def sweep(self) -> int:
-        """Remove what interrupted writers left; return how many files.
+        """Remove what killed writers left; return how many files.
 
-        Only at start, before any writer of this process: a writer's file carries
-        its process id and those of living processes are kept.
+        A living writer holds a lock on its file, in whatever process or container
+        it runs, so this is safe at any time.
         """
         removed = 0
-        for path in self._root.glob(f"*/*/*{_TEMPORARY}"):
-            process = path.name.removesuffix(_TEMPORARY).rsplit(".", 2)[-2]
-            if process == str(os.getpid()) or not Path("/proc", process).exists():
+        for path in self._unfinished.iterdir():
+            try:
+                descriptor = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink(missing_ok=True)
                 removed += 1
+            except BlockingIOError:
+                pass
+            finally:
+                os.close(descriptor)
         return removed
 
     def _path(self, name: str) -> Path:
         digest = hashlib.sha256(name.encode()).hexdigest()
-        return self._root / digest[:2] / digest[2:4] / digest
+        return self._root / digest[:2] / digest
+
+    def _make_shards(self) -> None:
+        """Make all folders now: a commit then has one entry to make durable."""
+        present = {entry.name for entry in os.scandir(self._root)}
+        missing = {f"{number:02x}" for number in range(256)} - present
+        for shard in missing:
+            (self._root / shard).mkdir(mode=0o700, exist_ok=True)
+        if missing:
+            _fsync_directory(self._root)
 
 
 class BlobWriter:
     """Encrypts a stream of bytes into one file; holds at most one segment in memory."""
 
-    def __init__(self, path: Path, key: bytes, associated_data: bytes) -> None:
+    def __init__(
+        self, path: Path, unfinished: Path, key: bytes, associated_data: bytes
+    ) -> None:
         self._path = path
         salt, self._prefix = os.urandom(SALT), os.urandom(PREFIX)
         self._cipher = AESGCM(_derive(key, salt, associated_data))
         self._buffer = bytearray()
         self._segment = 0
         self._size = 0
-        unique = f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}{_TEMPORARY}"
-        self._temporary = path.with_name(unique)
         with _disk_errors():
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._file: BinaryIO = open(self._temporary, "xb", buffering=0)  # noqa: SIM115
-            os.fchmod(self._file.fileno(), 0o600)
-        try:
-            self._put(bytes([HEADER]) + salt + self._prefix)
-        except BaseException:
-            self.abort()
-            raise
+            self._temporary, self._file = _create_locked(unfinished)
+            try:
+                self._put(bytes([HEADER]) + salt + self._prefix)
+            except BaseException:
+                self.abort()
+                raise
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append plaintext; EXHAUSTED when the disk is full, nothing is kept then."""
@@ -123,9 +144,9 @@ class BlobWriter:
             self._flush(last=True)
             with _disk_errors():
                 os.fsync(self._file.fileno())
-                self._file.close()
                 os.replace(self._temporary, self._path)
-                _fsync_directories(self._path.parent)
+                _fsync_directory(self._path.parent)
+                self._file.close()
         except BaseException:
             self.abort()
             raise
@@ -133,8 +154,8 @@ class BlobWriter:
 
     def abort(self) -> None:
         """Drop what was written."""
-        self._file.close()
         self._temporary.unlink(missing_ok=True)
+        self._file.close()
 
     def _room(self) -> int:
         return PLAIN if self._segment else FIRST_PLAIN
@@ -142,7 +163,7 @@ class BlobWriter:
     def _flush(self, *, last: bool) -> None:
         nonce = _nonce(self._prefix, self._segment, last=last)
         try:
-            self._put(self._cipher.encrypt(nonce, bytes(self._buffer), None))
+            self._put(self._cipher.encrypt(nonce, self._buffer, None))
         except BaseException:
             self.abort()
             raise
@@ -160,12 +181,13 @@ class BlobReader:
     """Reads any range of one object, decrypting only the segments that hold it."""
 
     def __init__(self, path: Path, key: bytes, associated_data: bytes) -> None:
-        try:
-            self._file: BinaryIO = open(path, "rb", buffering=0)  # noqa: SIM115
-        except FileNotFoundError:
-            raise NodeError(
-                "the object is not stored here", ErrorKind.NOT_FOUND
-            ) from None
+        with _disk_errors():
+            try:
+                self._file: BinaryIO = open(path, "rb", buffering=0)  # noqa: SIM115
+            except FileNotFoundError:
+                raise NodeError(
+                    "the object is not stored here", ErrorKind.NOT_FOUND
+                ) from None
         self._length = os.fstat(self._file.fileno()).st_size
         header = self._file.read(HEADER)
         if len(header) < HEADER or header[0] != HEADER:
@@ -175,6 +197,7 @@ class BlobReader:
         self._cipher = AESGCM(_derive(key, header[1 : 1 + SALT], associated_data))
         self._segments = max(1, -(-self._length // SEGMENT))
         self._cached: tuple[int, bytes] | None = None
+        self._proved = False
 
     def __enter__(self) -> "BlobReader":
         return self
@@ -188,16 +211,23 @@ class BlobReader:
 
     @property
     def size(self) -> int:
-        """Return the plaintext size in bytes."""
-        return self._length - HEADER - TAG * self._segments
+        """Return the plaintext size in bytes; INTEGRITY when the end was cut off."""
+        self._prove_end()
+        return self._size()
 
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
         """Return `length` bytes from `offset`, fewer at the end of the object.
 
-        INTEGRITY when anything that is read was changed on disk. Reading to the
-        end also proves that nothing was cut off.
+        INTEGRITY when anything that is read was changed on disk, and when fewer
+        bytes would be returned because the end was cut off.
         """
-        end = self.size if length is None else min(offset + length, self.size)
+        if offset < 0 or (length is not None and length < 0):
+            raise ValueError("offset and length count from the start")
+        end = self._size()
+        if length is None or offset + length > end:
+            self._prove_end()
+        else:
+            end = offset + length
         parts = []
         for index in _segments_of(offset, max(offset, end), self._segments):
             start = _plain_start(index)
@@ -210,12 +240,22 @@ class BlobReader:
         for index in range(self._segments):
             yield self._segment(index)
 
+    def _size(self) -> int:
+        return max(0, self._length - HEADER - TAG * self._segments)
+
+    def _prove_end(self) -> None:
+        """Open the last segment: only the true one opens as the last."""
+        if not self._proved:
+            self._segment(self._segments - 1)
+            self._proved = True
+
     def _segment(self, index: int) -> bytes:
         if self._cached is not None and self._cached[0] == index:
             return self._cached[1]
         start = HEADER if index == 0 else index * SEGMENT
         stop = min((index + 1) * SEGMENT, self._length)
-        sealed = os.pread(self._file.fileno(), stop - start, start)
+        with _disk_errors():
+            sealed = os.pread(self._file.fileno(), stop - start, start)
         nonce = _nonce(self._prefix, index, last=index == self._segments - 1)
         try:
             plain = self._cipher.decrypt(nonce, sealed, None)
@@ -223,6 +263,14 @@ class BlobReader:
             raise _damaged() from None
         self._cached = (index, plain)
         return plain
+
+
+def bind_name(name: str, associated_data: bytes) -> bytes:
+    """Return the associated data that is valid for this name only.
+
+    A file that is put in the place of another does not open there.
+    """
+    return f"sononode blob {len(name)} {name} ".encode() + associated_data
 
 
 def _derive(key: bytes, salt: bytes, associated_data: bytes) -> bytes:
@@ -242,8 +290,8 @@ def _segments_of(start: int, end: int, count: int) -> range:
         past_first = position - FIRST_PLAIN
         return 0 if past_first < 0 else 1 + past_first // PLAIN
 
-    if start >= end:  # an empty object still proves itself by its one segment
-        return range(0, 1 if start == 0 and count == 1 else 0)
+    if start >= end:
+        return range(0)
     return range(holding(start), min(holding(end - 1) + 1, count))
 
 
@@ -251,14 +299,25 @@ def _damaged() -> NodeError:
     return NodeError("a stored object is not what was written", ErrorKind.INTEGRITY)
 
 
-def _fsync_directories(directory: Path) -> None:
-    """Make the name durable, and the two shard folders that may be new."""
-    for folder in (directory, directory.parent, directory.parent.parent):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _create_locked(folder: Path) -> tuple[Path, BinaryIO]:
+    """Return a new file that no sweep removes while it is open."""
+    while True:
+        path = folder / os.urandom(16).hex()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A sweep may have come between the two calls.
+            if os.fstat(descriptor).st_nlink:
+                return path, os.fdopen(descriptor, "wb", buffering=0)
+        os.close(descriptor)
+
+
+def _fsync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -269,7 +328,7 @@ def _disk_errors() -> Iterator[None]:
         if error.errno in _FULL:
             raise NodeError("the disk is full", ErrorKind.EXHAUSTED) from None
         raise NodeError(
-            f"the disk refuses to write ({errno.errorcode.get(error.errno or 0)});"
+            f"the disk refuses ({errno.errorcode.get(error.errno or 0)});"
             " check storage.objects",
             ErrorKind.UNAVAILABLE,
         ) from None

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import asyncpg
 import structlog
@@ -22,12 +22,13 @@ _AWAY = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.TooManyConnectionsError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
 )
+# asyncpg says InterfaceError for a closed pool or connection, and for our mistakes.
+_CLOSED = ("is closed", "is closing", "underlying connection")
 _FULL = (asyncpg.DiskFullError, asyncpg.OutOfMemoryError)
 
 Listener = Callable[[str], None]
+Isolation = Literal["read_committed", "repeatable_read", "serializable"]
 # A connection inside a transaction, as `Database.transaction` yields it.
 Transaction: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -74,7 +75,7 @@ class Database:
             self._listening = None
         try:
             await asyncio.wait_for(self._pool.close(), ACQUIRE_TIMEOUT_S)
-        except (TimeoutError, *_AWAY):
+        except (TimeoutError, asyncpg.InterfaceError, *_AWAY):
             self._pool.terminate()
 
     @asynccontextmanager
@@ -84,15 +85,16 @@ class Database:
             connection = await self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
         try:
             with _failures_named():
-                yield connection
+                # The pool's proxy has the whole interface of a connection.
+                yield cast("Transaction", connection)
         finally:
             # A connection that died in the body has nothing left to release.
-            with suppress(OSError, TimeoutError, *_AWAY):
+            with suppress(OSError, TimeoutError, asyncpg.InterfaceError, *_AWAY):
                 await self._pool.release(connection)
 
     @asynccontextmanager
     async def transaction(
-        self, *, isolation: str = "read_committed", readonly: bool = False
+        self, *, isolation: Isolation = "read_committed", readonly: bool = False
     ) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
         """Yield a connection inside a transaction.
 
@@ -129,13 +131,13 @@ class Database:
                 connection = await asyncpg.connect(
                     self._dsn, server_settings={"application_name": "sononode listen"}
                 )
-            except (OSError, TimeoutError, asyncpg.PostgresError, *_AWAY):
+            except (OSError, TimeoutError, asyncpg.PostgresError):
                 lost_before = True
                 await asyncio.sleep(LISTEN_RETRY_S)
                 continue
             try:
                 await self._listen_until_lost(connection, lost_before)
-            except (OSError, asyncpg.PostgresError, *_AWAY):
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 log.warning("database.listen_lost")
             finally:
                 connection.terminate()
@@ -174,10 +176,12 @@ def _failures_named(*, connecting: bool = False) -> Iterator[None]:
     """
     try:
         yield
+    except asyncpg.InterfaceError as error:
+        if not any(sign in str(error) for sign in _CLOSED):
+            raise
+        raise NodeError("the database is away", ErrorKind.UNAVAILABLE) from error
     except _FULL as error:
-        raise NodeError(
-            "the database has no room left", ErrorKind.EXHAUSTED
-        ) from error
+        raise NodeError("the database has no room left", ErrorKind.EXHAUSTED) from error
     except _AWAY as error:
         raise NodeError(
             f"the database is away ({type(error).__name__})", ErrorKind.UNAVAILABLE

@@ -3,24 +3,29 @@
 An attempt is counted when a job is claimed, before any work: a job that kills its
 worker ends among the dead letters after `MAX_CRASHES` instead of looping for ever.
 A running job holds a lease that its worker renews; a killed worker's job is taken
-over when the lease runs out. Payloads are sealed.
+over when the lease runs out. The number of the attempt fences off a worker that
+lost its lease without noticing. Payloads are sealed; they hold UIDs and ids only.
+
+Leases are written and judged by the clocks of the machines that work, so these must
+agree within a few seconds (NTP), as TLS and signed tokens demand anyway.
 """
 
 import asyncio
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
+import asyncpg
+
 from node.domain.errors import ErrorKind, NodeError
 from node.store.keys import KeyRing
 
 if TYPE_CHECKING:
-    import asyncpg
-
     from node.store.database import Database, Transaction
 
 LEASE = timedelta(seconds=8)
@@ -30,6 +35,7 @@ BACKOFF_FIRST_S = 0.5
 BACKOFF_LAST_S = 3600.0
 POLL_S = 1.0
 CHANNEL = "jobs"
+_GROUP_RACES = 4
 
 # How often an ordinary failure is tried again; 72 hours with the last pause of 1 h.
 MAX_FAILURES_BY_KIND: Mapping[str, int] = {
@@ -88,44 +94,53 @@ class Jobs:
         """Promise a job in the caller's transaction; return its id.
 
         While a job of the same `kind` and `key` waits or runs, that one is
-        returned. Jobs that share `order_key` run one at a time, oldest first.
+        returned. It may have read its input already: a `key` must name the version
+        of what is to be done. Jobs that share `order_key` run one at a time,
+        oldest first; one that waits for its next try holds up those behind it.
         """
         job_id, now = uuid4(), self._clock()
         body = json.dumps(payload, ensure_ascii=False).encode()
         sealed = self._ring.node.seal(
             body, table="jobs", row=str(job_id), column="payload"
         )
-        inserted = await tx.fetchval(
-            "insert into jobs (job_id, kind, state, dedupe_key, order_key, patient_id,"
-            " payload, not_before, deferred_at)"
-            " values ($1, $2, 'ready', $3, $4, $5, $6, $7, $8)"
-            " on conflict (kind, dedupe_key)"
-            " where dedupe_key is not null and state in ('ready', 'running')"
-            " do nothing returning job_id",
-            job_id,
-            kind,
-            key,
-            order_key,
-            patient_id,
-            sealed,
-            not_before or now,
-            now,
-        )
-        if inserted is None:
-            inserted = await tx.fetchval(
+        while True:
+            inserted: UUID | None = await tx.fetchval(
+                _DEFER,
+                job_id,
+                kind,
+                key,
+                order_key,
+                patient_id,
+                sealed,
+                not_before or now,
+                now,
+            )
+            if inserted is not None:
+                return inserted
+            waiting: UUID | None = await tx.fetchval(
                 "select job_id from jobs where kind = $1 and dedupe_key = $2"
                 " and state in ('ready', 'running')",
                 kind,
                 key,
             )
-        return inserted or job_id
+            if waiting is not None:
+                return waiting
+            # It ended between the two statements: promise the work anew.
 
     async def claim(self, kinds: Sequence[str], worker: str) -> Job | None:
         """Take the oldest job that is due, or None; its attempt counts from here."""
-        async with self._database.transaction() as tx:
-            await self._bury_crashed(tx, kinds)
-            row = await tx.fetchrow(_CLAIM, list(kinds), self._clock(), worker, LEASE)
-        return None if row is None else self._job(row, worker)
+        if self._wake is not None:
+            self._wake.clear()  # what is deferred from here on is not seen below
+        for _ in range(_GROUP_RACES):
+            try:
+                async with self._database.transaction() as tx:
+                    row = await tx.fetchrow(
+                        _CLAIM, list(kinds), self._clock(), worker, LEASE, MAX_CRASHES
+                    )
+            except asyncpg.UniqueViolationError:
+                continue  # another worker took a job of the same group just now
+            return None if row is None else self._job(row, worker)
+        return None
 
     async def heartbeat(self, job: Job) -> bool:
         """Renew the lease; False when another worker has taken the job over."""
@@ -140,8 +155,14 @@ class Jobs:
             )
         return bool(held)
 
-    async def done(self, tx: "Transaction", job: Job) -> None:
-        """Note in `tx` that the job is done; CONFLICT when its lease was lost."""
+    async def done(self, job: Job, tx: "Transaction | None" = None) -> None:
+        """Note, in `tx` if given, that the job is done; CONFLICT when it was lost.
+
+        With the handler's own transaction its changes and the job's end are one.
+        """
+        if tx is None:
+            async with self._database.transaction() as own:
+                return await self.done(job, own)
         held = await tx.fetchval(
             "update jobs set state = 'done', payload = null, lease_until = null,"
             " finished_at = $4, error = null where job_id = $1 and worker = $2"
@@ -153,6 +174,7 @@ class Jobs:
         )
         if not held:
             raise NodeError("another worker has this job now", ErrorKind.CONFLICT)
+        return None
 
     async def failed(self, job: Job, error: str, *, retry: bool = True) -> None:
         """Note a failure: try again later, or put the job among the dead letters."""
@@ -161,7 +183,7 @@ class Jobs:
         again = retry and failures < allowed
         async with self._database.transaction() as tx:
             await tx.execute(
-                "update jobs set state = $4, failures = $5, attempts = 0, error = $6,"
+                "update jobs set state = $4, failures = $5, crashes = 0, error = $6,"
                 " not_before = $7, worker = null, lease_until = null,"
                 " finished_at = $8 where job_id = $1 and worker = $2"
                 " and attempts = $3 and state = 'running'",
@@ -179,9 +201,9 @@ class Jobs:
         """Give a job back untouched, because its worker is stopping."""
         async with self._database.transaction() as tx:
             await tx.execute(
-                "update jobs set state = 'ready', attempts = attempts - 1,"
-                " worker = null, lease_until = null where job_id = $1"
-                " and worker = $2 and attempts = $3 and state = 'running'",
+                "update jobs set state = 'ready', worker = null,"
+                " lease_until = null where job_id = $1 and worker = $2"
+                " and attempts = $3 and state = 'running'",
                 job.id,
                 job.worker,
                 job.attempts,
@@ -190,7 +212,8 @@ class Jobs:
     async def dead(self, tx: "Transaction", limit: int = 100) -> list[DeadLetter]:
         """Return the dead letters, newest first."""
         rows = await tx.fetch(
-            "select * from jobs where state = 'dead' order by finished_at desc limit $1",
+            "select * from jobs where state = 'dead'"
+            " order by finished_at desc, sequence desc limit $1",
             limit,
         )
         return [
@@ -206,14 +229,22 @@ class Jobs:
         ]
 
     async def replay(self, tx: "Transaction", job_id: UUID) -> None:
-        """Try a dead letter again from the start; NOT_FOUND when it is none."""
-        replayed = await tx.fetchval(
-            "update jobs set state = 'ready', attempts = 0, failures = 0,"
-            " not_before = $2, finished_at = null, error = null"
-            " where job_id = $1 and state = 'dead' returning true",
-            job_id,
-            self._clock(),
-        )
+        """Try a dead letter again from the start.
+
+        NOT_FOUND when it is none, CONFLICT when the same work waits already.
+        """
+        try:
+            replayed = await tx.fetchval(
+                "update jobs set state = 'ready', crashes = 0, failures = 0,"
+                " not_before = $2, finished_at = null, error = null"
+                " where job_id = $1 and state = 'dead' returning true",
+                job_id,
+                self._clock(),
+            )
+        except asyncpg.UniqueViolationError:
+            raise NodeError(
+                "the same work was deferred again and is waiting", ErrorKind.CONFLICT
+            ) from None
         if not replayed:
             raise NodeError("there is no such failed job", ErrorKind.NOT_FOUND)
 
@@ -233,30 +264,18 @@ class Jobs:
             )
 
     async def wait(self, kinds: Sequence[str]) -> None:
-        """Return when a job may be due: on a notification, or after `POLL_S`."""
+        """Return when a job may be due: on a notification, or after `POLL_S`.
+
+        Retries and leases end silently; the poll finds them.
+        """
         if self._wake is None:
             self._wake = asyncio.Event()
             wake = self._wake
             await self._database.listen(CHANNEL, lambda _kind: wake.set())
             return
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(POLL_S):
                 await self._wake.wait()
-        except TimeoutError:
-            return
-        self._wake.clear()
-
-    async def _bury_crashed(self, tx: "Transaction", kinds: Sequence[str]) -> None:
-        now = self._clock()
-        await tx.execute(
-            "update jobs set state = 'dead', worker = null, lease_until = null,"
-            " finished_at = $2, error = 'its process died ' || attempts || ' times;"
-            " see the log' where kind = any($1) and state = 'running'"
-            " and lease_until < $2 and attempts >= $3",
-            list(kinds),
-            now,
-            MAX_CRASHES,
-        )
 
     def _job(self, row: "asyncpg.Record", worker: str) -> Job:
         return Job(
@@ -276,15 +295,34 @@ class Jobs:
         return payload
 
 
+_DEFER = """
+insert into jobs (job_id, kind, state, dedupe_key, order_key, patient_id, payload,
+                  not_before, deferred_at)
+values ($1, $2, 'ready', $3, $4, $5, $6, $7, $8)
+on conflict (kind, dedupe_key)
+    where dedupe_key is not null and state in ('ready', 'running')
+    do nothing
+returning job_id
+"""
+
+# A running job whose lease ran out has lost its process. The third loss buries it.
 # A job of an ordered group is taken only when no older one of it waits or runs.
 _CLAIM = """
-update jobs set state = 'running', attempts = attempts + 1, worker = $3,
-       lease_until = $2::timestamptz + $4
+with buried as (
+    update jobs set state = 'dead', crashes = crashes + 1, worker = null,
+           lease_until = null, finished_at = $2,
+           error = 'its process died ' || crashes + 1 || ' times; see the log'
+    where kind = any($1) and state = 'running' and lease_until < $2
+      and crashes + 1 >= $5
+)
+update jobs set state = 'running', attempts = attempts + 1,
+       crashes = crashes + (state = 'running')::integer,
+       worker = $3, lease_until = $2::timestamptz + $4
 where job_id = (
     select job_id from jobs candidate
     where kind = any($1)
       and ((state = 'ready' and not_before <= $2)
-           or (state = 'running' and lease_until < $2))
+           or (state = 'running' and lease_until < $2 and crashes + 1 < $5))
       and (order_key is null or not exists (
           select 1 from jobs older
           where older.order_key = candidate.order_key

@@ -2,17 +2,24 @@
 
 Every seal is AES-256-GCM under a fresh 96-bit nonce; its associated data binds
 tenant, table, row, column and key, so that no ciphertext is valid anywhere else.
-A patient's data key exists once; destroying it erases her everywhere, backups
-included. Blind indexes are HMACs under keys that never stand beside the data.
+A patient's data key exists once; destroying it erases her everywhere, and the
+rotation that follows makes the wrapped copy in older backups useless too. Blind
+indexes are HMACs under keys that never stand beside the data.
+
+Several processes hold a ring at the same time. Whoever wraps a key takes an
+advisory lock shared, whoever rotates takes it alone; a process that meets a key
+wrapped by a domain key that it does not know reads the root key file again.
 """
 
 import base64
 import hashlib
 import hmac
 import os
+import stat
 import unicodedata
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
@@ -37,13 +44,14 @@ DOMAINS = ("patient", "node", "index")
 _NOBODY = UUID(int=0)
 _CACHED_KEYS = 4096
 _FORMAT = b"\x01"
+_WRAPPING_LOCK = 0x736F6E6F_00000002  # "sono", 2
 
 
 @dataclass(frozen=True)
 class RootKey:
     """The key above all others; its id says which one wrapped a domain key."""
 
-    secret: bytes
+    secret: bytes = field(repr=False)
 
     @property
     def id(self) -> str:
@@ -54,23 +62,32 @@ class RootKey:
 def create_root_key(path: Path) -> None:
     """Write a new root key with mode 0400; CONFLICT when there is one already."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if path.exists():
+        raise NodeError(
+            f"{path}: there is a key already; it is never overwritten",
+            ErrorKind.CONFLICT,
+        )
+    fresh = _write_beside(path, [RootKey(os.urandom(KEY_BYTES))])
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
+        os.link(fresh, path)  # unlike a rename this fails when somebody was faster
     except FileExistsError:
         raise NodeError(
             f"{path}: there is a key already; it is never overwritten",
             ErrorKind.CONFLICT,
         ) from None
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(base64.b64encode(os.urandom(KEY_BYTES)) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    finally:
+        fresh.unlink()
+    _fsync_directory(path.parent)
 
 
-def read_root_key(path: Path) -> RootKey:
-    """Return the root key of `path`; SETTING names the file and the mend."""
+def read_root_keys(path: Path) -> list[RootKey]:
+    """Return the root keys of `path`, newest first; SETTING names file and mend.
+
+    There are two only after a rotation that was cut short.
+    """
     try:
-        secret = base64.b64decode(path.read_bytes(), validate=False)
+        mode = stat.S_IMODE(path.stat().st_mode)
+        lines = path.read_bytes().split()
     except FileNotFoundError:
         raise NodeError(
             f"keys.root_file: {path} is missing; restore it from its copy, or run"
@@ -82,14 +99,22 @@ def read_root_key(path: Path) -> RootKey:
             f"keys.root_file: {path} cannot be read ({error.strerror})",
             ErrorKind.SETTING,
         ) from None
+    if mode & 0o027:
+        raise NodeError(
+            f"keys.root_file: {path} has mode {mode:04o}; others could use it;"
+            f" run `chmod 0400 {path}`",
+            ErrorKind.SETTING,
+        )
+    try:
+        secrets = [base64.b64decode(line, validate=True) for line in lines]
     except ValueError:
-        secret = b""
-    if len(secret) != KEY_BYTES:
+        secrets = []
+    if not secrets or any(len(secret) != KEY_BYTES for secret in secrets):
         raise NodeError(
             f"keys.root_file: {path} does not hold a key; restore it from its copy",
             ErrorKind.SETTING,
         )
-    return RootKey(secret)
+    return [RootKey(secret) for secret in secrets]
 
 
 class Sealer:
@@ -133,9 +158,8 @@ class Sealer:
 class KeyRing:
     """All keys of an installation; data keys are unwrapped when first needed."""
 
-    def __init__(self, database: "Database", root: RootKey, root_path: Path) -> None:
+    def __init__(self, database: "Database", root_path: Path) -> None:
         self._database = database
-        self._root = root
         self._root_path = root_path
         self._domain_keys: dict[UUID, bytes] = {}
         self._current: dict[str, UUID] = {}
@@ -151,15 +175,14 @@ class KeyRing:
         SETTING when the root key is missing or is not the one that this database
         was written with.
         """
-        ring = cls(database, read_root_key(root_key_path), root_key_path)
+        ring = cls(database, root_key_path)
         async with database.transaction() as tx:
-            await tx.execute("select pg_advisory_xact_lock(hashtext('domain_keys'))")
+            await tx.execute("select pg_advisory_xact_lock($1)", _WRAPPING_LOCK)
             await ring._load_domains(tx)
-            for domain in DOMAINS:
-                if domain not in ring._current:
-                    await ring._create_domain(tx, domain)
-            ring.node = await ring._data_key(tx, "node", _NOBODY)
-            index = await ring._data_key(tx, "index", _NOBODY)
+            if not ring._current:
+                await ring._create_domains(tx, read_root_keys(root_key_path)[0])
+            ring.node, _ = await ring._data_key(tx, "node", _NOBODY)
+            index, _ = await ring._data_key(tx, "index", _NOBODY)
             ring._index = index.blob_key
         return ring
 
@@ -169,13 +192,8 @@ class KeyRing:
         if cached is not None:
             self._patients.move_to_end(patient_id)
             return cached
-        sealer = await self._data_key(tx, "patient", patient_id)
-        # A key that a rolled-back transaction made must not be remembered.
-        if await tx.fetchval(
-            "select xmin::text::bigint <> (pg_current_xact_id()::text::bigint"
-            " & 4294967295) from data_keys where domain = 'patient' and subject = $1",
-            patient_id,
-        ):
+        sealer, settled = await self._data_key(tx, "patient", patient_id)
+        if settled:
             self._patients[patient_id] = sealer
             if len(self._patients) > _CACHED_KEYS:
                 self._patients.popitem(last=False)
@@ -193,60 +211,57 @@ class KeyRing:
         text = unicodedata.normalize("NFKC", value).casefold().strip()
         return hmac.digest(key, text.encode(), "sha256")[:BLIND_BYTES]
 
-    async def rotate(self, tx: "Transaction") -> int:
+    async def rotate(self) -> int:
         """Make a new root key and new domain keys; return how many keys were wrapped.
 
-        The new root key lies in `<file>.new` until the transaction is committed and
-        the ring is opened again; the old one stays as `<file>.old`. Bodies and
-        blind indexes stay as they are: data keys do not change.
+        Data keys stay, and so do bodies, objects and blind indexes. The root key
+        file holds the new key and the old one until the new wrapping is committed,
+        so that a crash at any moment leaves an installation that opens.
         """
+        kept = read_root_keys(self._root_path)
         new_root = RootKey(os.urandom(KEY_BYTES))
-        await tx.execute("select pg_advisory_xact_lock(hashtext('domain_keys'))")
-        rows = await tx.fetch(
-            "select key_id, domain, domain_key_id, wrapped from data_keys"
-            " where wrapped is not null for update"
-        )
-        plain = {row["key_id"]: self._unwrap_data(row) for row in rows}
-        await tx.execute("update domain_keys set current = false")
-        # The file first: a root key that is lost is worse than one too many. It
-        # takes the old one's place when the database is seen to name it.
-        self._write_next_root(new_root)
-        self._root = new_root
-        for domain in DOMAINS:
-            await self._create_domain(tx, domain)
-        for row in rows:
-            parent = self._current[row["domain"]]
-            wrapped = _wrap(
-                self._domain_keys[parent], plain[row["key_id"]], row["key_id"]
-            )
-            await tx.execute(
-                "update data_keys set domain_key_id = $2, wrapped = $3"
-                " where key_id = $1",
-                row["key_id"],
-                parent,
-                wrapped,
-            )
-        await tx.execute("delete from domain_keys where not current")
-        return len(rows) + len(DOMAINS)
+        async with self._database.transaction() as tx:
+            await tx.execute("select pg_advisory_xact_lock($1)", _WRAPPING_LOCK)
+            await self._load_domains(tx)
+            _replace_root_keys(self._root_path, [new_root, *kept])
+            count = await self._wrap_anew(tx, new_root)
+        _replace_root_keys(self._root_path, [new_root])
+        return count
 
-    async def verify(self, tx: "Transaction") -> int:
-        """Open every wrapped key once; return how many; INTEGRITY names the first."""
-        rows = await tx.fetch(
-            "select key_id, domain, domain_key_id, wrapped from data_keys"
-            " where wrapped is not null"
-        )
-        await self._load_domains(tx)
-        for row in rows:
-            self._unwrap_data(row)
-        return len(rows) + len(self._domain_keys)
+    async def verify(self) -> int:
+        """Open every key once; return how many there are; INTEGRITY names the first.
+
+        SETTING when the root key file still holds a key that rotation replaced.
+        """
+        async with self._database.transaction() as tx:
+            roots = await self._load_domains(tx)
+            count = len(self._domain_keys)
+            rows = tx.cursor("select * from data_keys where wrapped is not null")
+            async for row in rows:
+                self._unwrap_data(row)
+                count += 1
+        if len(roots) > 1:
+            raise NodeError(
+                f"keys.root_file: {self._root_path} still holds a key that was"
+                " replaced; run `python -m node keys rotate`",
+                ErrorKind.SETTING,
+            )
+        return count
 
     async def shred(self, tx: "Transaction", patient_id: UUID) -> None:
-        """Destroy a patient's key: nothing of her can be read from now on."""
-        await tx.execute(
+        """Destroy a patient's key: nothing of her can be read from now on.
+
+        NOT_FOUND when she never had one. `rotate` afterwards: until then a backup
+        of the database opens with today's root key.
+        """
+        shredded = await tx.fetchval(
             "update data_keys set wrapped = null, domain_key_id = null,"
-            " shredded_at = now() where domain = 'patient' and subject = $1",
+            " shredded_at = coalesce(shredded_at, now())"
+            " where domain = 'patient' and subject = $1 returning true",
             patient_id,
         )
+        if not shredded:
+            raise NodeError("this patient has no key here", ErrorKind.NOT_FOUND)
         await tx.execute("select pg_notify('key_shredded', $1)", str(patient_id))
         self._patients.pop(patient_id, None)
 
@@ -263,96 +278,132 @@ class KeyRing:
 
     # --- inside ----------------------------------------------------------------
 
-    async def _load_domains(self, tx: "Transaction") -> None:
+    async def _load_domains(self, tx: "Transaction") -> list[RootKey]:
+        """Read the domain keys, and the root keys that may open them, anew."""
+        roots = read_root_keys(self._root_path)
         rows = await tx.fetch("select * from domain_keys")
+        if {row["root_key_id"] for row in rows} - {root.id for root in roots}:
+            # A rotation may have ended between the two; the file is written first.
+            roots = read_root_keys(self._root_path)
+            rows = await tx.fetch("select * from domain_keys")
+        by_id = {root.id: root for root in roots}
+        known: dict[UUID, bytes] = {}
         for row in rows:
-            if row["root_key_id"] != self._root.id:
-                self._take_up_rotation(row["root_key_id"])
-            if row["root_key_id"] != self._root.id:
+            root = by_id.get(row["root_key_id"])
+            if root is None:
                 raise NodeError(
                     f"keys.root_file: {self._root_path} is not the key of this"
                     " database; restore the right one from its copy",
                     ErrorKind.SETTING,
                 )
-            key_id = row["key_id"]
-            self._domain_keys[key_id] = _unwrap(
-                self._root.secret, row["wrapped"], key_id
-            )
+            known[row["key_id"]] = _unwrap(root.secret, row["wrapped"], row["key_id"])
             if row["current"]:
-                self._current[row["domain"]] = key_id
+                self._current[row["domain"]] = row["key_id"]
+        self._domain_keys = known
+        return roots
 
-    async def _create_domain(self, tx: "Transaction", domain: str) -> None:
-        key_id, key = uuid4(), os.urandom(KEY_BYTES)
-        await tx.execute(
-            "insert into domain_keys (key_id, domain, root_key_id, wrapped)"
-            " values ($1, $2, $3, $4)",
-            key_id,
-            domain,
-            self._root.id,
-            _wrap(self._root.secret, key, key_id),
-        )
-        self._domain_keys[key_id] = key
-        self._current[domain] = key_id
-
-    async def _data_key(self, tx: "Transaction", domain: str, subject: UUID) -> Sealer:
-        key_id, key = uuid4(), os.urandom(KEY_BYTES)
-        parent = self._current[domain]
-        find = (
-            "select key_id, domain_key_id, wrapped from data_keys"
-            " where domain = $1 and subject = $2"
-        )
-        row = await tx.fetchrow(find, domain, subject)
-        if row is None:
+    async def _create_domains(self, tx: "Transaction", root: RootKey) -> None:
+        for domain in DOMAINS:
+            key_id, key = uuid4(), os.urandom(KEY_BYTES)
             await tx.execute(
-                "insert into data_keys (key_id, domain, subject, domain_key_id, wrapped)"
+                "insert into domain_keys (key_id, domain, root_key_id, wrapped)"
+                " values ($1, $2, $3, $4)",
+                key_id,
+                domain,
+                root.id,
+                _wrap(root.secret, key, key_id),
+            )
+            self._domain_keys[key_id] = key
+            self._current[domain] = key_id
+
+    async def _wrap_anew(self, tx: "Transaction", root: RootKey) -> int:
+        rows: Sequence[asyncpg.Record] = await tx.fetch(
+            "select * from data_keys where wrapped is not null for update"
+        )
+        plain = [(row, self._unwrap_data(row)) for row in rows]
+        known, current = self._domain_keys, self._current
+        self._domain_keys, self._current = dict(known), {}
+        try:
+            await tx.execute("update domain_keys set current = false")
+            await self._create_domains(tx, root)
+            parents = [self._current[row["domain"]] for row, _ in plain]
+            await tx.execute(
+                "update data_keys as kept"
+                " set domain_key_id = fresh.parent, wrapped = fresh.wrapped"
+                " from unnest($1::uuid[], $2::uuid[], $3::bytea[])"
+                " as fresh (key_id, parent, wrapped)"
+                " where kept.key_id = fresh.key_id",
+                [row["key_id"] for row, _ in plain],
+                parents,
+                [
+                    _wrap(self._domain_keys[parent], key, row["key_id"])
+                    for parent, (row, key) in zip(parents, plain, strict=True)
+                ],
+            )
+            await tx.execute("delete from domain_keys where not current")
+        except BaseException:
+            self._domain_keys, self._current = known, current
+            raise
+        return len(plain) + len(DOMAINS)
+
+    async def _data_key(
+        self, tx: "Transaction", domain: str, subject: UUID
+    ) -> tuple[Sealer, bool]:
+        """Return the sealer of `subject`, and whether its key outlives `tx`."""
+        row = await tx.fetchrow(_FIND, domain, subject)
+        if row is None:
+            # No rotation may run between the choice of the domain key and commit.
+            await tx.execute("select pg_advisory_xact_lock_shared($1)", _WRAPPING_LOCK)
+            await self._load_domains(tx)
+            key_id, parent = uuid4(), self._current[domain]
+            wrapped = _wrap(self._domain_keys[parent], os.urandom(KEY_BYTES), key_id)
+            await tx.execute(
+                "insert into data_keys"
+                " (key_id, domain, subject, domain_key_id, wrapped)"
                 " values ($1, $2, $3, $4, $5) on conflict (domain, subject) do nothing",
                 key_id,
                 domain,
                 subject,
                 parent,
-                _wrap(self._domain_keys[parent], key, key_id),
+                wrapped,
             )
-            row = await tx.fetchrow(find, domain, subject)
+            row = await tx.fetchrow(_FIND, domain, subject)
         if row is None or row["wrapped"] is None:
             raise NodeError("this patient's data was erased", ErrorKind.GONE)
         if row["domain_key_id"] not in self._domain_keys:
             # Another process has rotated the keys since we read them.
-            self._root = read_root_key(self._root_path)
             await self._load_domains(tx)
-        return Sealer(row["key_id"], self._unwrap_data(row))
+            row = await tx.fetchrow(_FIND, domain, subject) or row
+        return Sealer(row["key_id"], self._unwrap_data(row)), row["settled"]
 
     def _unwrap_data(self, row: "asyncpg.Record") -> bytes:
         parent = self._domain_keys.get(row["domain_key_id"])
         if parent is None:
             raise NodeError(
-                "a key is wrapped by a key that is missing", ErrorKind.INTEGRITY
+                f"key {row['key_id']} is wrapped by a key that is missing",
+                ErrorKind.INTEGRITY,
             )
         return _unwrap(parent, row["wrapped"], row["key_id"])
 
-    def _next_root_path(self) -> Path:
-        return self._root_path.with_name(f"{self._root_path.name}.new")
 
-    def _write_next_root(self, root: RootKey) -> None:
-        self._next_root_path().unlink(missing_ok=True)
-        descriptor = os.open(
-            self._next_root_path(), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400
-        )
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(base64.b64encode(root.secret) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+# A key that this transaction made itself may yet be rolled back and must not be
+# remembered; now() is the time at which the transaction began.
+_FIND = """
+select key_id, domain_key_id, wrapped, created_at < now() as settled
+from data_keys where domain = $1 and subject = $2
+"""
 
-    def _take_up_rotation(self, root_key_id: str) -> None:
-        """Put a rotated root key in its place once the database names it."""
-        if not self._next_root_path().exists():
-            return
-        fresh = read_root_key(self._next_root_path())
-        if fresh.id != root_key_id:
-            return
-        old = self._root_path.with_name(f"{self._root_path.name}.old")
-        os.replace(self._root_path, old)
-        os.replace(self._next_root_path(), self._root_path)
-        self._root = fresh
+
+async def shred_patient(database: "Database", ring: KeyRing, patient_id: UUID) -> int:
+    """Erase a patient for good; return how many keys were wrapped anew.
+
+    Rotating afterwards takes the root key away under which older backups hold her
+    wrapped key. A restored backup therefore needs the current tables domain_keys
+    and data_keys; keep only the newest copy of these two.
+    """
+    async with database.transaction() as tx:
+        await ring.shred(tx, patient_id)
+    return await ring.rotate()
 
 
 def _wrap(wrapping: bytes, key: bytes, key_id: UUID) -> bytes:
@@ -364,8 +415,39 @@ def _unwrap(wrapping: bytes, wrapped: bytes, key_id: UUID) -> bytes:
     nonce, sealed = bytes(wrapped[:NONCE_BYTES]), bytes(wrapped[NONCE_BYTES:])
     try:
         return AESGCM(wrapping).decrypt(nonce, sealed, key_id.bytes)
-    except InvalidTag:
+    except (InvalidTag, ValueError):
         raise NodeError(
-            "a wrapped key does not open; keys.root_file may be the wrong one",
-            ErrorKind.INTEGRITY,
+            f"wrapped key {key_id} is not what was written", ErrorKind.INTEGRITY
         ) from None
+
+
+def _replace_root_keys(path: Path, roots: Sequence[RootKey]) -> None:
+    """Put `roots` in the place of the key file, whole or not at all."""
+    try:
+        os.replace(_write_beside(path, roots), path)
+        _fsync_directory(path.parent)
+    except OSError as error:
+        raise NodeError(
+            f"keys.root_file: {path} cannot be replaced ({error.strerror});"
+            " rotation needs a folder that can be written",
+            ErrorKind.SETTING,
+        ) from None
+
+
+def _write_beside(path: Path, roots: Sequence[RootKey]) -> Path:
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
+    with os.fdopen(descriptor, "wb") as file:
+        for root in roots:
+            file.write(base64.b64encode(root.secret) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return fresh
+
+
+def _fsync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

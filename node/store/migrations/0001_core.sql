@@ -38,6 +38,7 @@ create table jobs (
     payload bytea,
     attempts integer not null default 0,
     failures integer not null default 0,
+    crashes integer not null default 0,
     not_before timestamptz not null,
     deferred_at timestamptz not null,
     worker text,
