@@ -150,6 +150,7 @@ class StorageScp:
         tls = tls_context(self.settings)
         self._thread.start()
         try:
+            self._intake.store.blobs.sweep()
             lost = self._thread.call(
                 end_lost_associations(self._intake.store, self.settings.process)
             )

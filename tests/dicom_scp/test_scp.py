@@ -1,5 +1,7 @@
 """C-ECHO and C-STORE against our SCP with other people's SCUs (PS3.4 annex A and B)."""
 
+import socket
+import ssl
 import subprocess
 import sys
 import warnings
@@ -421,6 +423,36 @@ async def test_taken_port_names_the_setting(start_scp: StartScp) -> None:
     scp = await start_scp()
     with pytest.raises(NodeError, match=r"dicom\.port: .* is taken"):
         await start_scp(port=scp.ports[0])
+
+
+async def test_instance_is_received_over_tls_but_not_over_an_old_one(
+    start_scp: StartScp, tls_certificate: Path
+) -> None:
+    scp = await start_scp(
+        tls_certificate=tls_certificate, tls_key=tls_certificate, tls_port=0
+    )
+    assert run_tool("echoscu", "-aec", "SONONODE", "127.0.0.1", scp.ports[0])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    instance = make_instance(frames=3)
+    entity = AE("SCANNER")
+    entity.add_requested_context(
+        instance.SOPClassUID, instance.file_meta.TransferSyntaxUID
+    )
+    association = entity.associate(
+        "127.0.0.1", scp.ports[1], ae_title="SONONODE", tls_args=(context, "localhost")
+    )
+    assert association.send_c_store(instance).Status == 0x0000
+    association.release()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with (
+        socket.create_connection(("127.0.0.1", scp.ports[1])) as connection,
+        pytest.raises(ssl.SSLError),
+    ):
+        context.wrap_socket(connection)
 
 
 def test_receiving_process_never_loads_torch() -> None:
