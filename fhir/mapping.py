@@ -356,7 +356,7 @@ class _Observations:
         )
         probability = codeable(lexicon.PROBABILITY_OF_CANCER)
         if lesion.probability is not None:
-            value = {"valueQuantity": quantity(100 * lesion.probability, "%")}
+            value = {"valueQuantity": quantity(lesion.probability.scaleb(2), "%")}
             members.append(self._make(f"{root_id}-probability", probability, value))
         members.append(self._make(f"{root_id}-size", _size_code(), size_value(lesion)))
         return [self._root(lesion, root_id, members), *members]

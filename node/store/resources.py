@@ -621,11 +621,15 @@ class _Sql:
         )
 
     def _within(self, wanted: Within, row: str) -> str:
-        lo, hi = self.bind(wanted.earliest), self.bind(wanted.latest)
         if wanted.parameter == LAST_UPDATED:
-            column = f"{row}.last_updated"
-            comparison = _INSTANT_COMPARISONS[wanted.prefix]
-            return f"({comparison.format(i=column, lo=lo, hi=hi)})"
+            template = _INSTANT_COMPARISONS[wanted.prefix]
+            return f"({self._compare(template, f'{row}.last_updated', wanted)})"
         x = "x" if row == "r" else "y"
-        condition = _COMPARISONS[wanted.prefix].format(i=x, lo=lo, hi=hi)
+        condition = self._compare(_COMPARISONS[wanted.prefix], x, wanted)
         return self._exists("resource_dates", row, wanted.parameter, condition)
+
+    def _compare(self, template: str, indexed: str, wanted: Within) -> str:
+        """Fill in a comparison; PostgreSQL refuses an argument that is not used."""
+        lo = self.bind(wanted.earliest) if "{lo}" in template else ""
+        hi = self.bind(wanted.latest) if "{hi}" in template else ""
+        return template.format(i=indexed, lo=lo, hi=hi)

@@ -95,7 +95,7 @@ class Rig:
         url = path if path.startswith("http") else f"{self.settings.base_url}{path}"
         data = body if isinstance(body, bytes | None) else to_bytes(body)
         async with self.session.request(method, url, data=data, headers=sent) as r:
-            answer = Answer(r.status, dict(r.headers), await r.read())
+            answer = Answer(r.status, r.headers, await r.read())
         if answer.raw:
             issues = [str(i) for i in fhirkit.validate(answer.raw)]
             assert not issues, (method, path, answer.status, issues)
