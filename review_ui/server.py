@@ -356,6 +356,8 @@ async def print_binding(request: web.Request) -> web.Response:
         "display": mask_name(person.name),
         "expires_at": binding.expires_at.isoformat(),
         "check": binding.check_code is not None,
+        # Read aloud or typed where a phone cannot scan.
+        "code": token,
         "svg": _qr_svg(token),
     }
     return web.json_response(body, status=201)

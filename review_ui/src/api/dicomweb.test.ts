@@ -1,10 +1,12 @@
 import { expect, test } from 'vitest';
-import { calibratedRegions, type Header, toClip } from './dicomweb';
+import { calibratedRegions, type Header, readArea, toClip } from './dicomweb';
 
 const value = (v: unknown) => ({ Value: [v] });
 
 function region(change: Partial<Record<string, unknown>> = {}): Header {
   const tags = {
+    '00186012': 1,
+    '00186014': 1,
     '00186018': 10,
     '0018601A': 20,
     '0018601C': 630,
@@ -53,4 +55,15 @@ test.each([
 
 test('a header without regions is not calibrated', () => {
   expect(calibratedRegions({}, 480, 640)).toEqual([]);
+});
+
+test('a heat map lies on the tissue region, whose bounds are inclusive', () => {
+  expect(readArea(header(region()), 480, 640)).toEqual({ x0: 10, y0: 20, x1: 631, y1: 471 });
+});
+
+test('a heat map lies on the whole image where no single tissue region is told', () => {
+  const whole = { x0: 0, y0: 0, x1: 640, y1: 480 };
+  expect(readArea(header(), 480, 640)).toEqual(whole);
+  expect(readArea(header(region({ '00186014': 2 })), 480, 640)).toEqual(whole);
+  expect(readArea(header(region({ '0018601C': 900, '0018601E': 900, '00186018': 0, '0018601A': 0 })), 480, 640)).toEqual(whole);
 });

@@ -1,6 +1,6 @@
 // Images: headers and rendered frames of a study (PS3.18 WADO-RS).
 import { json } from './http';
-import type { Clip, Region } from './types';
+import type { Box, Clip, Region } from './types';
 
 type Attribute = { Value?: unknown[] };
 export type Header = Record<string, Attribute>;
@@ -22,6 +22,7 @@ export async function readClips(studyUid: string): Promise<{ clips: Clip[]; capt
 
 export function toClip(header: Header): Clip {
   const [study, series, instance] = ['0020000D', '0020000E', '00080018'].map((tag) => text(header, tag));
+  const path = `/dicom-web/studies/${study}/series/${series}/instances/${instance}`;
   const rows = number(header, '00280010') ?? 0;
   const columns = number(header, '00280011') ?? 0;
   return {
@@ -31,8 +32,9 @@ export function toClip(header: Header): Clip {
     frames: number(header, '00280008') ?? 1,
     framesPerSecond: framesPerSecond(header),
     regions: calibratedRegions(header, rows, columns),
-    frameUrl: (frame) =>
-      `/dicom-web/studies/${study}/series/${series}/instances/${instance}/frames/${frame}/rendered`,
+    read: readArea(header, rows, columns),
+    frameUrl: (frame) => `${path}/frames/${frame}/rendered`,
+    thumbnailUrl: `${path}/frames/1/thumbnail`,
   };
 }
 
@@ -60,6 +62,20 @@ export function calibratedRegions(header: Header, rows: number, columns: number)
       dy: Math.abs(number(item, '0018602E') ?? 0),
     }))
     .filter((r) => r.dx > 0 && r.dy > 0 && r.x0 >= 0 && r.y0 >= 0 && r.x1 < columns && r.y1 < rows);
+}
+
+/** The part of the image that an AI heat map covers: its only 2D tissue region, clipped. */
+export function readArea(header: Header, rows: number, columns: number): Box {
+  const items = (header['00186011']?.Value ?? []) as Header[];
+  const tissue = items.filter((item) => number(item, '00186012') === 1 && number(item, '00186014') === 1);
+  const [only] = tissue;
+  if (!only || tissue.length > 1) return { x0: 0, y0: 0, x1: columns, y1: rows };
+  return {
+    x0: Math.max(0, number(only, '00186018') ?? 0),
+    y0: Math.max(0, number(only, '0018601A') ?? 0),
+    x1: Math.min(columns, (number(only, '0018601C') ?? columns - 1) + 1),
+    y1: Math.min(rows, (number(only, '0018601E') ?? rows - 1) + 1),
+  };
 }
 
 function number(header: Header, tag: string): number | null {

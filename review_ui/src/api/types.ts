@@ -136,7 +136,10 @@ export interface Clip {
   framesPerSecond: number;
   /** Regions in which a length may be given in millimetres. */
   regions: Region[];
+  /** What the AI looks at: the one tissue region, or the whole image. */
+  read: Box;
   frameUrl: (frame: number) => string;
+  thumbnailUrl: string;
 }
 
 export function isSigned(status: Status): boolean {

@@ -31,7 +31,7 @@ function Strip({ model }: { model: ViewerModel }) {
           aria-current={at === model.index.value}
           onClick={() => model.select(at)}
         >
-          <img src={clip.frameUrl(1)} alt="" loading="lazy" />
+          <img src={clip.thumbnailUrl} alt="" loading="lazy" />
           <span>{t('viewer.clip', { number: at + 1 })}</span>
         </button>
       ))}
@@ -191,8 +191,10 @@ function Heat({ model }: { model: ViewerModel }) {
   return (
     <image
       href={image.value}
-      width={clip.columns}
-      height={clip.rows}
+      x={clip.read.x0}
+      y={clip.read.y0}
+      width={clip.read.x1 - clip.read.x0}
+      height={clip.read.y1 - clip.read.y0}
       preserveAspectRatio="none"
       opacity={model.opacity.value}
     />

@@ -11,7 +11,7 @@ from node.domain.errors import ErrorKind, NodeError
 from node.store import people
 from node.store.people import SessionKind
 
-PASSWORD = "correct horse battery"  # noqa: S105
+PASSWORD = "correct horse battery"
 
 
 async def _doctor(tx, clock, login="wang", roles=(Role.RADIOLOGIST,)):
