@@ -126,7 +126,7 @@ class Relay:
 class WeChat:
     api_url: str
     app_id: str
-    app_secret_file: str
+    app_secret_file: Path
     template_id: str
     mini_program_page: str
 

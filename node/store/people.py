@@ -184,6 +184,14 @@ async def list_users(tx: "Transaction") -> list[User]:
     return [_user(row) for row in rows]
 
 
+async def find_login(tx: "Transaction", login: str) -> User | None:
+    """Return the account with this login, None when there is none."""
+    row = await tx.fetchrow(
+        "select * from people where login = $1", normalise_login(login)
+    )
+    return None if row is None else _user(row)
+
+
 async def find_practitioner(tx: "Transaction", practitioner_id: str) -> User | None:
     """Return the account behind a FHIR Practitioner, None when there is none."""
     row = await tx.fetchrow(

@@ -124,6 +124,14 @@ async def _disclosures(
     )
 
 
+async def version_count(tx: "Transaction", report_id: UUID) -> int:
+    """Return how many versions the report has, 0 when there is none yet."""
+    count: int = await tx.fetchval(
+        "SELECT count(*) FROM report_version WHERE report_id = $1", report_id
+    )
+    return count
+
+
 async def append_version(
     tx: "Transaction", store: "Store", report: Report, version: ReportVersion
 ) -> None:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from node.domain.audit import AuditEntry
+from node.domain.errors import ErrorKind, NodeError
 from node.domain.finding import Findings
 from node.domain.report import (
     Author,
@@ -35,6 +36,8 @@ async def draft_report(
     physician has already worked on the report (`Report.draft`).
     """
     study = await studies.study(tx, study_instance_uid)
+    if study is None:
+        raise NodeError(f"there is no study {study_instance_uid}", ErrorKind.NOT_FOUND)
     report_id = await reports.create(
         tx,
         study_instance_uid=study_instance_uid,

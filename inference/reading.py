@@ -1,0 +1,152 @@
+"""The job `assess_study`: a closed study becomes the algorithm's draft of a report."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import structlog
+from PIL import Image
+from pydicom.dataset import Dataset
+
+from inference.assess import HeatMapPicture, Reader, StudyReading
+from inference.author import author_of
+from inference.images import image_to_read
+from node.domain import lexicon
+from node.domain.errors import ErrorKind, NodeError
+from node.domain.finding import HeatMap
+from node.domain.report import ReportStatus
+from node.domain.study import Origin, StudyStatus
+from node.domain.uids import heat_map_uid, result_uid
+from node.imaging import StoredImage
+from node.store import reports, studies
+from node.store.overlays import write_overlay
+from node.workflow.reporting import draft_report
+
+if TYPE_CHECKING:
+    from node.store.keys import Sealer
+    from node.store.store import Store
+    from node.store.studies import StoredInstance
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class ReadingSettings:
+    """What an installation may set about readings: the status a draft gets."""
+
+    status: ReportStatus = ReportStatus.PARTIAL
+
+
+async def assess_study(
+    store: Store,
+    payload: Mapping[str, Any],
+    reader: Reader,
+    settings: ReadingSettings,
+) -> None:
+    """Read a closed study and draft its report; runs again without harm.
+
+    A reading of a study that has grown meanwhile is dropped: its next closing has
+    asked for another. RULE when a physician has already worked on the report.
+    """
+    uid, generation = payload["study_instance_uid"], int(payload["generation"])
+    async with store.db.transaction() as tx:
+        study = await studies.study(tx, uid)
+        if study is None:
+            raise NodeError(f"there is no study {uid}", ErrorKind.NOT_FOUND)
+        if (study.status, study.generation) != (StudyStatus.CLOSED, generation):
+            return
+        stored = await studies.instances_of(tx, store, uid, Origin.RECEIVED)
+        sealer = await store.ring.patient(tx, study.patient_id)
+        number = 1 + await reports.version_count(tx, reports.report_id_for(uid))
+    reading = await asyncio.to_thread(_read, store, uid, stored, reader)
+    maps = await asyncio.to_thread(
+        _keep_overlays, store, sealer, reports.report_id_for(uid), number, reading
+    )
+    await _draft(store, uid, generation, number, reading, maps, settings)
+    log.info(
+        "study.read",
+        study_instance_uid=uid,
+        frames=reading.frames_read,
+        not_read=len(reading.findings.not_read),
+    )
+
+
+def _read(
+    store: Store, uid: str, stored: Sequence[StoredInstance], reader: Reader
+) -> StudyReading:
+    images = [
+        image_to_read(
+            Dataset.from_json(json.loads(instance.metadata)),
+            instance.transfer_syntax_uid,
+            _opener(store, instance),
+        )
+        for instance in stored
+    ]
+    report_id = reports.report_id_for(uid)
+    return reader.read_study(
+        # The lesion keeps its UID through every version of the report.
+        images,
+        tracking_uid=lambda n: result_uid(report_id, 0, f"lesion/{n}"),
+    )
+
+
+def _opener(store: Store, instance: StoredInstance) -> Any:
+    return lambda: StoredImage.open(studies.open_blob(store, instance))
+
+
+def _keep_overlays(
+    store: Store,
+    sealer: Sealer,
+    report_id: UUID,
+    number: int,
+    reading: StudyReading,
+) -> tuple[HeatMap, ...]:
+    """Keep the heat maps where the writer of DICOM objects finds them."""
+    maps = []
+    for picture in reading.heat_maps:
+        sop_instance_uid = heat_map_uid(report_id, number, picture.tracking_uid)
+        write_overlay(store, sealer, sop_instance_uid, _png(picture))
+        maps.append(HeatMap(picture.tracking_uid, sop_instance_uid))
+    return tuple(maps)
+
+
+def _png(picture: HeatMapPicture) -> bytes:
+    file = BytesIO()
+    Image.fromarray(picture.pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+async def _draft(
+    store: Store,
+    uid: str,
+    generation: int,
+    number: int,
+    reading: StudyReading,
+    maps: tuple[HeatMap, ...],
+    settings: ReadingSettings,
+) -> None:
+    """Write the draft and mark the study read, in one transaction."""
+    model = reading.model
+    category = reading.findings.category
+    async with store.db.transaction() as tx:
+        if not await studies.mark_study(
+            tx, uid, StudyStatus.READ, generation=generation
+        ):
+            return  # late images: the next closing asks for another reading
+        report = await draft_report(
+            store,
+            tx,
+            uid,
+            replace(reading.findings, heat_maps=maps),
+            author=author_of(model.name, model.version, model.weights_sha256),
+            status=settings.status,
+            followup=lexicon.FOLLOWUP_FOR_CATEGORY[category] if category else None,
+        )
+        if report.current.number != number:
+            raise NodeError("the report changed meanwhile", ErrorKind.CONFLICT)

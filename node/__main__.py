@@ -1,0 +1,304 @@
+"""`python -m node`: the command line of the node."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from config.settings import Settings, SettingsError, load_settings
+from node.domain.access import Role
+from node.domain.errors import ErrorKind, NodeError
+from node.logs import configure_logging
+
+EXIT_SETTINGS = 2
+T = TypeVar("T")
+
+cli = typer.Typer(
+    help="sononode: a DICOM-native integration node for breast ultrasound.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+users = typer.Typer(help="Accounts of people and machines.", no_args_is_help=True)
+keys = typer.Typer(help="The keys of all stored data.", no_args_is_help=True)
+audit = typer.Typer(help="The audit trail.", no_args_is_help=True)
+cli.add_typer(users, name="user")
+cli.add_typer(keys, name="keys")
+cli.add_typer(audit, name="audit")
+
+console = Console()
+errors = Console(stderr=True)
+
+
+class ServeRole(StrEnum):
+    """What one process does; `all` supervises one process of each."""
+
+    ALL = "all"
+    SCP = "scp"
+    WEB = "web"
+    WORKER = "worker"
+    INFERENCE = "inference"
+    RELAY = "relay"
+
+
+def _settings() -> Settings:
+    settings = load_settings(os.environ)
+    configure_logging(settings.log.level, settings.log.format)
+    return settings
+
+
+@cli.command()
+def serve(
+    role: Annotated[ServeRole, typer.Option(help="Which part to run.")] = ServeRole.ALL,
+) -> None:
+    """Run the node, or one role of it, until SIGTERM."""
+    settings = _settings()
+    if role is ServeRole.ALL:
+        from node.installation import serve_all
+
+        raise typer.Exit(serve_all(settings, announce=errors.print))
+    from node.app import ROLES
+
+    if not settings.database.url and role is not ServeRole.RELAY:
+        raise NodeError(
+            "database.url: a single role needs the PostgreSQL of its node",
+            ErrorKind.SETTING,
+        )
+    ROLES[role.value](settings)
+
+
+@cli.command()
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="End after the table.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the table there too.")
+    ] = None,
+) -> None:
+    """Start a node, send studies through it and show what came out."""
+    from node.demo import demonstrate
+
+    raise typer.Exit(demonstrate(os.environ, console, once=once, json_file=json_file))
+
+
+@cli.command()
+def send(
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(help="DICOM files or folders; none = the simulator's studies."),
+    ] = None,
+    host: str = "127.0.0.1",
+    port: int = 11112,
+    ae: Annotated[str, typer.Option(help="Called AE title.")] = "SONONODE",
+    calling: Annotated[str, typer.Option(help="Calling AE title.")] = "SIMULATOR",
+    associations: Annotated[int, typer.Option(min=1, max=64)] = 2,
+) -> None:
+    """Send studies over C-STORE as an ultrasound machine does."""
+    from uuid import uuid4
+
+    from dicom_scp import simulator
+
+    if sources:
+        studies = list(simulator.read_studies(sources))
+        if not studies:
+            raise typer.BadParameter("no DICOM file there", param_hint="SOURCES")
+    else:
+        samples = os.environ.get("SAMPLES")
+        studies = simulator.plan_demo(
+            Path(samples) if samples else None,
+            uid=lambda: f"2.25.{uuid4().int}",
+            now=datetime.now(UTC),
+        )
+    with Progress(
+        TextColumn("C-STORE"), BarColumn(), MofNCompleteColumn(), console=console
+    ) as progress:
+        task = progress.add_task("", total=sum(len(s.instances) for s in studies))
+        answers = simulator.send(
+            studies,
+            host=host,
+            port=port,
+            clock=lambda: datetime.now(UTC),
+            called_ae=ae,
+            calling_ae=calling,
+            associations=associations,
+            progress=lambda _: progress.advance(task),
+        )
+    refused = [answer for answer in answers if not answer.stored]
+    for answer in refused:
+        status = "no answer" if answer.status is None else f"0x{answer.status:04X}"
+        errors.print(f"{answer.sop_instance_uid}: {status}")
+    console.print(f"{len(answers) - len(refused)} stored, {len(refused)} not")
+    raise typer.Exit(1 if refused else 0)
+
+
+@cli.command()
+def samples(
+    folder: Annotated[Path | None, typer.Argument(help="Where to put them.")] = None,
+) -> None:
+    """Download the BrEaST images from their publisher, with checksum and licence."""
+    from dicom_scp.samples import download
+
+    target = folder or _settings().data / "samples"
+    with Progress(console=console) as progress:
+        task = progress.add_task("BrEaST", total=None)
+        download(
+            target,
+            progress=lambda done, total: progress.update(
+                task, completed=done, total=total
+            ),
+        )
+    console.print(f"{target}: use it with SAMPLES={target} make demo")
+
+
+@cli.command()
+def doctor() -> None:
+    """Look at this installation and say what is wrong and what to do."""
+    from node.administration import examine
+
+    settings = _settings()
+    findings = _with_store(lambda store: examine(store, settings))
+    table = Table(show_header=False, box=None)
+    for finding in findings:
+        sign = "[green]ok[/]" if finding.well else "[red]mend[/]"
+        table.add_row(sign, finding.what, finding.told)
+    console.print(table)
+    raise typer.Exit(0 if all(finding.well for finding in findings) else 1)
+
+
+@cli.command()
+def migrate() -> None:
+    """Bring the database to the schema of this version."""
+    from node.installation import attached, migrate_database
+
+    dsn = attached(_settings()).database.url
+    applied = asyncio.run(migrate_database(dsn))
+    console.print("\n".join(applied) or "the schema is up to date")
+
+
+@users.command("add")
+def add_user(
+    login: str,
+    role: Annotated[list[Role], typer.Option(help="May be given several times.")],
+    display: Annotated[
+        str, typer.Option(help="Name as reports show it: Li^Ming=李^明.")
+    ] = "",
+    password: Annotated[
+        str,
+        typer.Option(prompt=True, hide_input=True, confirmation_prompt=True),
+    ] = "",
+) -> None:
+    """Make an account."""
+    from node import administration
+
+    _with_store(
+        lambda store: administration.add_user(
+            store, login, password, role, display or login
+        )
+    )
+    console.print(f"{login}: {', '.join(r.value for r in role)}")
+
+
+@users.command("disable")
+def disable_user(login: str) -> None:
+    """Shut an account and end its sessions."""
+    from node import administration
+
+    _with_store(lambda store: administration.disable_user(store, login))
+    console.print(f"{login}: disabled")
+
+
+@users.command("list")
+def list_users() -> None:
+    """List the accounts."""
+    from node import administration
+
+    table = Table("login", "roles", "state")
+    for row in _with_store(lambda store: administration.user_rows(store)):
+        table.add_row(*row)
+    console.print(table)
+
+
+@keys.command("init")
+def init_keys() -> None:
+    """Make the root key. Keep a copy away from this machine."""
+    from node.store.keys import create_root_key
+
+    path = _settings().keys.root_file
+    create_root_key(path)
+    console.print(f"{path}: made. Without it nothing stored can be read; keep a copy.")
+
+
+@keys.command("rotate")
+def rotate_keys() -> None:
+    """Make new root and domain keys and wrap every key anew."""
+    from node import administration
+
+    count = _with_store(administration.rotate_keys)
+    console.print(f"{count} keys wrapped anew")
+
+
+@keys.command("verify")
+def verify_keys() -> None:
+    """Open every key once."""
+    from node import administration
+
+    count = _with_store(lambda store: administration.verify_keys(store))
+    console.print(f"{count} keys open")
+
+
+@keys.command("shred")
+def shred_keys(
+    study: Annotated[str, typer.Argument(help="A Study Instance UID of the patient.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Erase a patient everywhere, backups included, by destroying her key."""
+    from node import administration
+
+    if not yes:
+        typer.confirm(
+            "Everything of this patient becomes unreadable. Go on?", abort=True
+        )
+    _with_store(lambda store: administration.shred_patient(store, study))
+    console.print("the patient's key is destroyed")
+
+
+@audit.command("verify")
+def verify_audit() -> None:
+    """Check the hash chain of the audit trail."""
+    from node import administration
+
+    count = _with_store(lambda store: administration.verify_audit(store))
+    console.print(f"{count} entries, the chain holds")
+
+
+def _with_store(work: Callable[[Any], Awaitable[T]]) -> T:
+    from node.administration import with_store
+
+    return with_store(_settings(), work)
+
+
+def main() -> None:
+    """Run the command line; a known fault is one line and exit status 2."""
+    try:
+        cli()
+    except SettingsError as error:
+        for fault in error.faults:
+            errors.print(fault, style="red", highlight=False)
+        sys.exit(EXIT_SETTINGS)
+    except NodeError as error:
+        errors.print(error.message, style="red", highlight=False)
+        sys.exit(EXIT_SETTINGS)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""What the command line does with an installation."""
+
+import shutil
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import uvloop
+
+from config.settings import Settings
+from node import app
+from node.domain.access import Role
+from node.domain.audit import AuditEntry
+from node.domain.errors import ErrorKind, NodeError
+from node.installation import attached
+from node.store import audit, keys, people, studies
+from node.store.database import Transaction
+from node.store.store import Store
+
+T = TypeVar("T")
+ADMINISTRATOR = "command line"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that `doctor` looked at."""
+
+    what: str
+    well: bool
+    told: str
+
+
+def with_store(settings: Settings, work: Callable[[Store], Awaitable[T]]) -> T:
+    """Run `work` on the store of the installation and return what it returns."""
+
+    async def run() -> T:
+        async with app.opened(attached(settings)) as store:
+            return await work(store)
+
+    return uvloop.run(run())
+
+
+async def examine(store: Store, settings: Settings) -> list[Finding]:
+    """Look at database, keys, audit trail, disk, jobs and settings."""
+    findings = []
+    async with store.db.transaction() as tx:
+        findings.append(await _try("keys", store.ring.verify(), "{} keys open"))
+        findings.append(
+            await _try("audit trail", audit.verify(tx), "{} entries, the chain holds")
+        )
+        counts = await studies.counts(tx)
+        dead = await store.jobs.dead(tx)
+    held = ", ".join(f"{count} {name}" for name, count in counts.items())
+    findings.append(Finding("archive", True, held))
+    free_mb = shutil.disk_usage(settings.data).free >> 20
+    enough = free_mb > settings.storage.minimum_free_mb
+    findings.append(Finding("disk", enough, f"{free_mb} MB free in {settings.data}"))
+    findings += [
+        Finding("failed work", False, f"{job.kind} {job.id}: {job.error}")
+        for job in dead
+    ]
+    if not settings.pacs.ae_title:
+        told = "pacs.ae_title is empty: results stay in the node"
+        findings.append(Finding("PACS", True, told))
+    if not settings.dicom.allowed_calling_aes:
+        told = "dicom.allowed_calling_aes is empty: any machine may send"
+        findings.append(Finding("AE titles", False, told))
+    return findings
+
+
+async def _try(what: str, looking: Awaitable[int], told: str) -> Finding:
+    try:
+        return Finding(what, True, told.format(await looking))
+    except NodeError as error:
+        return Finding(what, False, error.message)
+
+
+async def add_user(
+    store: Store, login: str, password: str, roles: Sequence[Role], display: str
+) -> None:
+    """Make an account; physicians get a Practitioner id."""
+    async with store.db.transaction() as tx:
+        await people.create_user(
+            tx,
+            login=login,
+            password=password,
+            roles=frozenset(roles),
+            display=display,
+            now=store.clock(),
+        )
+        await _record(store, tx, "user-add", f"user/{login}")
+
+
+async def disable_user(store: Store, login: str) -> None:
+    """Shut an account and end its sessions."""
+    async with store.db.transaction() as tx:
+        await people.disable_user(tx, login, now=store.clock())
+        await _record(store, tx, "user-disable", f"user/{login}")
+
+
+async def user_rows(store: Store) -> list[tuple[str, str, str]]:
+    """Return (login, roles, state) of every account."""
+    async with store.db.connection() as connection:
+        users = await people.list_users(connection)
+    return [
+        (
+            user.login,
+            ", ".join(sorted(role.value for role in user.identity.roles)),
+            "disabled" if user.disabled else "active",
+        )
+        for user in users
+    ]
+
+
+async def rotate_keys(store: Store) -> int:
+    """Make new root and domain keys; return how many keys were wrapped anew."""
+    count = await store.ring.rotate()
+    async with store.db.transaction() as tx:
+        await _record(store, tx, "keys-rotate", "keys")
+    return count
+
+
+async def verify_keys(store: Store) -> int:
+    """Open every key once; return how many there are."""
+    return await store.ring.verify()
+
+
+async def shred_patient(store: Store, study_instance_uid: str) -> None:
+    """Destroy the key of the patient of a study, and rotate the keys above it."""
+    async with store.db.transaction() as tx:
+        study = await studies.study(tx, study_instance_uid)
+        if study is None:
+            raise NodeError("there is no such study", ErrorKind.NOT_FOUND)
+    await keys.shred_patient(store.db, store.ring, study.patient_id)
+    async with store.db.transaction() as tx:
+        await _record(store, tx, "keys-shred", f"patient/{study.patient_id}")
+
+
+async def verify_audit(store: Store) -> int:
+    """Check the audit chain; return its length."""
+    async with store.db.transaction() as tx:
+        return await audit.verify(tx)
+
+
+async def _record(store: Store, tx: Transaction, action: str, entity: str) -> None:
+    entry = AuditEntry(
+        at=store.clock(),
+        actor=ADMINISTRATOR,
+        role="administrator",
+        action=action,
+        entity=entity,
+    )
+    await audit.record(tx, entry)

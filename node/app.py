@@ -1,0 +1,374 @@
+"""Wires settings, store and the parts of the product into the processes of a node."""
+
+import asyncio
+import json
+import signal
+import tomllib
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
+from pathlib import Path
+
+import aiohttp
+import uvloop
+from aiohttp import web
+
+from config.settings import Settings
+from dicom_scp import dicomweb
+from dicom_scp.results import ResultSettings, encode_report
+from dicom_scp.scp import ScpSettings, run_scp
+from dicom_scp.scu import Destination, send_instance
+from dicom_scp.sr import Equipment
+from fhir import rest, subscriptions
+from fhir.mapping import Model, Systems
+from fhir.publish import publish_report
+from fhir.settings import FhirSettings
+from node.domain.disclosure import TierText
+from node.domain.errors import ErrorKind, NodeError
+from node.domain.report import ReportStatus
+from node.http import HttpSettings, RouteGroup, make_app
+from node.store.store import Store, open_store
+from node.worker import Handler, Periodic, Worker
+from node.workflow.completion import CompletionSettings, close_due_studies
+from review_ui import server
+from wechat.relay.settings import RelaySettings
+
+COMPLETION_EVERY_S = 0.5
+HOUSEKEEPING_EVERY_S = 3600.0
+KEEP_DONE_JOBS = timedelta(days=7)
+_ADVICE = Path(__file__).parents[1] / "config"
+_WEIGHTS = Path(__file__).parents[1] / "inference" / "weights"
+
+
+def utc_now() -> datetime:
+    """Return the time; the one clock that everything else is given."""
+    return datetime.now(UTC)
+
+
+def product_version() -> str:
+    """Return the version that CapabilityStatement and logs name."""
+    try:
+        return version_of("sononode")
+    except PackageNotFoundError:
+        text = (Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8")
+        return str(tomllib.loads(text)["project"]["version"])
+
+
+async def store_of(settings: Settings) -> Store:
+    """Return the opened store of this installation."""
+    return await open_store(
+        settings.database.url,
+        settings.keys.root_file,
+        settings.data / settings.storage.objects,
+        utc_now,
+        pool_size=settings.database.pool_size,
+    )
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Store]:
+    """Yield the store and close it."""
+    store = await store_of(settings)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def stop_event() -> asyncio.Event:
+    """Return an event that SIGTERM and SIGINT set."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+# --- what the parts are told --------------------------------------------------------
+
+
+def equipment_of(settings: Settings) -> Equipment:
+    """Return who writes our DICOM objects."""
+    site = settings.site
+    return Equipment.at_site(
+        site.institution, settings.dicom.ae_title, site.language, site.timezone_offset
+    )
+
+
+def destinations_of(settings: Settings) -> dict[str, Destination]:
+    """Return the archives that results go to, by AE title."""
+    pacs = settings.pacs
+    if not pacs.ae_title:
+        return {}
+    destination = Destination(
+        pacs.ae_title,
+        pacs.host,
+        pacs.port,
+        calling_ae_title=pacs.calling_ae_title,
+        sr_sop_classes=tuple(pacs.sr_sop_classes),
+    )
+    return {pacs.ae_title: destination}
+
+
+def patient_texts() -> dict[str, TierText]:
+    """Return what patients read for each category, from `config/advice.*.toml`."""
+    zh = tomllib.loads((_ADVICE / "advice.zh-CN.toml").read_text("utf-8"))
+    en = tomllib.loads((_ADVICE / "advice.en.toml").read_text("utf-8"))
+    return {
+        key: TierText(
+            zh[key]["text"], en[key]["text"], zh[key]["advice"], en[key]["advice"]
+        )
+        for key in zh
+    }
+
+
+def fhir_settings_of(settings: Settings) -> FhirSettings:
+    """Return what the FHIR side is told."""
+    base = settings.http.base_url
+    relay = settings.relay
+    return FhirSettings(
+        base_url=f"{base}/fhir",
+        systems=Systems(mrn=f"{base}/mrn", accession=f"{base}/accession"),
+        texts=patient_texts(),
+        department_phone=settings.site.department_phone,
+        page_size=settings.fhir.page_size,
+        hook_hosts=frozenset(settings.fhir.hook_hosts),
+        relay_url=relay.url if relay.enabled else "",
+        relay_secret=_hook_secret(settings) if relay.enabled else b"",
+        models=_models(settings),
+    )
+
+
+def _models(settings: Settings) -> dict[str, Model]:
+    """Return the Device behind the weights in use, without loading them."""
+    from inference.author import author_of
+
+    folder = Path(settings.inference.weights or _WEIGHTS)
+    try:
+        record = json.loads((folder / "model.json").read_text("utf-8"))
+    except OSError:
+        return {}
+    name, version, digest = record["name"], record["version"], record["sha256"]
+    return {author_of(name, version, digest).id: Model(name, version, digest)}
+
+
+def _hook_secret(settings: Settings) -> bytes:
+    path = settings.relay.hook_secret_file
+    try:
+        return path.read_bytes().strip()
+    except OSError as error:
+        raise NodeError(
+            f"relay.hook_secret_file: {path} cannot be read ({error.strerror});"
+            " write the same secret for node and relay, or set relay.enabled = false",
+            ErrorKind.SETTING,
+        ) from None
+
+
+# --- roles ------------------------------------------------------------------------
+
+
+def run_scp_role(settings: Settings) -> None:
+    """Receive instances until SIGTERM; torch is never imported here."""
+    dicom = settings.dicom
+    run_scp(
+        ScpSettings(
+            ae_title=dicom.ae_title,
+            host=dicom.host,
+            port=dicom.port,
+            tls_port=dicom.tls_port,
+            tls_certificate=Path(dicom.tls_certificate)
+            if dicom.tls_certificate
+            else None,
+            tls_key=Path(dicom.tls_key) if dicom.tls_key else None,
+            allowed_calling_aes=tuple(dicom.allowed_calling_aes),
+            max_associations=dicom.maximum_associations,
+            connections_per_address=dicom.maximum_associations_per_host,
+            max_pdu=dicom.maximum_pdu_size,
+            acse_timeout_s=dicom.association_timeout_s,
+            network_timeout_s=dicom.network_timeout_s,
+            grace_s=dicom.shutdown_grace_s,
+            min_free_bytes=settings.storage.minimum_free_mb << 20,
+        ),
+        partial(store_of, settings),
+    )
+
+
+def run_web_role(settings: Settings) -> None:
+    """Serve the review page, FHIR, DICOMweb and health until SIGTERM."""
+    uvloop.run(_web(settings))
+
+
+async def _web(settings: Settings) -> None:
+    stop = stop_event()
+    async with opened(settings) as store:
+        app = make_app(store, _http_settings(settings), _route_groups(store, settings))
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=10.0)
+        await runner.setup()
+        http = settings.http
+        try:
+            await web.TCPSite(runner, http.host, http.port).start()
+        except OSError as error:
+            await runner.cleanup()
+            raise NodeError(
+                f"http.port: {http.port} cannot be used ({error.strerror})",
+                ErrorKind.SETTING,
+            ) from None
+        await stop.wait()
+        await runner.cleanup()
+
+
+def _http_settings(settings: Settings) -> HttpSettings:
+    return HttpSettings(
+        secure=settings.http.secure_cookies,
+        max_body_bytes=settings.http.maximum_body_mb << 20,
+        data_directory=settings.data,
+        min_free_bytes=settings.storage.minimum_free_mb << 20,
+    )
+
+
+def _route_groups(store: Store, settings: Settings) -> list[RouteGroup]:
+    fhir_settings = fhir_settings_of(settings)
+    review = server.ReviewSettings(
+        secure=settings.http.secure_cookies,
+        texts=fhir_settings.texts,
+        department_phone=settings.site.department_phone,
+    )
+    return [
+        rest.route_group(store, fhir_settings, product_version()),
+        RouteGroup(
+            prefix=dicomweb.PREFIX,
+            routes=dicomweb.routes(store),
+            render_error=dicomweb.render_error,
+        ),
+        *server.routes(store, review),
+    ]
+
+
+def run_worker_role(settings: Settings) -> None:
+    """Do every job but the reading, and close studies, until SIGTERM."""
+    uvloop.run(_worker(settings))
+
+
+async def _worker(settings: Settings) -> None:
+    fhir_settings = fhir_settings_of(settings)
+    completion = CompletionSettings(
+        quiet_period_s=settings.completion.quiet_period_s,
+        quiet_after_release_s=settings.completion.quiet_after_release_s,
+    )
+    async with opened(settings) as store, aiohttp.ClientSession() as session:
+        if settings.relay.enabled:
+            await subscriptions.ensure_relay_subscription(store, fhir_settings)
+        worker = Worker(
+            store.jobs,
+            _worker_handlers(store, settings, fhir_settings, session),
+            periodic=[
+                Periodic(
+                    "close studies",
+                    COMPLETION_EVERY_S,
+                    partial(close_due_studies, store, completion),
+                ),
+                Periodic(
+                    "forget done jobs",
+                    HOUSEKEEPING_EVERY_S,
+                    lambda: store.jobs.forget_done(store.clock() - KEEP_DONE_JOBS),
+                ),
+            ],
+        )
+        await _work_until_told(worker)
+
+
+def _worker_handlers(
+    store: Store,
+    settings: Settings,
+    fhir_settings: FhirSettings,
+    session: aiohttp.ClientSession,
+) -> Mapping[str, Handler]:
+    destinations = destinations_of(settings)
+    results = ResultSettings(equipment_of(settings), tuple(destinations))
+    deliveries = subscriptions.Deliveries(store, fhir_settings, session)
+    return {
+        "publish_report": partial(publish_report, store, fhir_settings),
+        "encode_report": lambda payload: encode_report(store, payload, results),
+        "send_instance": lambda payload: send_instance(store, payload, destinations),
+        "deliver_notifications": deliveries.deliver_notifications,
+        "offer_binding": deliveries.offer_binding,
+    }
+
+
+def run_inference_role(settings: Settings) -> None:
+    """Read closed studies until SIGTERM; the only process with torch."""
+    uvloop.run(_inference(settings))
+
+
+async def _inference(settings: Settings) -> None:
+    from inference.assess import Reader
+    from inference.reading import ReadingSettings, assess_study
+
+    chosen = settings.inference
+    weights = Path(chosen.weights) if chosen.weights else _WEIGHTS
+    reader = await asyncio.to_thread(
+        lambda: Reader(
+            threads=chosen.threads,
+            read_simulated=chosen.read_simulated,
+            weights=weights,
+        )
+    )
+    reading = ReadingSettings(ReportStatus(settings.fhir.ai_report_status))
+    async with opened(settings) as store:
+        worker = Worker(
+            store.jobs,
+            {"assess_study": lambda job: assess_study(store, job, reader, reading)},
+            width=2,
+        )
+        await _work_until_told(worker)
+
+
+async def _work_until_told(worker: Worker) -> None:
+    stop = stop_event()
+    working = asyncio.create_task(worker.run())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    worker.stop()
+    await working
+
+
+def run_relay_role(settings: Settings) -> None:
+    """Serve the patient channel until SIGTERM."""
+    from wechat.relay.server import run
+
+    uvloop.run(run(relay_settings_of(settings)))
+
+
+def relay_settings_of(settings: Settings) -> RelaySettings:
+    """Return what the relay is told; its secrets come from files."""
+    relay, wechat = settings.relay, settings.wechat
+    try:
+        secret = wechat.app_secret_file.read_text("utf-8").strip()
+    except OSError:
+        secret = ""  # no Mini Program yet: reports wait at the relay, nothing is pushed
+    return RelaySettings(
+        dsn=relay.database_url,
+        hook_secret=_hook_secret(settings),
+        key_file=relay.key_file,
+        app_id=wechat.app_id,
+        app_secret=secret,
+        template_id=wechat.template_id,
+        department_phone=settings.site.department_phone,
+        host=relay.host,
+        port=relay.port,
+        wechat_base_url=wechat.api_url,
+        page=wechat.mini_program_page,
+    )
+
+
+ROLES: Mapping[str, Callable[[Settings], None]] = {
+    "scp": run_scp_role,
+    "web": run_web_role,
+    "worker": run_worker_role,
+    "inference": run_inference_role,
+    "relay": run_relay_role,
+}

@@ -1,0 +1,195 @@
+"""One installation on one machine: its keys, its database, its processes.
+
+With `database.url` empty a PostgreSQL of our own runs below the data directory
+while the node does, and keys are made on the very first start. With a DSN nothing
+is made by itself: a missing key then means that somebody lost it.
+"""
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from config.settings import Settings
+from node.domain.errors import ErrorKind, NodeError
+from node.store.database import Database
+from node.store.keys import create_root_key
+from node.store.migrate import migrate
+from node.store.postgres import EmbeddedPostgres
+from node.supervisor import Supervisor, environment_with, role_command
+from wechat.relay.sealing import create_key_file
+
+_ORDER = ("relay", "worker", "inference", "web", "scp")
+_RUNNING = "running.json"
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the two databases of a running installation are."""
+
+    node: str
+    relay: str
+
+
+def serve_all(settings: Settings, *, announce: Callable[[str], None]) -> int:
+    """Run every role until SIGTERM; return the exit status."""
+    supervisor = Supervisor(grace_s=settings.dicom.shutdown_grace_s + 15)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: supervisor.stop())
+    with prepared(settings) as addresses:
+        start_roles(supervisor, settings, addresses)
+        announce(f"review page    {settings.http.base_url}/")
+        announce(f"FHIR R4        {settings.http.base_url}/fhir")
+        announce(
+            f"DICOM          {settings.dicom.ae_title}, port {settings.dicom.port}"
+        )
+        return supervisor.run()
+
+
+def start_roles(
+    supervisor: Supervisor, settings: Settings, addresses: Addresses
+) -> None:
+    """Start one process per role; those that receive come last."""
+    environment = environment_with(
+        SONONODE_DATABASE__URL=addresses.node,
+        SONONODE_RELAY__DATABASE_URL=addresses.relay,
+        SONONODE_DATA=str(settings.data),
+    )
+    for role in _ORDER:
+        if role == "relay" and not settings.relay.enabled:
+            continue
+        supervisor.add(role, role_command(role), environment)
+
+
+@contextmanager
+def prepared(settings: Settings) -> Iterator[Addresses]:
+    """Yield the migrated databases; the embedded server runs until the end.
+
+    SETTING names a taken port, a missing key or a newer schema, before any role
+    has started.
+    """
+    _require_free_ports(settings)
+    settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if settings.database.url:
+        addresses = Addresses(settings.database.url, settings.relay.database_url)
+        _require_relay_database(settings, addresses)
+        asyncio.run(migrate_database(addresses.node))
+        yield addresses
+        return
+    first = not (settings.data / "pg").exists()
+    if first:
+        _make_secrets(settings)
+    _require_root_key(settings)
+    server = EmbeddedPostgres(settings.data / "pg")
+    server.start()
+    try:
+        addresses = Addresses(
+            server.create_database("node"), server.create_database("relay")
+        )
+        asyncio.run(migrate_database(addresses.node))
+        with _told_to_others(settings, addresses):
+            yield addresses
+    finally:
+        server.stop()
+
+
+def attached(settings: Settings) -> Settings:
+    """Return `settings` with the database of the running node, for the command line.
+
+    SETTING when the embedded database is wanted and no node runs.
+    """
+    if settings.database.url:
+        return settings
+    try:
+        told = json.loads((settings.data / _RUNNING).read_text("utf-8"))
+    except OSError:
+        raise NodeError(
+            "database.url: is empty and no node is running here; start one with"
+            " `make run`, or name a PostgreSQL",
+            ErrorKind.SETTING,
+        ) from None
+    return replace(settings, database=replace(settings.database, url=told["node"]))
+
+
+async def migrate_database(dsn: str) -> list[str]:
+    """Bring the node's database to this version's schema; return what was applied."""
+    database = await Database.connect(dsn, max_size=2)
+    try:
+        return await migrate(database)
+    finally:
+        await database.close()
+
+
+# --- inside -------------------------------------------------------------------------
+
+
+def _make_secrets(settings: Settings) -> None:
+    """Make what the very first start of an embedded installation needs."""
+    if not settings.keys.root_file.exists():
+        create_root_key(settings.keys.root_file)
+    if not settings.relay.key_file.exists():
+        create_key_file(settings.relay.key_file)
+    secret = settings.relay.hook_secret_file
+    if not secret.exists():
+        secret.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(32))
+
+
+def _require_root_key(settings: Settings) -> None:
+    if not settings.keys.root_file.exists():
+        raise NodeError(
+            f"keys.root_file: {settings.keys.root_file} is missing, and there is data"
+            " that only it opens; restore it from its copy",
+            ErrorKind.SETTING,
+        )
+
+
+def _require_relay_database(settings: Settings, addresses: Addresses) -> None:
+    if settings.relay.enabled and not addresses.relay:
+        raise NodeError(
+            "relay.database_url: is empty; the relay has a database of its own, or set"
+            " relay.enabled = false",
+            ErrorKind.SETTING,
+        )
+
+
+def _require_free_ports(settings: Settings) -> None:
+    """Raise SETTING for the first port that somebody else listens on."""
+    wanted: Mapping[str, tuple[str, int]] = {
+        "dicom.port": (settings.dicom.host, settings.dicom.port),
+        "http.port": (settings.http.host, settings.http.port),
+        "relay.port": (settings.relay.host, settings.relay.port),
+    }
+    for name, address in wanted.items():
+        with closing(socket.socket()) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                raise NodeError(
+                    f"{name}: {address[1]} cannot be used ({error.strerror}); end the"
+                    " other program or choose another port",
+                    ErrorKind.SETTING,
+                ) from None
+
+
+@contextmanager
+def _told_to_others(settings: Settings, addresses: Addresses) -> Iterator[None]:
+    """Let `python -m node user …` and the like find the running database."""
+    path: Path = settings.data / _RUNNING
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump({"node": addresses.node, "relay": addresses.relay}, file)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
