@@ -88,32 +88,40 @@ def template_database(postgres_server: EmbeddedPostgres) -> str:
 @pytest.fixture
 def new_database(
     postgres_server: EmbeddedPostgres, template_database: str
-) -> Callable[[], str]:
+) -> Iterator[Callable[[], str]]:
     """Return a function that makes a migrated database and returns its DSN."""
+    made: list[str] = []
+
+    async def execute(*statements: str) -> None:
+        connection = await asyncpg.connect(postgres_server.dsn(SUPERUSER, "postgres"))
+        for statement in statements:
+            await connection.execute(statement)
+        await connection.close()
 
     def make() -> str:
         name = f"test_{next(_numbers)}"
-
-        async def copy() -> None:
-            connection = await asyncpg.connect(
-                postgres_server.dsn(SUPERUSER, "postgres")
-            )
-            await connection.execute(
-                f"create database {name} template template_node"
-                " owner template_node strategy file_copy"
-            )
-            await connection.close()
-
-        run_apart(copy())
+        copy = f"create database {name} template template_node owner template_node"
+        run_apart(execute(f"{copy} strategy file_copy"))
+        made.append(name)
         return template_database.replace("/template_node?", f"/{name}?")
 
-    return make
+    yield make
+    # Eight megabytes each: a long run would fill the disk.
+    run_apart(execute(*(f"drop database {name} with (force)" for name in made)))
 
 
 @pytest.fixture
 def empty_database(postgres_server: EmbeddedPostgres) -> str:
     """The DSN of a database without any table."""
     return postgres_server.create_database(f"empty_{next(_numbers)}")
+
+
+@pytest.fixture
+async def empty_migrated(new_database: Callable[[], str]) -> AsyncIterator[Database]:
+    """A migrated database that no node has opened: there is no key in it yet."""
+    database = await Database.connect(new_database())
+    yield database
+    await database.close()
 
 
 @pytest.fixture
