@@ -9,6 +9,12 @@ from tests.wechat.rig import Bench, Rig, push_bench, running_rig
 
 
 @pytest.fixture
+def relay_dsn(empty_database: str) -> str:
+    """The DSN of the relay's own database, still without a table."""
+    return empty_database
+
+
+@pytest.fixture
 async def rig(relay_dsn: str, tmp_path: Path) -> AsyncIterator[Rig]:
     """A running relay on an empty database."""
     async with running_rig(relay_dsn, tmp_path) as made:

@@ -190,7 +190,7 @@ class Records:
     async def _blocked(
         self, tx: Transaction, mac: bytes, patient: str, now: datetime
     ) -> bool:
-        row = await tx.fetchrow(
+        row: Any = await tx.fetchrow(
             "select count(*) filter (where openid_mac = $1) as by_openid,"
             " count(*) filter (where patient_handle = $2) as by_patient"
             " from bind_failures where failed_at > $3"
