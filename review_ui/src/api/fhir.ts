@@ -1,5 +1,6 @@
 // Reading and writing reports over /fhir.
 import { json, send } from './http';
+import { assembleHistory } from './history';
 import { Index, type AiVersions, idOf, saidByAi, toFailedWork, toReport, toWorklistRow } from './parse';
 import type { Draft } from '../report/draft';
 import type { FailedWork, Report, Resource, WorklistRow } from './types';
@@ -112,20 +113,11 @@ export async function recordTold(report: Report, act: Act): Promise<void> {
 /** Whether somebody has already recorded that the patient was told; null when unknown. */
 export async function readTold(report: Report): Promise<boolean | null> {
   try {
-    const bundle = await get(`Communication?subject=Patient/${report.person.id}&_count=100`);
-    const about = `DiagnosticReport/${report.id}`;
-    return new Index()
-      .add(bundle)
-      .all('Communication')
-      .some((row) => row.about?.some((target: Resource) => String(target.reference).startsWith(about)));
+    const bundle = await get(`Communication?about=DiagnosticReport/${report.id}&status=completed`);
+    return new Index().add(bundle).all('Communication').length > 0;
   } catch {
     return null;
   }
-}
-
-export interface PriorStudy {
-  id: string;
-  row: WorklistRow;
 }
 
 /** The patient's other reports, newest first. */
@@ -142,34 +134,34 @@ export async function readPriors(report: Report): Promise<WorklistRow[]> {
 export interface ReportVersion {
   version: string;
   at: string;
+  /** Why it was changed after signing. */
+  reason: string | null;
   report: Report;
 }
 
 /** Every version of a report with the values that held at its time, oldest first. */
 export async function readHistory(report: Report): Promise<ReportVersion[]> {
   const ids = [...report.sources.observations.keys()];
-  const [versions, ...histories] = await Promise.all([
+  const [versions, provenances, ...histories] = await Promise.all([
     readVersions(`DiagnosticReport/${report.id}`),
+    get(`Provenance?target=DiagnosticReport/${report.id}&_count=200`),
     ...ids.map((id) => readVersions(`Observation/${id}`)),
   ]);
-  return versions!.map((source) => {
-    const at = String(source.meta?.lastUpdated ?? '');
-    const index = new Index();
-    for (const history of histories) index.add({ entry: holding(history, at) });
-    const older = new Map(histories.flatMap((history) => aiOf(history)));
-    return { version: String(source.meta?.versionId), at, report: toReport(source, index, older) };
-  });
+  const older = new Map(histories.flatMap((history) => aiOf(history)));
+  return assembleHistory(versions, new Index().add(provenances).all('Provenance'), histories).map(
+    ({ source, reason, observations }) => ({
+      version: String(source.meta?.versionId),
+      at: String(source.meta?.lastUpdated ?? ''),
+      reason,
+      report: toReport(source, new Index().add({ entry: observations.map((resource) => ({ resource })) }), older),
+    }),
+  );
 }
 
 async function readVersions(path: string): Promise<Resource[]> {
   const bundle = await get(`${path}/_history`);
   const versions: Resource[] = (bundle.entry ?? []).map((entry: Resource) => entry.resource).filter(Boolean);
   return versions.toSorted((a, b) => Number(a.meta?.versionId) - Number(b.meta?.versionId));
-}
-
-function holding(history: Resource[], at: string): Resource[] {
-  const found = history.findLast((row) => Date.parse(row.meta?.lastUpdated ?? '') <= Date.parse(at));
-  return found ? [{ resource: found }] : [];
 }
 
 function aiOf(history: Resource[]): [string, Resource][] {

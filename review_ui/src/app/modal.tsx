@@ -15,7 +15,11 @@ export function Modal({ title, onClose, children, wide }: Props) {
   const id = useId();
   useEffect(() => {
     const shown = dialog.current;
-    if (shown && !shown.open) shown.showModal();
+    if (shown && !shown.open) {
+      shown.showModal();
+      // Not the cross, which comes first: Enter must do what the dialog is for.
+      shown.querySelector<HTMLElement>('[data-first]:not(:disabled)')?.focus();
+    }
     return () => shown?.close();
   }, []);
   return (

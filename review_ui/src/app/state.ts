@@ -95,6 +95,13 @@ export function explain(error: unknown): string {
   return error.requestId ? `${words} (${t('app.requestId', { id: error.requestId })})` : words;
 }
 
+const GOOD_NEWS_MS = 5000;
+
 export function say(text: string, tone: 'good' | 'bad' = 'good'): void {
-  notice.value = { text, tone };
+  const said = { text, tone };
+  notice.value = said;
+  if (tone === 'bad') return;
+  setTimeout(() => {
+    if (notice.value === said) notice.value = null;
+  }, GOOD_NEWS_MS);
 }

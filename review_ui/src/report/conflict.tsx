@@ -17,11 +17,11 @@ export function Conflict({ rebased, onReload, onClose }: Props) {
       {rebased ? <Outcome rebased={rebased} /> : <p>{t('conflict.lead')}</p>}
       <div class="actions">
         {rebased ? (
-          <button type="button" class="primary" onClick={onClose}>
+          <button type="button" class="primary" data-first onClick={onClose}>
             {t('app.close')}
           </button>
         ) : (
-          <button type="button" class="primary" onClick={onReload}>
+          <button type="button" class="primary" data-first onClick={onReload}>
             {t('conflict.reload')}
           </button>
         )}

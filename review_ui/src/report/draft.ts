@@ -89,7 +89,9 @@ export function choose(key: LesionKey, current: Value, term: string): Value {
   }
   const had = current ?? [];
   const next = had.includes(term) ? had.filter((other) => other !== term) : [...had, term];
-  return next.length ? next : null;
+  // In the order of the lexicon, so that the same choice is the same value.
+  const order = lexiconField(key).terms.map((row) => row.key);
+  return next.length ? next.toSorted((a, b) => order.indexOf(a) - order.indexOf(b)) : null;
 }
 
 /** Calcifications only: assessed and none seen. */

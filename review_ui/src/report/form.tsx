@@ -1,4 +1,4 @@
-import { useId } from 'preact/hooks';
+import { useEffect, useId, useRef } from 'preact/hooks';
 import type { FieldState, Lesion, Report, Value } from '../api/types';
 import { sameValue } from '../api/types';
 import { clockWord, sideWord } from '../app/person';
@@ -115,9 +115,13 @@ function FieldRow({ report, draft, pending, fieldKey, state, name, letter, onCha
   const value = valueOf(draft, state);
   const changed = !sameValue(value, state.ai);
   const awaited = letter !== '' && pending.field === fieldKey;
+  const row = useRef<HTMLDivElement>(null);
+  useEffect(() => {
+    if (awaited) row.current?.scrollIntoView({ block: 'nearest' });
+  }, [awaited]);
   const set = (next: Value) => onChange(setValue(report, draft, state, next));
   return (
-    <div class={`field${changed ? ' changed' : ''}${awaited ? ' awaited' : ''}`} role="group" aria-labelledby={id}>
+    <div ref={row} class={`field${changed ? ' changed' : ''}${awaited ? ' awaited' : ''}`} role="group" aria-labelledby={id}>
       <div class="label">
         <span id={id}>{name}</span>
         {letter && <kbd>{awaited ? `${letter} ${pending.typed}…` : letter}</kbd>}

@@ -67,6 +67,8 @@ function Compared({ versions, chosen, onChosen }: ComparedProps) {
   if (!left || !right || versions.length < 2) return <p class="hint">{t('history.only')}</p>;
   const rows = diff(left.report, right.report);
   return (
+    <>
+    {right.reason && <p class="why">{t('history.reason', { reason: right.reason })}</p>}
     <table class="diff">
       <thead>
         <tr>
@@ -98,6 +100,7 @@ function Compared({ versions, chosen, onChosen }: ComparedProps) {
         )}
       </tbody>
     </table>
+    </>
   );
 }
 

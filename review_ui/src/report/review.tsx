@@ -96,6 +96,9 @@ function Heading({ work, report }: { work: Work; report: Report }) {
       </span>
       {report.aiName && <span class="ai-note">{t('review.aiBy', { name: report.aiName })}</span>}
       <span class="grow" />
+      <button type="button" class="quiet" onClick={() => act(work, { does: 'next' })}>
+        <kbd>N</kbd> {t('review.next')}
+      </button>
       <button type="button" class="quiet" onClick={() => open(work, 'history')}>
         <kbd>D</kbd> {t('review.history')}
       </button>
@@ -121,14 +124,9 @@ function Banners({ work, report }: { work: Work; report: Report }) {
       {report.status === 'entered-in-error' && <p class="banner">{t('review.withdrawn')}</p>}
       {!may('edit_report') && <p class="banner">{t('review.readOnly')}</p>}
       {report.notRead.length > 0 && (
-        <details class="banner">
-          <summary>{t('review.notRead', { count: report.notRead.length })}</summary>
-          <ul>
-            {report.notRead.map((row, at) => (
-              <li key={at}>{oneOf(row)}</li>
-            ))}
-          </ul>
-        </details>
+        <p class="banner">
+          {t('review.notRead', { count: report.notRead.length })} — {reasons(report)}
+        </p>
       )}
       {work.held.value && (
         <div class="banner held">
@@ -142,6 +140,13 @@ function Banners({ work, report }: { work: Work; report: Report }) {
       )}
     </div>
   );
+}
+
+/** Why images were not read: every reason once, with how often it applies. */
+function reasons(report: Report): string {
+  const counted = new Map<string, number>();
+  for (const row of report.notRead) counted.set(oneOf(row), (counted.get(oneOf(row)) ?? 0) + 1);
+  return [...counted].map(([reason, count]) => (count > 1 ? `${reason} × ${count}` : reason)).join(' · ');
 }
 
 function Footer({ work, report, draft }: { work: Work; report: Report; draft: Draft }) {

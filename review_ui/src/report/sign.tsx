@@ -80,7 +80,7 @@ export function SignSheet({ report, draft, busy, fault, onSign, onClose }: Props
           <button type="button" onClick={onClose}>
             {t('app.cancel')}
           </button>
-          <button type="submit" class="primary" disabled={!ready}>
+          <button type="submit" class="primary" disabled={!ready} data-first>
             {t(again ? 'sign.confirmAmend' : 'sign.confirm')} <kbd>Enter</kbd>
           </button>
         </div>
@@ -155,6 +155,7 @@ function Reason({ reason, onReason }: { reason: string; onReason: (text: string)
         <textarea
           rows={2}
           required
+          data-first
           maxLength={500}
           value={reason}
           onInput={(event) => onReason(event.currentTarget.value)}
@@ -185,7 +186,7 @@ function Telling({ deciding, told, onTold }: TellingProps) {
       <p>{t('sign.told.lead', { category: deciding })}</p>
       {(['phone', 'in-person', 'hold'] as const).map((row) => (
         <label key={row}>
-          <input type="radio" name="told" checked={told === row} onChange={() => onTold(row)} />
+          <input type="radio" name="told" data-first checked={told === row} onChange={() => onTold(row)} />
           <span>{t(`sign.told.${row}`)}</span>
           {row === 'hold' && <small>{t('sign.told.holdHint')}</small>}
         </label>

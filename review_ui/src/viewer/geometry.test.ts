@@ -3,12 +3,18 @@ import { frameAt, stepped } from './cine';
 import { FITTED, lengthBetween, placement, toImage, toScreen, zoomAt } from './geometry';
 import { dragged, FULL_WINDOW, transfer } from './window';
 
-const image = { rows: 480, columns: 640 };
+const image = { read: { x0: 0, y0: 0, x1: 640, y1: 480 } };
 const screen = { width: 1000, height: 720 };
 const region = { x0: 150, y0: 60, x1: 600, y1: 400, dx: 0.00625, dy: 0.005 };
 
 test('a fitted image is centred and whole', () => {
   expect(placement(screen, image, FITTED)).toEqual({ scale: 1.5, left: 20, top: 0 });
+});
+
+test('the tissue fills the screen, whatever the scanner draws around it', () => {
+  const place = placement(screen, { read: { x0: 100, y0: 40, x1: 300, y1: 184 } }, FITTED);
+  expect(toScreen({ x: 100, y: 40 }, place)).toEqual({ x: 0, y: 0 });
+  expect(toScreen({ x: 300, y: 184 }, place)).toEqual({ x: 1000, y: 720 });
 });
 
 test('image and screen points turn into each other at any zoom and shift', () => {

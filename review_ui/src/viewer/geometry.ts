@@ -7,7 +7,7 @@ export interface Point {
 }
 
 export interface View {
-  /** 1 = the whole image fits. */
+  /** 1 = all of the tissue fits. */
   zoom: number;
   /** Shift of the image centre on the screen, in CSS pixels. */
   panX: number;
@@ -29,14 +29,17 @@ export interface Placement {
   top: number;
 }
 
+/** What is fitted to the screen: the tissue, not the dark frame that the scanner draws around it. */
+export type Fitted = Pick<Clip, 'read'>;
+
 /** Where the image's origin lies on the screen, and how many screen pixels one of its own takes. */
-export function placement(screen: Extent, image: Pick<Clip, 'rows' | 'columns'>, view: View): Placement {
-  const fit = Math.min(screen.width / image.columns, screen.height / image.rows);
-  const scale = fit * view.zoom;
+export function placement(screen: Extent, image: Fitted, view: View): Placement {
+  const { x0, y0, x1, y1 } = image.read;
+  const scale = Math.min(screen.width / (x1 - x0), screen.height / (y1 - y0)) * view.zoom;
   return {
     scale,
-    left: (screen.width - image.columns * scale) / 2 + view.panX,
-    top: (screen.height - image.rows * scale) / 2 + view.panY,
+    left: screen.width / 2 - ((x0 + x1) / 2) * scale + view.panX,
+    top: screen.height / 2 - ((y0 + y1) / 2) * scale + view.panY,
   };
 }
 
@@ -54,7 +57,7 @@ export function zoomAt(
   factor: number,
   at: Point,
   screen: Extent,
-  image: Pick<Clip, 'rows' | 'columns'>,
+  image: Fitted,
 ): View {
   const zoom = Math.min(MAX_ZOOM, Math.max(MIN_ZOOM, view.zoom * factor));
   const under = toImage(at, placement(screen, image, view));
