@@ -34,9 +34,11 @@ from node.store import audit, studies
 from node.workflow.completion import end_association
 from node.workflow.intake import (
     Arrival,
+    KnownStudies,
     Received,
     new_object,
     receive_instances,
+    withdraw,
 )
 
 if TYPE_CHECKING:
@@ -109,11 +111,11 @@ class StoreThread:
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         return _result(future, timeout_s)
 
-    def receive(self, arrival: Arrival, *, timeout_s: float) -> Received:
-        """Commit one instance, together with whatever else is waiting."""
+    def receive(self, arrival: Arrival) -> Future[Received]:
+        """Commit the rows of one instance, together with whatever else is waiting."""
         future: Future[Received] = Future()
         self._loop.call_soon_threadsafe(self._arrivals.put_nowait, (arrival, future))
-        return _result(future, timeout_s)
+        return future
 
     def later(self, coroutine: Coroutine[Any, Any, object]) -> None:
         """Run `coroutine` on the store's loop without waiting."""
@@ -122,6 +124,7 @@ class StoreThread:
     async def _start(self) -> None:
         self.store = await self._open_store()
         self._arrivals = asyncio.Queue()
+        self._known = KnownStudies()
         self._committing = asyncio.create_task(self._commit())
 
     async def _stop(self) -> None:
@@ -135,7 +138,9 @@ class StoreThread:
                 batch.append(self._arrivals.get_nowait())
             results: list[Received | Exception]
             try:
-                results = await receive_instances(self.store, [a for a, _ in batch])
+                results = await receive_instances(
+                    self.store, [arrival for arrival, _ in batch], self._known
+                )
             except Exception as error:
                 results = [error for _ in batch]
             for (_, future), result in zip(batch, results, strict=True):
@@ -283,21 +288,19 @@ class InstanceSink:
         self.abort()
 
     def _store(self) -> int:
-        request, writer = self._request, cast("BlobWriter", self._writer)
+        request = self._request
         head = memoryview(bytes(self._head))
+        size = self._meta_length + self._size
         check_whole(
             head[self._meta_length :],
             self._size,
             self._tail,
             request.transfer_syntax_uid,
         )
-        complete = len(self._head) == self._meta_length + self._size
-        part10 = _Prefix(head, self._meta_length + self._size)
-        header, frames = read_part10(cast(Any, part10))
+        header, frames = read_part10(cast(Any, _Prefix(head, size)))
         check_data_set(header, request)
-        size = writer.commit()
-        self._writer = None
-        if not complete and not frames and "NumberOfFrames" in header:
+        if len(head) < size and not frames and "NumberOfFrames" in header:
+            self._commit_object()
             frames = self._frames_of_stored()
         received = describe(
             header,
@@ -307,18 +310,31 @@ class InstanceSink:
             size=size,
             sha256=self._digest.digest(),
         )
-        arrival = Arrival(
-            received, blob_key=self._key, process=self._intake.settings.process
-        )
-        return self._commit(arrival)
+        return self._commit(Arrival(received, self._key, self._intake.settings.process))
+
+    def _commit_object(self) -> None:
+        if self._writer is not None:
+            self._writer.commit()
+            self._writer = None
 
     def _commit(self, arrival: Arrival) -> int:
-        """Commit the rows; remove the object only when no row can refer to it."""
+        """Commit object and rows side by side: one wait for the disk, not two.
+
+        Should this process be killed in between, its next start takes back rows
+        without object; nobody was told that they are stored.
+        """
         intake = self._intake
+        rows = intake.thread.receive(arrival)
         try:
-            result = intake.thread.receive(
-                arrival, timeout_s=intake.settings.commit_timeout_s
-            )
+            self._commit_object()
+        except BaseException:
+            if self._rows(rows) is Received.STORED:
+                intake.thread.call(
+                    withdraw(intake.store, arrival.instance.sop_instance_uid)
+                )
+            raise
+        try:
+            result = self._rows(rows)
         except NodeError as error:
             # When the database went away in a commit, nobody knows what it kept.
             if error.kind is not ErrorKind.UNAVAILABLE:
@@ -329,6 +345,9 @@ class InstanceSink:
         else:
             intake.feeds(arrival.instance.association)
         return SUCCESS
+
+    def _rows(self, rows: "Future[Received]") -> Received:
+        return _result(rows, self._intake.settings.commit_timeout_s)
 
     def _frames_of_stored(self) -> FrameTable:
         """Locate the frames of an encapsulated cine that was too long to keep."""
@@ -416,8 +435,22 @@ def patient_identity(header: Dataset) -> PatientIdentity:
         birth_date=_date(header, "PatientBirthDate"),
         sex=_text(header, "PatientSex") or None,
         issuer=_text(header, "IssuerOfPatientID"),
+        id_number=_national_number(header),
         phone=_text(header, "PatientTelephoneNumbers") or None,
     )
+
+
+def _national_number(header: Dataset) -> str | None:
+    """Return the resident identity number among Other Patient IDs (PS3.3 C.2.2).
+
+    Its form (GB 11643: 17 digits and a check sign) tells it from other numbers;
+    whether it is valid is not ours to judge.
+    """
+    for item in header.get("OtherPatientIDsSequence", None) or ():
+        number = _text(item, "PatientID").upper()
+        if len(number) == 18 and number[:17].isdigit() and number.isascii():
+            return number
+    return None
 
 
 def json_header(header: Dataset) -> bytes:

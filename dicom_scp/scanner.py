@@ -212,6 +212,8 @@ def _add_pixels(
         streams = [_jpeg(page) for page in pages]
         dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
         dataset.PixelData = encapsulate(streams)
+        # Sent without being saved first: encapsulated data has no length (PS3.5 A.4).
+        dataset["PixelData"].is_undefined_length = True
         if colour:
             dataset.PhotometricInterpretation = "YBR_FULL_422"
         dataset.LossyImageCompression = "01"

@@ -393,7 +393,8 @@ def _spread(rows: list[dict[str, str]], *, wanted: int) -> list[dict[str, str]]:
 def _shipped_cine(uid: UidSource, now: datetime) -> SimulatedStudy:
     """Return the real cine that pydicom ships, with its own pixels and regions.
 
-    It shows a heart, its regions are stale: a good test of what must not be measured.
+    It shows a heart, and is sent saying so: it must be stored and not be read. Its
+    regions are stale as well: nothing in it may be measured.
     """
     (study,) = read_studies([Path(str(get_testdata_file("examples_ybr_color.dcm")))])
     (instance,) = study.instances
@@ -404,12 +405,13 @@ def _shipped_cine(uid: UidSource, now: datetime) -> SimulatedStudy:
     instance.StudyDate, instance.StudyTime = f"{now:%Y%m%d}", f"{now:%H%M%S}"
     instance.AccessionNumber = f"SIM{now:%y%m%d}99"
     instance.StudyDescription = "Real cine (heart) shipped with pydicom"
+    instance.BodyPartExamined = "HEART"
     return SimulatedStudy(
         study_instance_uid=instance.StudyInstanceUID,
         accession_number=instance.AccessionNumber,
         description=instance.StudyDescription,
         instances=(instance,),
-        expectation=Expectation.EITHER,
+        expectation=Expectation.NOT_READ,
     )
 
 

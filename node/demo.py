@@ -27,7 +27,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from config.settings import Settings, load_settings
-from dicom_scp.simulator import Sent, SimulatedStudy, plan_demo, send
+from dicom_scp.simulator import (
+    Expectation,
+    Sent,
+    SimulatedStudy,
+    plan_demo,
+    send,
+)
 from node.domain.access import Role
 from node.domain.errors import NodeError
 from node.installation import Addresses, prepared, start_roles
@@ -93,9 +99,14 @@ class StudyStory:
 
     @property
     def complete(self) -> bool:
-        """Tell whether every hop happened."""
+        """Tell whether every hop happened, and only what may be read was read."""
         hops = (self.ai_sr_uid, self.verified_sr_uid, self.release, self.wechat)
-        return self.stored and all(hops) and not self.problems
+        as_expected = {
+            Expectation.READ: self.category is not None,
+            Expectation.NOT_READ: self.category is None and bool(self.not_read),
+            Expectation.EITHER: True,
+        }[Expectation(self.expectation)]
+        return self.stored and all(hops) and as_expected and not self.problems
 
 
 def demonstrate(
@@ -113,7 +124,7 @@ def demonstrate(
     wechat_port = _free_port()
     settings = load_settings({**environment, **_demo_values(environment, wechat_port)})
     os.environ.update(_demo_values(environment, wechat_port))
-    configure_logging("warning", settings.log.format)
+    configure_logging("error", settings.log.format)
     supervisor = Supervisor(grace_s=settings.dicom.shutdown_grace_s + 15)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop())
@@ -147,7 +158,7 @@ def _demo_values(environment: Mapping[str, str], wechat_port: int) -> dict[str, 
         "SONONODE_WECHAT__APP_ID": _WECHAT_APP,
         "SONONODE_WECHAT__APP_SECRET_FILE": "keys/wechat.secret",
         "SONONODE_WECHAT__TEMPLATE_ID": _WECHAT_TEMPLATE,
-        "SONONODE_LOG__LEVEL": "warning",
+        "SONONODE_LOG__LEVEL": "error",
     }
     return {k: v for k, v in values.items() if k not in environment}
 
@@ -271,39 +282,32 @@ async def show(plan: DemoPlan, console: Console) -> list[StudyStory]:
 
 def tabulate(stories: Sequence[StudyStory]) -> Table:
     """Return the demonstration's result for a terminal."""
-    table = Table(title="sononode: every study, every hop", show_lines=False)
-    for name in (
-        "patient",
-        "study",
-        "AI finding",
-        "BI-RADS AI → signed",
-        "AI prob.",
-        "AI SR",
-        "verified SR",
-        "report",
-        "phone",
-        "s: report / SR / phone",
-    ):
+    table = Table(title="every study, every hop")
+    for name in ("patient", "study", "AI", "BI-RADS", "SR: AI, verified", "phone"):
         table.add_column(name, overflow="fold")
+    table.add_column("s to report, SR, phone", justify="right")
     for story in stories:
-        probability = story.probability_percent
+        seconds = (story.report_s, story.ai_sr_s, story.delivered_s)
         table.add_row(
             story.patient,
-            story.description,
-            story.finding or story.not_read or "—",
+            f"{story.description}\n[link={story.report_url}]{story.report_url[-36:]}[/link]",
+            _opinion(story),
             f"{story.category or '—'} → {story.signed_category or '—'}",
-            "—" if probability is None else f"{probability:.0f} %",
-            _tail(story.ai_sr_uid),
-            _tail(story.verified_sr_uid),
-            story.report_url,
-            f"{story.release or '—'} / {story.wechat or '—'}",
-            " / ".join(
-                "—" if s is None else f"{s:.1f}"
-                for s in (story.report_s, story.ai_sr_s, story.delivered_s)
-            ),
+            f"{_tail(story.ai_sr_uid)}\n{_tail(story.verified_sr_uid)}",
+            f"{story.release or '—'}\nWeChat {story.wechat or '—'}",
+            " ".join("—" if s is None else f"{s:.1f}" for s in seconds),
             style=None if story.complete else "red",
         )
     return table
+
+
+def _opinion(story: StudyStory) -> str:
+    """Return what the algorithm said, in one cell."""
+    if story.category is None:
+        return story.not_read or "—"
+    if story.probability_percent is None:
+        return story.finding or "no lesion"
+    return f"{story.finding or 'lesion'}\n{story.probability_percent:.0f} %"
 
 
 def write_json(stories: Sequence[StudyStory], file: Path) -> None:
@@ -367,7 +371,8 @@ async def _follow(
     )
     last = max((answer.at for answer in mine), default=datetime.now(UTC))
     try:
-        await _tell(plan, http, doctor, story, _Watch(last, plan.patience_s))
+        watch = _Watch(last, plan.patience_s)
+        await _tell(plan, http, doctor, story, watch, _last_four(study))
     except (aiohttp.ClientError, _TookTooLongError, _RefusedError) as error:
         story.problems.append(f"{type(error).__name__.strip('_')}: {error}")
     advance(task)
@@ -380,6 +385,7 @@ async def _tell(
     doctor: "_Doctor",
     story: StudyStory,
     watch: "_Watch",
+    last_four: str,
 ) -> None:
     report_id = str(report_id_for(story.study_instance_uid))
     story.report_url = f"{plan.base_url}/#/report/{report_id}"
@@ -396,7 +402,9 @@ async def _tell(
         "the AI SR", lambda: doctor.newest_sr(story.study_instance_uid, 1)
     )
     story.ai_sr_s = watch.elapsed()
-    phone = await _Phone.bind(plan, http, doctor, report["subject"]["reference"])
+    phone = await _Phone.bind(
+        plan, http, doctor, report["subject"]["reference"], last_four
+    )
     await doctor.sign(report, observations, story)
     story.verified_sr_uid = await watch.until(
         "the verified SR", lambda: doctor.newest_sr(story.study_instance_uid, 2)
@@ -405,6 +413,12 @@ async def _tell(
     story.release = await watch.until("the phone's report", phone.newest_state)
     story.wechat = await watch.until("the WeChat message", phone.message)
     story.delivered_s = watch.elapsed()
+
+
+def _last_four(study: SimulatedStudy) -> str:
+    """Return what the patient types on her phone: the end of her ID number."""
+    others = study.instances[0].get("OtherPatientIDsSequence", None) or ()
+    return next((str(item.PatientID)[-4:] for item in others), "")
 
 
 def _describe(
@@ -629,6 +643,7 @@ class _Phone:
         http: aiohttp.ClientSession,
         doctor: _Doctor,
         patient: str,
+        last_four: str,
     ) -> "_Phone":
         """Scan the desk code with a phone of its own and allow one message."""
         openid = f"demo-{secrets.token_hex(8)}"
@@ -642,7 +657,7 @@ class _Phone:
             session = (await answer.json())["token"]
         phone = cls(http, plan, openid, session, frozenset())
         await _Watch(datetime.now(UTC), 20).until(
-            "the desk code at the relay", lambda: phone._bind(token)
+            "the desk code at the relay", lambda: phone._bind(token, last_four)
         )
         grant = {"openid": openid, "template_id": plan.template_id}
         async with http.post(f"{control}/quota", json=grant):
@@ -659,10 +674,10 @@ class _Phone:
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.session}"}
 
-    async def _bind(self, token: str) -> bool:
+    async def _bind(self, token: str, last_four: str) -> bool:
         async with self.http.post(
             f"{self.plan.relay_url}/api/bind",
-            json={"token": token, "last4": ""},
+            json={"token": token, "last4": last_four},
             headers=self._headers,
         ) as answer:
             return answer.status == 200

@@ -79,7 +79,7 @@ def test_objects_have_no_error_for_dciodvfy(
     studies: list[SimulatedStudy], tmp_path: Path
 ) -> None:
     for study in studies:
-        if study.expectation is Expectation.EITHER:
+        if "pydicom" in study.description:
             continue  # somebody else's object
         for instance in study.instances:
             path = tmp_path / f"{instance.SOPInstanceUID}.dcm"
