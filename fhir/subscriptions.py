@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-from uuid import UUID, uuid5
+from uuid import UUID
 
 import aiohttp
 import structlog
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_RELAY = UUID("7c0c4d52-2f0b-5f0a-8a53-64c0a6f0d3b1")
+# The relay has one subscription, made by the node itself.
+RELAY = UUID("7c0c4d52-2f0b-5f0a-8a53-64c0a6f0d3b1")
 _DEFAULT_TIMEOUT_S = 10
 _TIMEOUTS_S = range(1, 61)
 _HEARTBEATS_S = range(10, 86401)
@@ -236,7 +237,8 @@ def _read_subscription(
             "no such payload content",
         ),
         (
-            not endpoint_allowed(str(channel.get("endpoint", "")), settings),
+            subscription_id != RELAY
+            and not endpoint_allowed(str(channel.get("endpoint", "")), settings),
             "channel.endpoint",
             "the host is not on this site's list of hooks",
         ),
@@ -299,22 +301,30 @@ def endpoint_allowed(endpoint: str, settings: FhirSettings) -> bool:
 async def ensure_relay_subscription(store: "Store", settings: FhirSettings) -> None:
     """Make sure that the relay is told of released reports; called at every start.
 
-    A channel that had been given up is tried again from its first missed event.
+    Its channel is tried again from the first event that it has missed, also
+    after it had been given up. Every other channel that works goes on as well.
     """
-    if not settings.relay_url:
-        return
-    subscription_id = uuid5(_RELAY, settings.relay_endpoint)
     async with store.db.transaction() as tx:
-        resource = _relay_resource(settings)
-        known = await resources.find(tx, store, "Subscription", str(subscription_id))
-        if known is not None:
-            current = await subscriptions.read(tx, store, subscription_id)
-            if current.status in ("requested", "active"):
-                await subscriptions.set_status(tx, subscription_id, current.status)
-                await _defer(tx, store, subscription_id)
-                return
-        asked = await subscribe(tx, store, settings, resource, subscription_id)
-        await put(tx, store, {**asked, "id": str(subscription_id)})
+        for topic in TOPICS:
+            for subscription in await subscriptions.of_topic(tx, store, topic):
+                if subscription.status in ("requested", "active"):
+                    await _defer(tx, store, subscription.subscription_id)
+        if settings.relay_url:
+            await _subscribe_relay(tx, store, settings)
+
+
+async def _subscribe_relay(
+    tx: "Transaction", store: "Store", settings: FhirSettings
+) -> None:
+    known = await resources.find(tx, store, "Subscription", str(RELAY))
+    if known is not None:
+        current = await subscriptions.read(tx, store, RELAY)
+        works = current.status in ("requested", "active")
+        if works and current.endpoint == settings.relay_endpoint:
+            await subscriptions.set_status(tx, RELAY, current.status)
+            return
+    asked = await subscribe(tx, store, settings, _relay_resource(settings), RELAY)
+    await put(tx, store, {**asked, "id": str(RELAY)})
 
 
 def _relay_resource(settings: FhirSettings) -> Json:
@@ -409,7 +419,7 @@ class Deliveries:
         now = self._store.clock()
         since = subscription.failing_since or now
         limit = timedelta(seconds=self._settings.give_up_after_s)
-        relay = subscription.endpoint == self._settings.relay_endpoint
+        relay = subscription.subscription_id == RELAY
         shaken = subscription.status == "requested" and not relay
         given_up = now - since >= limit or (
             shaken and subscription.failures + 1 >= _HANDSHAKES
@@ -476,8 +486,13 @@ class Deliveries:
         for line in subscription.headers:
             name, _, value = line.partition(":")
             headers[name] = value.strip()
+        body = to_bytes(bundle)
+        if subscription.subscription_id == RELAY:
+            headers |= self._signature(body)
+        elif not endpoint_allowed(subscription.endpoint, self._settings):
+            return False  # the site has taken the host off its list since
         status = await self._call(
-            subscription.endpoint, to_bytes(bundle), headers, subscription.timeout_s
+            subscription.endpoint, body, headers, subscription.timeout_s
         )
         if status is not None and 200 <= status < 300:
             return True
@@ -488,21 +503,21 @@ class Deliveries:
         )
         return False
 
+    def _signature(self, body: bytes) -> dict[str, str]:
+        now = datetime.now(UTC)  # judged by another machine: never a test's clock
+        return {SIGNATURE_HEADER: sign(self._settings.relay_secret, body, now)}
+
     async def _call(
         self, url: str, body: bytes, headers: Mapping[str, str], timeout_s: int
     ) -> int | None:
         """POST `body`; return the status, or None when nobody answered."""
-        if not endpoint_allowed(url, self._settings):
-            return None
-        sent = {**headers, "Content-Type": CONTENT_TYPE}
-        if self._settings.relay_url and url.startswith(self._settings.relay_url):
-            sent[SIGNATURE_HEADER] = sign(
-                self._settings.relay_secret, body, datetime.now(UTC)
-            )
-        timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
             async with self._session.post(
-                url, data=body, headers=sent, timeout=timeout, allow_redirects=False
+                url,
+                data=body,
+                headers={**headers, "Content-Type": CONTENT_TYPE},
+                timeout=aiohttp.ClientTimeout(total=timeout_s),
+                allow_redirects=False,
             ) as response:
                 return response.status
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError):
@@ -527,7 +542,7 @@ class Deliveries:
             }
         )
         url = f"{self._settings.relay_url.rstrip('/')}/hook/binding"
-        status = await self._call(url, body, {}, _DEFAULT_TIMEOUT_S)
+        status = await self._call(url, body, self._signature(body), _DEFAULT_TIMEOUT_S)
         if status is None or not 200 <= status < 300:
             raise NodeError(
                 f"the relay did not take the QR code (status {status})",
