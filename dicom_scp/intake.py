@@ -328,10 +328,7 @@ class InstanceSink:
         try:
             self._commit_object()
         except BaseException:
-            if self._rows(rows) is Received.STORED:
-                intake.thread.call(
-                    withdraw(intake.store, arrival.instance.sop_instance_uid)
-                )
+            self._withdraw(arrival, rows)
             raise
         try:
             result = self._rows(rows)
@@ -345,6 +342,12 @@ class InstanceSink:
         else:
             intake.feeds(arrival.instance.association)
         return SUCCESS
+
+    def _withdraw(self, arrival: Arrival, rows: "Future[Received]") -> None:
+        with suppress(NodeError):  # the failure that led here is the one to tell
+            if self._rows(rows) is Received.STORED:
+                uid = arrival.instance.sop_instance_uid
+                self._intake.thread.call(withdraw(self._intake.store, uid))
 
     def _rows(self, rows: "Future[Received]") -> Received:
         return _result(rows, self._intake.settings.commit_timeout_s)

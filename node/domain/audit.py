@@ -32,10 +32,15 @@ class AuditEntry:
 
 
 def chain_hash(previous: bytes, entry: AuditEntry) -> bytes:
-    """Return the SHA-256 that binds `entry` to everything recorded before it.
+    """Return the SHA-256 that binds `entry` to everything recorded before it."""
+    return hashlib.sha256(previous + canonical_text(entry)).digest()
 
-    The text that is hashed is canonical JSON, so that a verifier written in
-    another language can recompute the chain from an export.
+
+def canonical_text(entry: AuditEntry) -> bytes:
+    """Return what the chain hashes of `entry`, in UTF-8.
+
+    It is canonical JSON, so that a verifier written in another language can
+    recompute the chain from an export.
     """
     text = json.dumps(
         {
@@ -51,4 +56,4 @@ def chain_hash(previous: bytes, entry: AuditEntry) -> bytes:
         ensure_ascii=False,
         separators=(",", ":"),
     )
-    return hashlib.sha256(previous + text.encode()).digest()
+    return text.encode()

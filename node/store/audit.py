@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import UTC
 from typing import TYPE_CHECKING
 
-from node.domain.audit import GENESIS, AuditEntry, Outcome, chain_hash
+from node.domain.audit import GENESIS, AuditEntry, Outcome, canonical_text, chain_hash
 from node.domain.errors import ErrorKind, NodeError
 
 if TYPE_CHECKING:
@@ -13,25 +13,21 @@ if TYPE_CHECKING:
 
     from node.store.database import Transaction
 
-_CHAIN_LOCK = 0x5030  # one writer at a time: the chain has one end
-
 
 async def record(tx: "Transaction", entry: AuditEntry) -> None:
     """Append `entry` to the chain; it becomes durable with `tx`.
 
     From here until `tx` ends nobody else can append: record last.
     """
-    entry = replace(entry, at=entry.at.astimezone(UTC))  # as it will be read back
-    await tx.execute("select pg_advisory_xact_lock($1)", _CHAIN_LOCK)
-    last = await tx.fetchrow(
-        "select sequence, hash from audit_entries order by sequence desc limit 1"
-    )
-    sequence, previous = (0, GENESIS) if last is None else (last[0], bytes(last[1]))
     await tx.execute(
-        "insert into audit_entries (sequence, at, actor, role, action, entity,"
-        " outcome, detail, previous_hash, hash)"
-        " values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
-        sequence + 1,
+        "select audit_append($1, $2, $3, $4, $5, $6, $7, $8)", *arguments(entry)
+    )
+
+
+def arguments(entry: AuditEntry) -> tuple[object, ...]:
+    """Return what the SQL function `audit_append` takes for `entry`."""
+    entry = replace(entry, at=entry.at.astimezone(UTC))  # as it will be read back
+    return (
         entry.at,
         entry.actor,
         entry.role,
@@ -39,8 +35,7 @@ async def record(tx: "Transaction", entry: AuditEntry) -> None:
         entry.entity,
         entry.outcome.value,
         json.dumps(dict(entry.detail), ensure_ascii=False, sort_keys=True),
-        previous,
-        chain_hash(previous, entry),
+        canonical_text(entry),
     )
 
 

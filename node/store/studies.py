@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
+from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.study import (
     Origin,
@@ -22,6 +23,7 @@ from node.domain.study import (
     StudyRecord,
     StudyStatus,
 )
+from node.store import audit
 
 if TYPE_CHECKING:
     import asyncpg
@@ -35,6 +37,48 @@ NAME_PREFIX_LENGTH = 16
 _FRAME = struct.Struct(">QQ")
 _STUDY = "select * from studies where study_instance_uid = $1"
 _STUDY_FOR_UPDATE = "select * from studies where study_instance_uid = $1 for update"
+
+
+_INSERT_KNOWN = """
+with arrived as (
+    select * from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[],
+        $6::text[], $7::int[], $8::bytea[], $9::bigint[], $10::text[], $11::bytea[],
+        $12::bytea[], $13::bytea[], $14::text[], $15::text[], $16::uuid[],
+        $17::timestamptz[], $18::text[], $19::text[], $20::text[], $21::text[],
+        $22::text[], $23::text[], $24::bytea[])
+    with ordinality as t(uid, study, series, sop_class, syntax, modality, frames,
+        sha256, size, blob_name, blob_key, metadata, frame_table, calling_ae,
+        association, patient, audit_at, actor, role, action, entity, outcome, detail,
+        canonical, place)
+), touched as (
+    update studies s set last_instance_at = $26, ended_at = null, ended_how = null
+    from (select distinct study, patient from arrived) a
+    where s.study_instance_uid = a.study and s.patient_id = a.patient
+        and s.status = 'receiving'
+    returning s.study_instance_uid
+), written as (
+    insert into instances (sop_instance_uid, study_instance_uid, series_instance_uid,
+        sop_class_uid, transfer_syntax_uid, modality, number_of_frames, origin, sha256,
+        size, blob_name, blob_key, metadata, frame_table, calling_ae, association,
+        received_at)
+    select uid, study, series, sop_class, syntax, modality, frames, 'received', sha256,
+        size, blob_name, blob_key, metadata, frame_table, calling_ae, association, $26
+    from arrived join touched on study_instance_uid = study order by place
+    on conflict (sop_instance_uid) do nothing
+    returning blob_name as written_as
+), held as (
+    insert into open_associations
+        (association, study_instance_uid, process, touched_at)
+    select distinct association, study, $25, $26::timestamptz
+    from arrived join written on written_as = blob_name
+    where $25 <> ''
+    on conflict (association, study_instance_uid)
+        do update set touched_at = excluded.touched_at
+)
+select blob_name, audit_append(audit_at, actor, role, action, entity, outcome, detail,
+    canonical)
+from (select * from arrived join written on written_as = blob_name order by place) w
+"""
 
 
 class EndedHow(StrEnum):
@@ -532,6 +576,90 @@ async def insert_instance(
         at,
     )
     return written is not None
+
+
+@dataclass(frozen=True)
+class KnownArrival:
+    """An instance for a study and a patient that this process has seen on disk."""
+
+    instance: ReceivedInstance
+    patient_id: UUID
+    entry: AuditEntry
+    blob_key: bytes = field(repr=False)
+
+
+async def insert_known(
+    tx: "Transaction",
+    store: "Store",
+    arrivals: Sequence[KnownArrival],
+    *,
+    process: str,
+    at: datetime,
+) -> set[str]:
+    """Write instances, hold their studies open and audit it, all in one round trip.
+
+    Returns the blob names of those that were written. The others are repeated, or
+    belong to a study that is not open or not of that patient: look closer.
+    """
+    rows = [await _known_row(tx, store, arrival) for arrival in arrivals]
+    written = await tx.fetch(_INSERT_KNOWN, *zip(*rows, strict=True), process, at)
+    return {row["blob_name"] for row in written}
+
+
+async def _known_row(
+    tx: "Transaction", store: "Store", arrival: KnownArrival
+) -> tuple[object, ...]:
+    instance, uid = arrival.instance, arrival.instance.sop_instance_uid
+    sealer = await store.ring.patient(tx, arrival.patient_id)
+    return (
+        uid,
+        instance.study_instance_uid,
+        instance.series_instance_uid,
+        instance.sop_class_uid,
+        instance.transfer_syntax_uid,
+        instance.modality,
+        instance.number_of_frames,
+        instance.sha256,
+        instance.size,
+        instance.blob_name,
+        sealer.seal(arrival.blob_key, table="instances", row=uid, column="blob_key"),
+        sealer.seal(instance.metadata, table="instances", row=uid, column="metadata"),
+        b"".join(_FRAME.pack(*frame) for frame in instance.frame_table),
+        instance.calling_ae,
+        instance.association,
+        arrival.patient_id,
+        *audit.arguments(arrival.entry),
+    )
+
+
+async def withdraw_unacknowledged(
+    tx: "Transaction", store: "Store", process: str
+) -> list[str]:
+    """Remove instances of interrupted associations whose objects never got durable.
+
+    Their rows were committed while the object was being flushed; nobody was told
+    that they are stored. Call it before `end_associations` forgets which they were.
+    """
+    rows = await tx.fetch(
+        "select sop_instance_uid, blob_name from instances where association in"
+        " (select association from open_associations where process = $1)",
+        process,
+    )
+    lost = [
+        row["sop_instance_uid"]
+        for row in rows
+        if not store.blobs.exists(row["blob_name"])
+    ]
+    for uid in lost:
+        await withdraw_instance(tx, uid)
+    return lost
+
+
+async def withdraw_instance(tx: "Transaction", sop_instance_uid: str) -> None:
+    """Remove the row of an instance whose object could not be made durable."""
+    await tx.execute(
+        "delete from instances where sop_instance_uid = $1", sop_instance_uid
+    )
 
 
 async def instance(

@@ -68,6 +68,7 @@ async def end_association(
 async def end_lost_associations(store: "Store", process: str) -> Sequence[str]:
     """Clear what a killed process of this name left open; return the studies it fed."""
     async with store.db.transaction() as tx:
+        await studies.withdraw_unacknowledged(tx, store, process)
         return await studies.end_associations(
             tx, process=process, how=EndedHow.LOST, at=store.clock()
         )

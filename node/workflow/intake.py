@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -10,7 +11,7 @@ from uuid import UUID, uuid4
 
 from node.domain.audit import AuditEntry, Outcome
 from node.domain.errors import ErrorKind, NodeError
-from node.domain.study import Origin, ReceivedInstance, StudyStatus
+from node.domain.study import Origin, PatientIdentity, ReceivedInstance, StudyStatus
 from node.store import audit, studies
 
 if TYPE_CHECKING:
@@ -86,7 +87,30 @@ def data_set_offset(part10: bytes) -> int:
     return 144 + int.from_bytes(part10[140:144], "little")
 
 
-async def receive_instance(store: "Store", arrival: Arrival) -> Received:
+class KnownStudies:
+    """Whose study this process has seen on disk: such instances take a short way."""
+
+    LIMIT = 1024
+
+    def __init__(self) -> None:
+        self._patients: OrderedDict[tuple[str, PatientIdentity], UUID] = OrderedDict()
+
+    def patient_of(self, instance: ReceivedInstance) -> UUID | None:
+        """Return the patient when exactly this identity has come with this study."""
+        return self._patients.get((instance.study_instance_uid, instance.patient))
+
+    def remember(self, instance: ReceivedInstance, patient_id: UUID) -> None:
+        """Note what is on disk."""
+        key = (instance.study_instance_uid, instance.patient)
+        self._patients[key] = patient_id
+        self._patients.move_to_end(key)
+        if len(self._patients) > self.LIMIT:
+            self._patients.popitem(last=False)
+
+
+async def receive_instance(
+    store: "Store", arrival: Arrival, known: KnownStudies | None = None
+) -> Received:
     """Write the rows of one instance; when this returns they are on disk.
 
     The same bytes under the same UID are DUPLICATE. Raises NodeError CONFLICT,
@@ -95,35 +119,79 @@ async def receive_instance(store: "Store", arrival: Arrival) -> Received:
     """
     try:
         async with store.db.transaction() as tx:
-            return await _receive(tx, store, arrival)
+            received, patient_id = await _receive(tx, store, arrival)
     except NodeError as error:
         if error.kind is ErrorKind.CONFLICT:
             await _audit_refusal(store, arrival, error)
         raise
+    if known is not None and patient_id is not None:
+        known.remember(arrival.instance, patient_id)
+    return received
 
 
 async def receive_instances(
-    store: "Store", arrivals: Sequence[Arrival]
+    store: "Store", arrivals: Sequence[Arrival], known: KnownStudies
 ) -> list[Received | Exception]:
-    """Write the rows of several instances in one commit; return results in order.
+    """Write the rows of several instances of one process; return results in order.
 
-    One that cannot be stored must not take the others with it: then each gets
-    its own transaction.
+    Those of studies that are open and `known` share one round trip and one
+    commit. Each of the others gets its own transaction, so that one that cannot
+    be stored does not take others with it.
     """
-    if len(arrivals) > 1:
-        try:
-            async with store.db.transaction() as tx:
-                return [await _receive(tx, store, arrival) for arrival in arrivals]
-        except NodeError as error:
-            if error.kind in (ErrorKind.UNAVAILABLE, ErrorKind.EXHAUSTED):
-                return [error for _ in arrivals]
     results: list[Received | Exception] = []
+    try:
+        written = await _receive_known(store, arrivals, known)
+    except NodeError as error:
+        if error.kind in (ErrorKind.UNAVAILABLE, ErrorKind.EXHAUSTED):
+            return [error for _ in arrivals]
+        written = set()
     for arrival in arrivals:
+        if arrival.instance.blob_name in written:
+            results.append(Received.STORED)
+            continue
         try:
-            results.append(await receive_instance(store, arrival))
+            results.append(await receive_instance(store, arrival, known))
         except Exception as error:
             results.append(error)
     return results
+
+
+async def withdraw(store: "Store", sop_instance_uid: str) -> None:
+    """Take back an instance whose object could not be made durable."""
+    async with store.db.transaction() as tx:
+        await studies.withdraw_instance(tx, sop_instance_uid)
+        await audit.record(
+            tx,
+            AuditEntry(
+                at=store.clock(),
+                actor="sononode",
+                role="device",
+                action="delete",
+                entity=f"instance/{sop_instance_uid}",
+                detail={"reason": "its object could not be written"},
+            ),
+        )
+
+
+async def _receive_known(
+    store: "Store", arrivals: Sequence[Arrival], known: KnownStudies
+) -> set[str]:
+    short = []
+    for arrival in arrivals:
+        patient_id = known.patient_of(arrival.instance)
+        if patient_id is not None:
+            entry = _entry(store, arrival, patient_id, reopened=False)
+            short.append(
+                studies.KnownArrival(
+                    arrival.instance, patient_id, entry, arrival.blob_key
+                )
+            )
+    if not short:
+        return set()
+    async with store.db.connection() as connection:
+        return await studies.insert_known(
+            connection, store, short, process=arrivals[0].process, at=store.clock()
+        )
 
 
 async def store_result(
@@ -169,14 +237,16 @@ async def store_result(
     return Received.STORED
 
 
-async def _receive(tx: "Transaction", store: "Store", arrival: Arrival) -> Received:
+async def _receive(
+    tx: "Transaction", store: "Store", arrival: Arrival
+) -> tuple[Received, UUID | None]:
     instance, at = arrival.instance, store.clock()
     known = await studies.known_instance(tx, instance.sop_instance_uid)
     if known is not None:
         same = (known.study_instance_uid, known.sha256)
         if same != (instance.study_instance_uid, instance.sha256):
             raise _taken()
-        return Received.DUPLICATE
+        return Received.DUPLICATE, None
     patient_id = await studies.upsert_patient(
         tx,
         store,
@@ -202,7 +272,7 @@ async def _receive(tx: "Transaction", store: "Store", arrival: Arrival) -> Recei
         )
     reopened = study.status is not StudyStatus.RECEIVING
     await audit.record(tx, _entry(store, arrival, patient_id, reopened=reopened))
-    return Received.STORED
+    return Received.STORED, patient_id
 
 
 def _entry(

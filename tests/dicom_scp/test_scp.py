@@ -411,6 +411,22 @@ async def test_disk_that_fills_up_in_an_instance_keeps_nothing_of_it(
     assert send(scp, make_instance()) == [0x0000]
 
 
+async def test_object_that_cannot_be_made_durable_leaves_no_row(
+    start_scp: StartScp, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scp = await start_scp()
+
+    def refuse(writer: BlobWriter) -> int:
+        writer.abort()
+        raise NodeError("the disk is full", ErrorKind.EXHAUSTED)
+
+    with monkeypatch.context() as full:
+        full.setattr(BlobWriter, "commit", refuse)
+        assert send(scp, make_instance()) == [0xA700]
+    assert await count_of_instances(store) == 0
+    assert send(scp, make_instance()) == [0x0000]
+
+
 async def test_instance_beyond_the_limit_is_refused(
     start_scp: StartScp, store: Store
 ) -> None:

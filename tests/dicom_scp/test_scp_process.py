@@ -142,7 +142,12 @@ async def test_killed_process_has_kept_all_that_it_acknowledged(
     async with store.db.transaction() as tx:
         held = await tx.fetchval("select count(*) from open_associations")
         how = await tx.fetchval("select ended_how from studies")
+        kept = await studies.instances_of(tx, store, "2.25.71")
     assert (held, how) == (0, "lost")
+    assert {i.sop_instance_uid for i in kept} >= set(acknowledged)
+    for instance in kept:  # also those that were on their way
+        with studies.open_blob(store, instance) as reader:
+            assert len(reader.read()) == instance.size
 
 
 async def test_sigterm_lets_an_open_association_finish(

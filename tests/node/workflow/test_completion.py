@@ -20,6 +20,7 @@ from node.workflow.completion import (
 )
 from node.workflow.intake import (
     Arrival,
+    KnownStudies,
     Received,
     receive_instance,
     receive_instances,
@@ -172,13 +173,40 @@ async def test_one_refused_instance_does_not_take_its_batch_with_it(
     store: Store,
 ) -> None:
     await receive_instance(store, make_arrival(1))
-    results = await receive_instances(
-        store, [make_arrival(2), make_arrival(1, sha256=bytes(32)), make_arrival(1)]
-    )
-    assert results[0] is Received.STORED
-    assert isinstance(results[1], NodeError)
-    assert results[1].kind is ErrorKind.CONFLICT
-    assert results[2] is Received.DUPLICATE
+    known = KnownStudies()
+    for _ in range(2):  # the long way, then the short one
+        results = await receive_instances(
+            store,
+            [make_arrival(2), make_arrival(1, sha256=bytes(32)), make_arrival(1)],
+            known,
+        )
+        assert isinstance(results[1], NodeError)
+        assert results[1].kind is ErrorKind.CONFLICT
+        assert results[2] is Received.DUPLICATE
+    assert results[0] is Received.DUPLICATE
+
+
+async def test_known_study_takes_the_short_way_to_the_same_rows_and_audit(
+    store: Store, clock: FrozenClock
+) -> None:
+    known = KnownStudies()
+    batch = [make_arrival(n, association=f"a{n % 2}") for n in range(2, 9)]
+    assert await receive_instances(store, [make_arrival(1)], known) == [Received.STORED]
+    again = [make_arrival(2)]  # the same instance twice in one batch
+    results = await receive_instances(store, [*batch, *again], known)
+    assert results == [*[Received.STORED] * 7, Received.DUPLICATE]
+    async with store.db.transaction() as tx:
+        assert await audit.verify(tx) == 8
+        kept = await studies.instances_of(tx, store, STUDY)
+        assert await tx.fetchval("select count(*) from open_associations") == 2
+    assert [i.sop_instance_uid[-1] for i in kept] == list("12345678")
+    assert kept[-1].metadata == kept[0].metadata
+    for association in ("a0", "a1"):
+        await end_association(store, association, EndedHow.RELEASED)
+    clock.advance(seconds=5)
+    assert await close_due_studies(store, SETTINGS) == 1
+    await receive_instances(store, [make_arrival(9)], known)
+    assert await status_of(store) is StudyStatus.RECEIVING  # closed: the long way
 
 
 async def test_patient_is_found_by_id_and_by_any_part_of_the_name(
