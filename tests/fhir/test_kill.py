@@ -67,33 +67,35 @@ async def test_a_killed_deliverer_loses_nothing(
     store: Any, clock: FrozenClock, root_key: Path, when: str
 ) -> None:
     killer = Killer(when)
-    async with running_hook(receive=killer.receive) as hook:
-        async with running_fhir(store, roles=ROLES, relay_url=hook.url) as rig:
-            await _sign_often(rig)
-            start = clock.now
-            for _ in range(2):
-                killer.process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-m",
-                    "tests.fhir.deliverer",
-                    store.db._dsn,
-                    str(root_key),
-                    hook.url,
-                    start.isoformat(),
-                    cwd=ROOT,
-                )
-                start += timedelta(seconds=60)  # the lease of the killed one is over
-                ended = asyncio.ensure_future(killer.process.wait())
-                complete = asyncio.ensure_future(killer.complete.wait())
-                await asyncio.wait(
-                    {ended, complete},
-                    return_when=asyncio.FIRST_COMPLETED,
-                    timeout=60,
-                )
-                complete.cancel()
-            if killer.process.returncode is None:
-                killer.process.kill()
-                await killer.process.wait()
+    async with (
+        running_hook(receive=killer.receive) as hook,
+        running_fhir(store, roles=ROLES, relay_url=hook.url) as rig,
+    ):
+        await _sign_often(rig)
+        start = clock.now
+        for _ in range(2):
+            killer.process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "tests.fhir.deliverer",
+                store.db._dsn,
+                str(root_key),
+                hook.url,
+                start.isoformat(),
+                cwd=ROOT,
+            )
+            start += timedelta(seconds=60)  # the lease of the killed one is over
+            ended = asyncio.ensure_future(killer.process.wait())
+            complete = asyncio.ensure_future(killer.complete.wait())
+            await asyncio.wait(
+                {ended, complete},
+                return_when=asyncio.FIRST_COMPLETED,
+                timeout=60,
+            )
+            complete.cancel()
+        if killer.process.returncode is None:
+            killer.process.kill()
+            await killer.process.wait()
     assert killer.killed
     expected = list(range(1, EVENTS + 1))
     assert sorted(set(killer.numbers)) == expected

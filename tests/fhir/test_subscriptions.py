@@ -118,9 +118,7 @@ class Channel:
 
 
 @asynccontextmanager
-async def running_hook(
-    path: str = "/hook", receive: Any = None
-) -> AsyncIterator[Hook]:
+async def running_hook(path: str = "/hook", receive: Any = None) -> AsyncIterator[Hook]:
     hook = Hook()
     app = web.Application()
     app.router.add_post(path, receive or hook.receive)
