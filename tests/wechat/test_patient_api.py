@@ -8,7 +8,15 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.fake_wechat import JSCODE, Fault
-from tests.wechat.rig import TEMPLATE, Masked, Rig, handle, running_rig
+from tests.wechat.rig import (
+    TEMPLATE,
+    Masked,
+    Rig,
+    encode,
+    handle,
+    offer_body,
+    running_rig,
+)
 
 
 async def test_a_login_code_works_once(rig: Rig) -> None:
@@ -109,10 +117,11 @@ async def test_five_failures_block_an_openid_for_a_day_without_telling(
     rig: Rig,
 ) -> None:
     token = await rig.offer(handle(), hours=72)
+    stolen = await rig.offer(handle(), hours=72)
     phone = await rig.phone("openid-1")
     answers: list[Any] = []
-    for _ in range(5):
-        guess = {"token": handle(), "last4": "0000"}
+    for number in range(5):
+        guess = {"token": stolen, "last4": f"{number:04}"}
         answers.append(await phone.call("POST", "/api/bind", guess))
     right = {"token": token, "last4": "123X"}
     answers.append(await phone.call("POST", "/api/bind", right))
@@ -123,6 +132,17 @@ async def test_five_failures_block_an_openid_for_a_day_without_telling(
     rig.clock.advance(24 * 3600)
     await phone.log_in()
     assert (await phone.call("POST", "/api/bind", right))[0] == 200
+
+
+async def test_a_code_may_be_tried_until_the_desks_offer_has_arrived(rig: Rig) -> None:
+    patient, code = handle(), handle()
+    phone = await rig.phone("openid-1")
+    scanned = {"token": code, "last4": "123X"}
+    for _ in range(8):
+        assert (await phone.call("POST", "/api/bind", scanned))[0] == 403
+    offer = offer_body(code, patient, "123X", rig.clock(), 24)
+    assert (await rig.post("/hook/binding", encode(offer)))[0] == 200
+    assert (await phone.call("POST", "/api/bind", scanned))[0] == 200
 
 
 async def test_ten_failures_block_a_patient_for_every_openid(rig: Rig) -> None:

@@ -141,7 +141,10 @@ class PatientApi:
                 raise NodeError("no such report", ErrorKind.NOT_FOUND)
             history = await self._records.find_reports(tx, account)
             await self._records.mark_read(tx, account, found.report, self._clock())
-        detail = _detail(found)
+        detail = _detail(found) | {
+            "department_phone": found.report.department_phone
+            or self._settings.department_phone
+        }
         if found.report.state is ReleaseState.RELEASED:
             detail["trend"] = _trend(found.report, [entry.report for entry in history])
         return web.json_response(detail)
@@ -212,7 +215,6 @@ def _detail(entry: StoredReport) -> dict[str, Any]:
     detail = _summary(entry) | {
         "age": report.age,
         "version": report.version,
-        "department_phone": report.department_phone,
     }
     if report.state is ReleaseState.RELEASED:
         detail |= {

@@ -70,6 +70,8 @@ _STATUS_PATHS: Mapping[str, re.Pattern[str]] = {
     "parameter(status).valueCode": _CODE,
     "parameter(type).valueCode": _CODE,
     "parameter(events-since-subscription-start).value": _NUMBER,
+    "parameter(error).valueCodeableConcept.coding.system": _URI,
+    "parameter(error).valueCodeableConcept.coding.code": _CODE,
     "parameter(notification-event).part(event-number).value": _NUMBER,
     "parameter(notification-event).part(timestamp).valueInstant": _INSTANT,
     "parameter(notification-event).part(focus).valueReference.reference": _REPORT_URL,
@@ -206,8 +208,13 @@ def _check(resource: object, allowed: Mapping[str, re.Pattern[str]]) -> None:
             raise RefusedNotification(path, "not on the masked allow-list")
         if isinstance(value, bool) or not isinstance(value, str | int | Decimal):
             raise RefusedNotification(path, "a value of this kind is not expected")
-        if not rule.fullmatch(str(value)):
+        if not rule.fullmatch(_plain(value)):
             raise RefusedNotification(path, "the value does not look masked")
+
+
+def _plain(value: object) -> str:
+    """Return a value as text; a decimal never as 1E+1."""
+    return format(value, "f") if isinstance(value, Decimal) else str(value)
 
 
 def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
@@ -320,7 +327,7 @@ def _trend(
         yield (
             None if side is None else str(side)[:1].upper(),
             None if clock is None else int(clock),
-            None if size is None else str(size),
+            None if size is None else _plain(size),
         )
 
 

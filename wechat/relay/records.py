@@ -25,6 +25,9 @@ from wechat.relay.sealing import RelaySealer
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 FAILURES_PER_OPENID = 5
+# Nobody guesses a code of 128 bits. A code that is not known is most often one
+# whose offer is still under way from the desk, so it may be tried more often.
+UNKNOWN_CODES_PER_OPENID = 200
 FAILURES_PER_PATIENT = 10
 FAILURE_WINDOW = timedelta(hours=24)
 OPENIDS_PER_PATIENT = 3
@@ -153,8 +156,9 @@ class Records:
     ) -> bool:
         """Bind the account to the patient of a QR token; say only whether it worked.
 
-        Five failures in 24 hours block an openid and ten block a patient, also
-        for the right answer. The same statements run whatever is wrong.
+        Five failures with a code that exists block an openid for 24 hours, ten
+        block a patient, also for the right answer. The same statements run
+        whatever is wrong.
         """
         mac: bytes | None = await tx.fetchval(
             "select openid_mac from accounts where account_id = $1 for update",
@@ -191,7 +195,10 @@ class Records:
         self, tx: Transaction, mac: bytes, patient: str, now: datetime
     ) -> bool:
         row: Any = await tx.fetchrow(
-            "select count(*) filter (where openid_mac = $1) as by_openid,"
+            "select count(*) filter (where openid_mac = $1"
+            "  and patient_handle is not null) as by_openid,"
+            " count(*) filter (where openid_mac = $1"
+            "  and patient_handle is null) as unknown,"
             " count(*) filter (where patient_handle = $2) as by_patient"
             " from bind_failures where failed_at > $3"
             " and (openid_mac = $1 or patient_handle = $2)",
@@ -201,6 +208,7 @@ class Records:
         )
         return bool(
             row["by_openid"] >= FAILURES_PER_OPENID
+            or row["unknown"] >= UNKNOWN_CODES_PER_OPENID
             or row["by_patient"] >= FAILURES_PER_PATIENT
         )
 

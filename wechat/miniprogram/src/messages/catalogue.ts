@@ -17,6 +17,11 @@ export interface Messages {
   signedByDoctor: string;
   amendedByDoctor: string;
   examinedOn: string;
+  /** Year, month, day of the month. */
+  day: string;
+  /** Twelve names of months, separated by commas. */
+  months: string;
+  nameSeparator: string;
   resultLabel: string;
   categoryLabel: string;
   adviceLabel: string;
@@ -88,6 +93,9 @@ const zh: Messages = {
   signedByDoctor: "医生已签发",
   amendedByDoctor: "医生已更新",
   examinedOn: "检查日期 {0}",
+  day: "{0}年{1}月{2}日",
+  months: "1,2,3,4,5,6,7,8,9,10,11,12",
+  nameSeparator: "、",
   resultLabel: "检查结果",
   categoryLabel: "BI-RADS 分类 {0}",
   adviceLabel: "接下来怎么做",
@@ -128,7 +136,7 @@ const zh: Messages = {
   bindTitle: "绑定就诊凭证",
   bindText: "请扫描检查登记处打印的二维码，并填写证件号码的最后四位。",
   privacyTitle: "先请您了解",
-  privacyText: "我们使用：微信登录标识（用来认出这部手机）、您扫描的就诊凭证，以及医院发来的打码报告（姓名只保留姓氏）。不收集电话、位置和照片。您可以随时解除绑定。",
+  privacyText: "我们使用：微信登录标识（用来认出这部手机）、您扫描的就诊凭证、证件号码最后四位（只用于核对，不保存），以及医院发来的打码报告（姓名只保留姓氏）。不收集电话、位置和照片。您可以随时解除绑定。",
   privacyRead: "阅读《隐私保护指引》",
   privacyAgree: "同意并继续",
   scan: "扫描二维码",
@@ -159,6 +167,9 @@ const en: Messages = {
   signedByDoctor: "Signed by your doctor",
   amendedByDoctor: "Updated by your doctor",
   examinedOn: "Examined on {0}",
+  day: "{2} {1} {0}",
+  months: "Jan,Feb,Mar,Apr,May,Jun,Jul,Aug,Sep,Oct,Nov,Dec",
+  nameSeparator: ", ",
   resultLabel: "Result",
   categoryLabel: "BI-RADS category {0}",
   adviceLabel: "What to do next",
@@ -199,7 +210,7 @@ const en: Messages = {
   bindTitle: "Add your visit",
   bindText: "Scan the QR code from the registration desk and enter the last four characters of your ID number.",
   privacyTitle: "Before you start",
-  privacyText: "We use: WeChat's sign-in mark (to recognise this phone), the visit code you scan, and the masked reports the hospital sends (family name only). We collect no phone number, place or photo. You can remove everything at any time.",
+  privacyText: "We use: WeChat's sign-in mark (to recognise this phone), the visit code you scan, the last four of your ID number (to check it once, not kept) and the masked reports the hospital sends (family name only). We collect no phone number, place or photo. You can remove everything at any time.",
   privacyRead: "Read the privacy guide",
   privacyAgree: "Agree and go on",
   scan: "Scan the QR code",

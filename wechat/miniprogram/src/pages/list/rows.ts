@@ -18,7 +18,7 @@ export function toListRows(list: ReportList, language: Language): ListRow[] {
 }
 
 export function greeting(list: ReportList, t: Messages): string {
-  return fill(t.listTitle, list.names.join("、"));
+  return fill(t.listTitle, list.names.join(t.nameSeparator));
 }
 
 function toRow(report: ReportSummary, language: Language, t: Messages): ListRow {

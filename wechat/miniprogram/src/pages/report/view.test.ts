@@ -61,4 +61,5 @@ test("one visit alone is no trend", () => {
 
 test("a day that is not a day stays as it came", () => {
   assert.equal(dayText("2026", "zh"), "2026");
+  assert.equal(dayText("2026-13-01", "en"), "2026-13-01");
 });

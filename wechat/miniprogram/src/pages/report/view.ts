@@ -62,10 +62,10 @@ function stateText(report: Report, t: Messages): string {
 export function dayText(day: string, language: Language): string {
   const match = /^(\d{4})-(\d{2})-(\d{2})$/.exec(day);
   if (match === null) return day;
-  const [year, month, date] = [match[1], Number(match[2]), Number(match[3])];
-  if (language === "zh") return `${year}年${month}月${date}日`;
-  const months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-  return `${date} ${months[month - 1] ?? match[2]} ${year}`;
+  const t = catalogue[language];
+  const month = t.months.split(",")[Number(match[2]) - 1];
+  if (month === undefined) return day;
+  return fill(t.day, match[1] ?? "", month, String(Number(match[3])));
 }
 
 /** Longest diameter in mm, or "—" when it was not measured: never 0. */
