@@ -52,8 +52,8 @@ _LOG_LIMIT_BYTES = 10 << 20
 _DATABASE_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _CACHE = Path("/var/cache/sononode")
 
-# A value of a patient must not reach the server's log: no statements, no
-# parameters, and no DETAIL line, which quotes the row that broke a constraint.
+# A value of a patient must not reach the server's log, so failed statements are not
+# logged: an error quotes what it choked on. Whoever sent the statement is told.
 _SETTINGS = {
     "listen_addresses": "",
     "port": str(PORT),
@@ -61,7 +61,7 @@ _SETTINGS = {
     "shared_buffers": "128MB",
     "max_connections": "120",
     "password_encryption": "scram-sha-256",
-    "log_min_messages": "warning",
+    "log_min_messages": "log",
     "log_min_error_statement": "panic",
     "log_parameter_max_length_on_error": "0",
     "log_error_verbosity": "terse",
@@ -107,6 +107,7 @@ class EmbeddedPostgres:
         try:
             self._passwords = self._read_passwords()
             self._end_orphans()
+            self._forget_socket_dir()
             if not (self._cluster / "PG_VERSION").exists():
                 self._initialise()
             self._socket_dir = self._make_socket_dir()
@@ -116,6 +117,23 @@ class EmbeddedPostgres:
             self.stop()
             raise
         return self.dsn(SUPERUSER, "postgres")
+
+    def revive(self) -> bool:
+        """Start the server again when it has died; tell whether it had.
+
+        Addresses and passwords stay, so its clients find it by themselves. Raises
+        NodeError UNAVAILABLE when it does not come up; call again later.
+        """
+        if self._lock is None or self._runs():
+            return False
+        log.warning("postgres.died", status=self._process and self._process.returncode)
+        self._end_orphans()
+        # What the dead server left names a process that may by now be another.
+        for name in (_SOCKET_NAME, f"{_SOCKET_NAME}.lock"):
+            (self._socket_dir / name).unlink(missing_ok=True)
+        self._process = self._spawn()
+        _in_a_loop(self._answer())
+        return True
 
     def stop(self) -> None:
         """End the server after a checkpoint; clients are disconnected."""
@@ -167,6 +185,9 @@ class EmbeddedPostgres:
         finally:
             await connection.close()
 
+    def _runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def _spawn(self) -> subprocess.Popen[bytes]:
         settings = {
             **self._settings,
@@ -197,7 +218,7 @@ class EmbeddedPostgres:
         dsn = self.dsn(SUPERUSER, "postgres")
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
-            if self._process is None or self._process.poll() is not None:
+            if not self._runs():
                 raise NodeError(
                     f"database: the embedded PostgreSQL ended at once; "
                     f"{self._root / 'postgres.log'} says why",
@@ -256,7 +277,6 @@ class EmbeddedPostgres:
         # Its number may by now belong to another process, and PostgreSQL would
         # then believe that it is still running.
         (self._cluster / "postmaster.pid").unlink(missing_ok=True)
-        self._forget_socket_dir()
 
     def _postmaster_pid(self) -> int | None:
         try:
