@@ -295,7 +295,7 @@ def main() -> None:
         sys.exit(EXIT_SETTINGS)
     except NodeError as error:
         errors.print(error.message, style="red", highlight=False)
-        sys.exit(EXIT_SETTINGS)
+        sys.exit(EXIT_SETTINGS if error.kind is ErrorKind.SETTING else 1)
     except KeyboardInterrupt:
         sys.exit(130)
 

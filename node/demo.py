@@ -142,7 +142,7 @@ def demonstrate(
     with rest:
         thread = threading.Thread(target=showing.run, args=(plan,))
         thread.start()
-        ended = supervisor.run()
+        ended = supervisor.run(addresses.look_after)
         thread.join()
     return ended or showing.status
 

@@ -6,6 +6,7 @@ is made by itself: a missing key then means that somebody lost it.
 """
 
 import asyncio
+import fcntl
 import json
 import os
 import secrets
@@ -22,7 +23,13 @@ from node.store.database import Database
 from node.store.keys import create_root_key
 from node.store.migrate import migrate
 from node.store.postgres import EmbeddedPostgres
-from node.supervisor import Supervisor, environment_with, role_command
+from node.supervisor import (
+    Supervisor,
+    end_leftovers,
+    environment_with,
+    role_command,
+    supervised,
+)
 from wechat.relay.sealing import create_key_file
 
 _ORDER = ("relay", "worker", "inference", "web", "scp")
@@ -31,10 +38,15 @@ _RUNNING = "running.json"
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the two databases of a running installation are."""
+    """Where the two databases of a running installation are.
+
+    `look_after` is to be called again and again: it starts an embedded server
+    that has died.
+    """
 
     node: str
     relay: str
+    look_after: Callable[[], object] = lambda: None
 
 
 def serve_all(settings: Settings, *, announce: Callable[[str], None]) -> int:
@@ -49,7 +61,7 @@ def serve_all(settings: Settings, *, announce: Callable[[str], None]) -> int:
         announce(
             f"DICOM          {settings.dicom.ae_title}, port {settings.dicom.port}"
         )
-        return supervisor.run()
+        return supervisor.run(addresses.look_after)
 
 
 def start_roles(
@@ -60,6 +72,7 @@ def start_roles(
         SONONODE_DATABASE__URL=addresses.node,
         SONONODE_RELAY__DATABASE_URL=addresses.relay,
         SONONODE_DATA=str(settings.data),
+        **supervised(settings.data),
     )
     for role in _ORDER:
         if role == "relay" and not settings.relay.enabled:
@@ -72,10 +85,18 @@ def prepared(settings: Settings) -> Iterator[Addresses]:
     """Yield the migrated databases; the embedded server runs until the end.
 
     SETTING names a taken port, a missing key or a newer schema, before any role
-    has started.
+    has started. What a killed supervisor left running is ended first.
     """
-    _require_free_ports(settings)
     settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _only_supervisor(settings.data):
+        end_leftovers(settings.data)
+        _require_free_ports(settings)
+        with _databases(settings) as addresses:
+            yield addresses
+
+
+@contextmanager
+def _databases(settings: Settings) -> Iterator[Addresses]:
     if settings.database.url:
         addresses = Addresses(settings.database.url, settings.relay.database_url)
         _require_relay_database(settings, addresses)
@@ -90,7 +111,9 @@ def prepared(settings: Settings) -> Iterator[Addresses]:
     server.start()
     try:
         addresses = Addresses(
-            server.create_database("node"), server.create_database("relay")
+            server.create_database("node"),
+            server.create_database("relay"),
+            server.revive,
         )
         asyncio.run(migrate_database(addresses.node))
         with _told_to_others(settings, addresses):
@@ -127,6 +150,21 @@ async def migrate_database(dsn: str) -> list[str]:
 
 
 # --- inside -------------------------------------------------------------------------
+
+
+@contextmanager
+def _only_supervisor(data: Path) -> Iterator[None]:
+    """Hold the data directory; SETTING when another supervisor holds it."""
+    with open(data / "node.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NodeError(
+                f"SONONODE_DATA: another node is running with {data}; stop it or"
+                " choose another folder",
+                ErrorKind.SETTING,
+            ) from None
+        yield
 
 
 def _make_secrets(settings: Settings) -> None:
