@@ -103,11 +103,18 @@ def build_heat_map(
 
 
 def _place(capture: Dataset, lesion: Lesion, source: Dataset) -> None:
-    """Write body part and side; the side is empty where nobody told it (Type 2C)."""
-    capture.BodyPartExamined = "BREAST"
-    told = source.get("ImageLaterality") or source.get("Laterality")
-    side = lesion.laterality or told
-    capture.Laterality = side if side in ("L", "R") else ""
+    """Write body part and side as far as somebody told them.
+
+    Laterality is Type 2C: of a breast it is empty when the side is unknown, of
+    an unpaired part (somebody sent a heart) it is absent.
+    """
+    part = source.get("BodyPartExamined")
+    if part:
+        capture.BodyPartExamined = part
+    if part in (None, "", "BREAST"):
+        told = source.get("ImageLaterality") or source.get("Laterality")
+        side = lesion.laterality or told
+        capture.Laterality = side if side in ("L", "R") else ""
 
 
 def _derive(capture: Dataset, lesion: Lesion, source: Dataset) -> None:

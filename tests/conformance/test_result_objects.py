@@ -3,13 +3,6 @@
 Accepted: no error, and no warning but that our private coding scheme is private.
 """
 
-import json
-import os
-import shutil
-import socket
-import subprocess
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import BytesIO
@@ -27,6 +20,7 @@ from dicom_scp.sr import SR_CLASSES, as_sop_class, build_ai_sr, to_part10
 from node.domain.finding import Findings, HeatMap
 from node.domain.report import ReportStatus
 from tests.conformance.judges import dciodvfy, dsrdump
+from tests.conformance.orthanc import Orthanc
 from tests.dicom_scp.test_sr import (
     EQUIPMENT,
     NOT_READ,
@@ -40,13 +34,12 @@ from tests.dicom_scp.test_sr import (
 from tests.dicom_scp.ultrasound import make_header
 from tests.factories import make_findings, make_lesion
 
-START_S = 20.0
-
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def make_heat_map(**source: object) -> Dataset:
-    version = make_version()
+    lesion = make_lesion(**({"laterality": None} if "Laterality" in source else {}))
+    version = make_version(Findings(lesions=(lesion,)))
     header = make_header("2.25.2001", **source)
     if source.get("LossyImageCompression") == "01":
         header.file_meta = Dataset()
@@ -54,7 +47,7 @@ def make_heat_map(**source: object) -> Dataset:
     return build_heat_map(
         np.full((31, 41, 3), 90, np.uint8),
         version,
-        version.findings.lesions[0],
+        lesion,
         header,
         report_id=REPORT,
         equipment=EQUIPMENT,
@@ -112,7 +105,10 @@ DOCUMENTS: dict[str, Callable[[], Dataset]] = {
 }
 CAPTURES: dict[str, Callable[[], Dataset]] = {
     "heat map": make_heat_map,
-    "heat map of an image without a side": lambda: make_heat_map(Laterality=""),
+    "heat map of an image without a side": lambda: make_heat_map(
+        Laterality="", BodyPartExamined=""
+    ),
+    "heat map of a heart": lambda: make_heat_map(BodyPartExamined="HEART"),
     "heat map of a lossy image": lambda: make_heat_map(
         LossyImageCompression="01",
         LossyImageCompressionRatio=12.5,
@@ -149,72 +145,9 @@ def test_dciodvfy_does_object_to_a_document_that_breaks_a_rule(tmp_path: Path) -
 # -- Orthanc ------------------------------------------------------------------
 
 
-class Orthanc:
-    """An Orthanc of our own, on ports of its own, in a directory of its own."""
-
-    def __init__(self, program: str, folder: Path) -> None:
-        self.http, self.dicom = _free_port(), _free_port()
-        configuration = folder / "orthanc.json"
-        configuration.write_text(
-            json.dumps(
-                {
-                    "StorageDirectory": str(folder / "storage"),
-                    "IndexDirectory": str(folder / "storage"),
-                    "Plugins": [],
-                    "HttpPort": self.http,
-                    "RemoteAccessAllowed": False,
-                    "AuthenticationEnabled": False,
-                    "DicomAet": "ORTHANC",
-                    "DicomPort": self.dicom,
-                    "DicomCheckCalledAet": True,
-                }
-            )
-        )
-        self.process = subprocess.Popen(
-            [program, str(configuration)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "TCP_NODELAY": "1"},
-        )
-
-    def wait(self) -> None:
-        until = time.monotonic() + START_S
-        while time.monotonic() < until:
-            try:
-                self.get("/system")
-                return
-            except OSError:
-                time.sleep(0.05)
-        pytest.fail(f"Orthanc did not start within {START_S} s")
-
-    def get(self, path: str, body: bytes | None = None) -> bytes:
-        url = f"http://127.0.0.1:{self.http}{path}"
-        with urllib.request.urlopen(url, data=body, timeout=10) as response:
-            return bytes(response.read())
-
-    def file(self, sop_instance_uid: str) -> bytes:
-        query = {"Level": "Instance", "Query": {"SOPInstanceUID": sop_instance_uid}}
-        found = json.loads(self.get("/tools/find", json.dumps(query).encode()))
-        assert len(found) == 1
-        return self.get(f"/instances/{found[0]}/file")
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(timeout=20)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    program = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin")
-    if program is None:
-        pytest.skip("Orthanc is not installed")
-    server = Orthanc(program, tmp_path_factory.mktemp("orthanc"))
+    server = Orthanc(tmp_path_factory.mktemp("orthanc"))
     try:
         server.wait()
         yield server

@@ -1,0 +1,89 @@
+"""An Orthanc of the test's own, on ports of its own, in a directory of its own."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+START_S = 20.0
+
+
+class Orthanc:
+    """Starts the archive; `wait` until it answers, `stop` it in the end."""
+
+    def __init__(self, folder: Path) -> None:
+        program = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin")
+        if program is None:
+            pytest.skip("Orthanc is not installed")
+        self.http, self.dicom = free_port(), free_port()
+        configuration = folder / "orthanc.json"
+        configuration.write_text(
+            json.dumps(
+                {
+                    "StorageDirectory": str(folder / "storage"),
+                    "IndexDirectory": str(folder / "storage"),
+                    "Plugins": [],
+                    "HttpPort": self.http,
+                    "RemoteAccessAllowed": False,
+                    "AuthenticationEnabled": False,
+                    "DicomAet": "ORTHANC",
+                    "DicomPort": self.dicom,
+                    "DicomCheckCalledAet": True,
+                }
+            )
+        )
+        self.process = subprocess.Popen(
+            [program, str(configuration)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "TCP_NODELAY": "1"},
+        )
+
+    def wait(self) -> None:
+        """Return when it answers; fail the test when it does not."""
+        until = time.monotonic() + START_S
+        while time.monotonic() < until:
+            try:
+                self.get("/system")
+                return
+            except OSError:
+                time.sleep(0.05)
+        pytest.fail(f"Orthanc did not start within {START_S} s")
+
+    def get(self, path: str, body: bytes | None = None) -> bytes:
+        """Return what its REST API answers."""
+        url = f"http://127.0.0.1:{self.http}{path}"
+        with urllib.request.urlopen(url, data=body, timeout=10) as response:
+            return bytes(response.read())
+
+    def file(self, sop_instance_uid: str) -> bytes:
+        """Return the Part 10 file of an instance."""
+        query = {"Level": "Instance", "Query": {"SOPInstanceUID": sop_instance_uid}}
+        found = json.loads(self.get("/tools/find", json.dumps(query).encode()))
+        assert len(found) == 1
+        return self.get(f"/instances/{found[0]}/file")
+
+    def files(self) -> list[bytes]:
+        """Return everything it holds."""
+        return [
+            self.get(f"/instances/{name}/file")
+            for name in json.loads(self.get("/instances"))
+        ]
+
+    def stop(self) -> None:
+        """End it."""
+        self.process.terminate()
+        self.process.wait(timeout=20)
+
+
+def free_port() -> int:
+    """Return a port that nobody uses now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
