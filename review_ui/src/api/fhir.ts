@@ -39,9 +39,9 @@ async function complete(index: Index, background: boolean): Promise<Index> {
   return index;
 }
 
-/** Reports, newest change first; with `since` only those that changed after it. */
+/** Reports, newest change first; with `since` only those that changed from then on. */
 export async function readWorklist(since: string | null, background: boolean): Promise<WorklistRow[]> {
-  const changed = since ? `&_lastUpdated=gt${encodeURIComponent(since)}` : '';
+  const changed = since ? `&_lastUpdated=ge${encodeURIComponent(since)}` : '';
   const bundle = await get(
     `DiagnosticReport?_count=${WORKLIST_LENGTH}&_sort=-_lastUpdated&${INCLUDES}${changed}`,
     background,

@@ -20,7 +20,6 @@ export function Modal({ title, onClose, children, wide }: Props) {
       // Not the cross, which comes first: Enter must do what the dialog is for.
       shown.querySelector<HTMLElement>('[data-first]:not(:disabled)')?.focus();
     }
-    return () => shown?.close();
   }, []);
   return (
     <dialog ref={dialog} class={wide ? 'wide' : ''} aria-labelledby={id} onClose={onClose}>

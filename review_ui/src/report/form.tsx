@@ -24,6 +24,7 @@ export function ReportForm(props: Props) {
   return (
     <form class="report-form" aria-label={t('form.title')} onSubmit={(event) => event.preventDefault()}>
       <fieldset class="plain" disabled={readOnly}>
+        {report.aiName && <p class="ai-note source">{t('review.aiBy', { name: report.aiName })}</p>}
         <LesionTabs {...props} />
         {lesion ? <LesionFields {...props} lesion={lesion} /> : <p class="hint">{t('review.noLesion')}</p>}
         <section class="overall">

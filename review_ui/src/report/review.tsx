@@ -94,7 +94,6 @@ function Heading({ work, report }: { work: Work; report: Report }) {
         {t('review.version', { version: report.version })}
         {report.issued && ` · ${shownTime(report.issued)}`}
       </span>
-      {report.aiName && <span class="ai-note">{t('review.aiBy', { name: report.aiName })}</span>}
       <span class="grow" />
       <button type="button" class="quiet" onClick={() => act(work, { does: 'next' })}>
         <kbd>N</kbd> {t('review.next')}

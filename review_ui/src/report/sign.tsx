@@ -67,7 +67,7 @@ export function SignSheet({ report, draft, busy, fault, onSign, onClose }: Props
         </p>
         {overall === null && <p class="fault">{t('sign.needCategory')}</p>}
         {again && <Changes title={t('sign.edits', { count: unsaved(report, draft).length })} changes={unsaved(report, draft)} />}
-        <Differences report={report} draft={draft} />
+        <Differences report={report} draft={draft} folded={again} />
         {again && <KindOfChange kind={kind} adds={adds} onKind={setKind} />}
         {again && <Reason reason={reason} onReason={setReason} />}
         {gated && <Telling deciding={deciding} told={told} onTold={setTold} />}
@@ -89,10 +89,17 @@ export function SignSheet({ report, draft, busy, fault, onSign, onClose }: Props
   );
 }
 
-function Differences({ report, draft }: { report: Report; draft: Draft }) {
+function Differences({ report, draft, folded }: { report: Report; draft: Draft; folded: boolean }) {
   const changes = differences(report, draft);
   if (changes.length === 0) return <p class="hint">{t('sign.unchanged')}</p>;
-  return <Changes title={t('sign.changes', { count: changes.length })} changes={changes} fromAi />;
+  const title = t('sign.changes', { count: changes.length });
+  if (!folded) return <Changes title={title} changes={changes} fromAi />;
+  return (
+    <details>
+      <summary>{title}</summary>
+      <Changes title="" changes={changes} fromAi />
+    </details>
+  );
 }
 
 /** Field by field: what was, what is. */
@@ -100,7 +107,7 @@ export function Changes({ title, changes, fromAi }: { title: string; changes: Ch
   if (changes.length === 0) return null;
   return (
     <section class="changes">
-      <h3>{title}</h3>
+      {title && <h3>{title}</h3>}
       <ul>
         {changes.map((change) => (
           <li key={change.state.id}>

@@ -156,27 +156,27 @@ export class Work {
     await this.write({ status: 'preliminary', reason: '', told: null }, t('review.draftSaved'));
   }
 
-  async sign(how: SignOff): Promise<boolean> {
-    const done = await this.write(how, t('review.signedNow'));
-    if (done) this.dialog.value = null;
-    return done;
+  async sign(how: SignOff): Promise<void> {
+    await this.write(how, t('review.signedNow'));
   }
 
-  private async write(how: SignOff, said: string): Promise<boolean> {
+  private async write(how: SignOff, said: string): Promise<void> {
     const [report, draft] = [this.report.value, this.draft.value];
-    if (!report || !draft || this.busy.value) return false;
+    if (!report || !draft || this.busy.value) return;
     this.busy.value = true;
     this.fault.value = null;
     try {
       await saveReport(report, draft, this.act(how));
       const saved = await readReport(this.id);
-      this.accept(saved, startDraft(saved));
-      this.told.value = how.told ? true : await readTold(saved);
+      const told = how.told ? true : await readTold(saved);
+      batch(() => {
+        this.told.value = told;
+        this.accept(saved, startDraft(saved));
+        this.dialog.value = null;
+      });
       say(said);
-      return true;
     } catch (error) {
       this.failed(error);
-      return false;
     } finally {
       this.busy.value = false;
     }

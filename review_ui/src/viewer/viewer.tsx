@@ -1,4 +1,4 @@
-import { useSignal, useSignalEffect } from '@preact/signals';
+import { type Signal, useSignal, useSignalEffect } from '@preact/signals';
 import { useEffect, useRef } from 'preact/hooks';
 import { explain } from '../app/state';
 import { shownNumber, t } from '../i18n';
@@ -63,7 +63,7 @@ function Stage({ model }: { model: ViewerModel }) {
 
 interface OnScreen {
   model: ViewerModel;
-  screen: { value: Extent };
+  screen: Signal<Extent>;
 }
 
 function Canvas({ model, screen }: OnScreen) {
@@ -71,14 +71,16 @@ function Canvas({ model, screen }: OnScreen) {
   useSignalEffect(() => {
     const clip = model.clip.value;
     const frame = model.frame.value;
-    const view = model.view.value;
-    const extent = screen.value;
+    // Whatever of these changes, the picture is painted again.
+    void [model.view.value, screen.value];
     if (!clip) return;
     const frames = model.frames(clip);
     const paint = (bitmap: ImageBitmap) => {
       if (model.clip.peek() !== clip || model.frame.peek() !== frame) return;
       model.fault.value = null;
-      draw(canvas.current!, bitmap, extent, placement(extent, clip, view));
+      // By what holds now: a frame that was long on its way must not undo a newer painting.
+      const extent = screen.peek();
+      draw(canvas.current!, bitmap, extent, placement(extent, clip, model.view.peek()));
     };
     const ready = frames.ready(frame);
     if (ready) {
@@ -345,7 +347,7 @@ function AiControls({ model }: { model: ViewerModel }) {
 }
 
 /** Pointer and wheel on the image. */
-function useHand(model: ViewerModel, screen: { value: Extent }, box: { current: HTMLDivElement | null }) {
+function useHand(model: ViewerModel, screen: Signal<Extent>, box: { current: HTMLDivElement | null }) {
   const grip = useRef<{ at: Point; panning: boolean } | null>(null);
   const at = (event: MouseEvent): Point => {
     const bounds = box.current!.getBoundingClientRect();

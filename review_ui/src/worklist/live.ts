@@ -3,7 +3,7 @@ import { signal } from '@preact/signals';
 import { readFailedWork, readWorklist } from '../api/fhir';
 import type { FailedWork } from '../api/types';
 import { may } from '../app/state';
-import { arrange, type Filter, type Listed, newest, takeIn } from './order';
+import { arrange, askFrom, type Filter, type Listed, takeIn } from './order';
 
 const REFRESH_MS = 4000;
 
@@ -17,7 +17,7 @@ export const search = signal('');
 /** Ask the node once for what changed. */
 export async function refresh(background: boolean): Promise<void> {
   try {
-    const changed = await readWorklist(newest(listed.value), background);
+    const changed = await readWorklist(askFrom(listed.value), background);
     const taken = takeIn(listed.value, changed);
     // Nothing is under the doctor's hand yet: no need to make her ask for it.
     listed.value = listed.value.rows.length === 0 ? arrange(taken) : taken;

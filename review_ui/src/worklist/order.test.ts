@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import type { WorklistRow } from '../api/types';
-import { arrange, byUrgency, matches, newest, nextAfter, passes, takeIn } from './order';
+import { arrange, askFrom, byUrgency, matches, nextAfter, passes, takeIn } from './order';
 
 function row(id: string, change: Partial<WorklistRow> = {}): WorklistRow {
   return {
@@ -59,10 +59,10 @@ test('a search finds by name, number, date and category together', () => {
   expect(matches(row('a'), '  ')).toBe(true);
 });
 
-test('changes are asked for from the newest that was seen', () => {
-  expect(newest({ rows: [], waiting: [] })).toBeNull();
+test('changes are asked for from a minute before the newest, so that a late commit is not missed', () => {
+  expect(askFrom({ rows: [], waiting: [] })).toBeNull();
   const later = '2026-01-01T09:00:00.500Z';
-  expect(newest({ rows: [row('a', { updated: later })], waiting: [row('b')] })).toBe(later);
+  expect(askFrom({ rows: [row('a', { updated: later })], waiting: [row('b')] })).toBe('2026-01-01T08:59:00.500Z');
 });
 
 test('the next study is the next unsigned one, around the end of the list', () => {

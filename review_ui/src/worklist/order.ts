@@ -57,10 +57,14 @@ export function arrange(listed: Listed): Listed {
   return { rows: [...listed.rows, ...listed.waiting].toSorted(byUrgency), waiting: [] };
 }
 
-/** The instant to ask for changes from: the newest that was seen. */
-export function newest(listed: Listed): string | null {
-  const all = [...listed.rows, ...listed.waiting].map((row) => row.updated).filter(Boolean);
-  return all.length ? all.reduce((a, b) => (Date.parse(b) > Date.parse(a) ? b : a)) : null;
+/** A change may become visible this much later than its time says: it is stamped before it is committed. */
+const OVERLAP_MS = 60_000;
+
+/** The instant from which to ask for changes; null: ask for everything. */
+export function askFrom(listed: Listed): string | null {
+  const times = [...listed.rows, ...listed.waiting].map((row) => Date.parse(row.updated));
+  const known = times.filter((time) => !Number.isNaN(time));
+  return known.length ? new Date(Math.max(...known) - OVERLAP_MS).toISOString() : null;
 }
 
 /** The next unsigned study after `id`, for reading one after the other. */
