@@ -14,10 +14,10 @@ from typing import Any
 
 import aiohttp
 
+from fhir.notification import SIGNATURE_HEADER, sign
 from node.store.database import Database
 from node.store.migrate import migrate
 from tests.fake_wechat import DEMO_TEMPLATE, FakeWeChat
-from wechat.relay.hook import SIGNATURE_HEADER, sign_hook
 from wechat.relay.masked import EXTENSION_BASE, read_notification
 from wechat.relay.push import PushWorker
 from wechat.relay.records import MIGRATIONS, BindingOffer, Records
@@ -258,7 +258,7 @@ class Rig:
         *,
         signature: str | None = None,
     ) -> tuple[int, dict[str, Any]]:
-        header = signature or sign_hook(SECRET, body, self.clock())
+        header = signature or sign(SECRET, body, self.clock())
         async with self.http.post(
             self.relay.base_url + path,
             data=body,

@@ -32,13 +32,6 @@ _OFFER_KEYS = frozenset(
 )
 
 
-def sign_hook(secret: bytes, body: bytes, at: datetime) -> str:
-    """Return the signature header for `body`, as the node sends it."""
-    unix = str(int(at.timestamp()))
-    digest = hmac.new(secret, f"{unix}.".encode() + body, hashlib.sha256)
-    return f"t={unix},v1={digest.hexdigest()}"
-
-
 def verify_hook(secret: bytes, body: bytes, header: str, now: datetime) -> None:
     """Raise NodeError UNAUTHENTICATED for a wrong, missing or old signature."""
     match = _SIGNATURE.fullmatch(header)
