@@ -39,7 +39,7 @@ class Request:
     criteria: list[Criterion] = field(default_factory=list)
     includes: list[tuple[Include, bool]] = field(default_factory=list)
     reverse_includes: list[Include] = field(default_factory=list)
-    sort: tuple[str, bool] = (resources.LAST_UPDATED, True)
+    sort: tuple[bool, bool] = (False, True)
     count: int = 50
     count_only: bool = False
     total: bool = False
@@ -144,11 +144,11 @@ class Searcher:
     async def _answer(
         self, tx: "Transaction", request: Request, after: Position | None
     ) -> Json:
-        sort, descending = request.sort
+        by_happening, descending = request.sort
         query = Query(
             request.resource_type,
             tuple(request.criteria),
-            sort=sort,
+            by_happening=by_happening,
             descending=descending,
             count=request.count,
             after=after,

@@ -13,8 +13,9 @@ from fhir.search import index_of
 from fhir.settings import FhirSettings
 from fhir.wire import Json, reference_parts, with_identity
 from node.domain.access import Identity
+from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
-from node.store import resources, studies
+from node.store import audit, resources, studies
 from node.store.resources import Query, Stored
 
 if TYPE_CHECKING:
@@ -122,6 +123,11 @@ class Clerk:
         elif kind == "ServiceRequest":
             patient_id = await self._patient_of(resource)
         elif kind == "Subscription":
+            if resource_id == str(subscriptions.RELAY):
+                raise NodeError(
+                    "this subscription is the node's own; it follows relay.url",
+                    ErrorKind.FORBIDDEN,
+                )
             subscriptions.require_topic(self._identity, resource)
             resource = await subscriptions.subscribe(
                 self._tx, self._store, self._settings, resource, UUID(resource_id)
@@ -170,10 +176,21 @@ class Clerk:
         *,
         expected: int,
     ) -> Stored:
+        kind = resource["resourceType"]
+        await audit.record(
+            self._tx,
+            AuditEntry(
+                at=self._store.clock(),
+                actor=self._identity.user_id,
+                role=",".join(sorted(role.value for role in self._identity.roles)),
+                action="fhir-update" if expected else "fhir-create",
+                entity=f"{kind}/{resource_id}",
+            ),
+        )
         return await resources.write(
             self._tx,
             self._store,
-            resource["resourceType"],
+            kind,
             resource_id,
             lambda version, at: with_identity(resource, resource_id, version, at),
             index_of(resource),

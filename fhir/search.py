@@ -10,6 +10,7 @@ from node.domain.errors import ErrorKind, NodeError
 from node.domain.study import PatientIdentity
 from node.store.resources import (
     LAST_UPDATED,
+    NEVER,
     PREFIXES,
     Chained,
     Criterion,
@@ -34,6 +35,7 @@ class Parameter:
 
     `identifying` values are kept as an HMAC and only callers who see identity
     may search them, unless `accession` (a doctor knows what is on her request).
+    `sorts` marks the one date of a type that _sort takes besides _lastUpdated.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Parameter:
     targets: tuple[str, ...] = ()
     identifying: bool = False
     accession: bool = False
+    sorts: bool = False
 
 
 def _patient(path: str) -> tuple[Parameter, ...]:
@@ -70,7 +73,7 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
         _ACCESSION,
         _STATUS,
         *_patient("subject"),
-        Parameter("authored", "date", "authoredOn"),
+        Parameter("authored", "date", "authoredOn", sorts=True),
     ),
     "ImagingStudy": (
         _ACCESSION,
@@ -78,7 +81,7 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
         *_patient("subject"),
         Parameter("basedon", "reference", "basedOn", ("ServiceRequest",)),
         Parameter("modality", "token", "modality"),
-        Parameter("started", "date", "started"),
+        Parameter("started", "date", "started", sorts=True),
     ),
     "DiagnosticReport": (
         _ACCESSION,
@@ -86,7 +89,7 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
         *_patient("subject"),
         Parameter("code", "token", "code"),
         Parameter("category", "token", "category"),
-        Parameter("date", "date", "effectiveDateTime"),
+        Parameter("date", "date", "effectiveDateTime", sorts=True),
         Parameter("issued", "date", "issued"),
         Parameter("based-on", "reference", "basedOn", ("ServiceRequest",)),
         Parameter("result", "reference", "result", ("Observation",)),
@@ -103,7 +106,7 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
         Parameter("code", "token", "code"),
         Parameter("category", "token", "category"),
         Parameter("value-concept", "token", "valueCodeableConcept"),
-        Parameter("date", "date", "effectiveDateTime"),
+        Parameter("date", "date", "effectiveDateTime", sorts=True),
         Parameter("device", "reference", "device", ("Device",)),
         Parameter("performer", "reference", "performer", ("Practitioner",)),
         Parameter("has-member", "reference", "hasMember", ("Observation",)),
@@ -112,13 +115,13 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
     "Provenance": (
         Parameter("target", "reference", "target"),
         Parameter("agent", "reference", "agent.who"),
-        Parameter("recorded", "date", "recorded"),
+        Parameter("recorded", "date", "recorded", sorts=True),
     ),
     "Communication": (
         _STATUS,
         *_patient("subject"),
         Parameter("about", "reference", "about"),
-        Parameter("sent", "date", "sent"),
+        Parameter("sent", "date", "sent", sorts=True),
     ),
     "Subscription": (_STATUS, Parameter("criteria", "token", "criteria")),
 }
@@ -147,6 +150,7 @@ def index_of(resource: Json) -> Index:
     tokens: list[Token] = []
     references: list[Reference] = []
     dates: list[DateRange] = []
+    happened_at = NEVER
     for p in PARAMETERS.get(resource["resourceType"], ()):
         values = list(_values(resource, p.path.split(".")))
         if p.kind == "reference":
@@ -155,7 +159,10 @@ def index_of(resource: Json) -> Index:
                 if target is not None:
                     references.append(Reference(p.name, *target))
         elif p.kind == "date":
-            dates += [DateRange(p.name, *date_range(v)) for v in values]
+            found = [DateRange(p.name, *date_range(v)) for v in values]
+            dates += found
+            if p.sorts and found:
+                happened_at = found[0].earliest
         elif p.kind == "string":
             words = {w for value in values for w in _name_words(value)}
             tokens += [Token(p.name, "", w, identifying=True) for w in sorted(words)]
@@ -166,7 +173,7 @@ def index_of(resource: Json) -> Index:
                     pair for value in values for pair in _tokens(value)
                 )
             ]
-    return Index(tuple(tokens), tuple(references), tuple(dates))
+    return Index(tuple(tokens), tuple(references), tuple(dates), happened_at)
 
 
 def _values(element: Any, path: list[str]) -> Iterable[Any]:
@@ -326,15 +333,15 @@ def include(value: str) -> Include:
     return Include(match[1], found.name, match[3])
 
 
-def sort(resource_type: str, value: str) -> tuple[str, bool]:
-    """Return (date parameter, descending) of a _sort with one key."""
+def sort(resource_type: str, value: str) -> tuple[bool, bool]:
+    """Return (by clinical date, descending) of a _sort with one key."""
     descending, name = value.startswith("-"), value.lstrip("-")
     if name == LAST_UPDATED:
-        return name, descending
+        return False, descending
     found = parameter(resource_type, name)
-    if found is None or found.kind != "date":
+    if found is None or not found.sorts:
         raise UnknownParameter(f"_sort={name}", resource_type)
-    return found.name, descending
+    return True, descending
 
 
 def mrn_criterion(identity: PatientIdentity, system: str) -> Criterion:

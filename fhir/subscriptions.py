@@ -179,7 +179,8 @@ async def subscribe(
 ) -> Json:
     """Store what a Subscription asks and start its handshake; return the resource.
 
-    Refused with 422 for a topic, channel or content that we do not have and for
+    The relay's own subscription is the node's: only it may call a host that the
+    site has not listed, so no client ever gets to write under that id. Refused with 422 for a topic, channel or content that we do not have and for
     an endpoint that is not on the site's list.
     """
     subscription = _read_subscription(resource, subscription_id, settings)
@@ -451,6 +452,8 @@ class Deliveries:
         error: str | None = None,
     ) -> None:
         subscription_id = subscription.subscription_id
+        # In the order in which a client's update locks them.
+        await resources.lock(tx, "Subscription", str(subscription_id))
         stored = await resources.read(
             tx, self._store, "Subscription", str(subscription_id)
         )

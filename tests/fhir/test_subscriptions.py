@@ -407,6 +407,20 @@ async def test_what_we_cannot_do_for_a_subscriber_is_refused_by_name(
         assert expression in answer.expressions, body
 
 
+async def test_nobody_moves_the_relays_own_subscription(channel: Channel) -> None:
+    rig = channel.rig
+    await channel.subscribe_relay()
+    path = f"/Subscription/{subscriptions.RELAY}"
+    for role in (Role.EHR, Role.ADMINISTRATOR):
+        seen = await rig.read(path, role=role)
+        moved = {**seen, "status": "requested"}
+        moved["channel"] = {**seen["channel"], "endpoint": "http://127.0.0.1:1/x"}
+        match = {"If-Match": f'W/"{seen["meta"]["versionId"]}"'}
+        answer = await rig.ask("PUT", path, moved, role=role, headers=match)
+        assert answer.status == 403
+    assert (await channel.relay_row()).endpoint == f"{channel.hook.url}/hook"
+
+
 async def test_an_administrator_cannot_subscribe_to_identities(
     channel: Channel,
 ) -> None:

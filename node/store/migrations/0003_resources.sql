@@ -7,8 +7,10 @@ create table resources (
     version integer not null,
     last_updated timestamptz not null,
     patient_id uuid,
+    sort_date timestamptz not null,   -- when it happened in the clinic; -infinity: unknown
     primary key (resource_type, resource_id)
 );
+create index resources_happened on resources (resource_type, sort_date, resource_id);
 create index resources_updated on resources (resource_type, last_updated, resource_id);
 create index resources_of_patient on resources (patient_id) where patient_id is not null;
 
