@@ -103,6 +103,7 @@ class Clerk:
     async def _create_subscription(self, resource: Json) -> Stored:
         subscriptions.require_topic(self._identity, resource)
         subscription_id = uuid4()
+        await self._audit("Subscription", str(subscription_id), new=True)
         asked = await subscriptions.subscribe(
             self._tx, self._store, self._settings, resource, subscription_id
         )
@@ -112,6 +113,8 @@ class Clerk:
         """Store the next version; StaleVersion when somebody was faster."""
         _refuse_masked(resource)
         kind, resource_id = resource["resourceType"], resource["id"]
+        if kind == "Subscription":
+            await self._audit(kind, resource_id, new=False)
         current = await resources.lock(self._tx, kind, resource_id)
         if current == 0:
             raise NodeError(f"{kind}/{resource_id} is not known", ErrorKind.NOT_FOUND)
@@ -177,17 +180,7 @@ class Clerk:
         expected: int,
     ) -> Stored:
         kind = resource["resourceType"]
-        await audit.record(
-            self._tx,
-            AuditEntry(
-                at=self._store.clock(),
-                actor=self._identity.user_id,
-                role=",".join(sorted(role.value for role in self._identity.roles)),
-                action="fhir-update" if expected else "fhir-create",
-                entity=f"{kind}/{resource_id}",
-            ),
-        )
-        return await resources.write(
+        stored = await resources.write(
             self._tx,
             self._store,
             kind,
@@ -197,6 +190,26 @@ class Clerk:
             patient_id=patient_id,
             expected=expected,
             method="PUT" if expected else "POST",
+        )
+        if kind != "Subscription":
+            await self._audit(kind, resource_id, new=not expected)
+        return stored
+
+    async def _audit(self, kind: str, resource_id: str, *, new: bool) -> None:
+        """Record who has written; the audit trail is locked until the end of `tx`.
+
+        Signing locks the trail first and subscriptions after it, so a
+        Subscription is recorded before it is written; everything else last.
+        """
+        await audit.record(
+            self._tx,
+            AuditEntry(
+                at=self._store.clock(),
+                actor=self._identity.user_id,
+                role=",".join(sorted(role.value for role in self._identity.roles)),
+                action="fhir-create" if new else "fhir-update",
+                entity=f"{kind}/{resource_id}",
+            ),
         )
 
 

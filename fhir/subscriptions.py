@@ -180,7 +180,8 @@ async def subscribe(
     """Store what a Subscription asks and start its handshake; return the resource.
 
     The relay's own subscription is the node's: only it may call a host that the
-    site has not listed, so no client ever gets to write under that id. Refused with 422 for a topic, channel or content that we do not have and for
+    site has not listed, so no client ever gets to write under that id.
+    Refused with 422 for a topic, channel or content that we do not have and for
     an endpoint that is not on the site's list.
     """
     subscription = _read_subscription(resource, subscription_id, settings)
@@ -473,6 +474,9 @@ class Deliveries:
         period = subscription.heartbeat_period_s
         if subscription.status == "off" or period is None:
             return
+        due = subscription.next_heartbeat_at
+        if due is not None and due > self._store.clock():
+            return  # the period was set anew; another job waits for that moment
         if subscription.status == "active":
             await self._post(
                 subscription, notification(self._settings, subscription, "heartbeat")

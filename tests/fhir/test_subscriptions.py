@@ -212,7 +212,7 @@ async def test_a_suspicious_report_shows_no_grade_until_the_patient_was_told(
     await channel.run_jobs()
     report = channel.hook.masked[-1].events[0][1]
     assert (report.state, report.category, report.text_zh) == ("ready", None, "")
-    assert b"4B" not in channel.hook.got[-1][1]
+    assert b'"4B"' not in channel.hook.got[-1][1]
     told = await rig.ask("POST", "/Communication", told_by("phone", rig)["resource"])
     assert told.status == 201, told.raw
     await channel.run_jobs()
@@ -444,6 +444,17 @@ async def test_heartbeats_come_in_time_and_are_not_counted(channel: Channel) -> 
         channel.clock.advance(seconds=60)
         await channel.run_jobs()
     assert hook.kinds == ["handshake", "heartbeat", "heartbeat", "heartbeat"]
+    seen = await rig.read(f"/Subscription/{posted.body['id']}", role=Role.EHR)
+    match = {"If-Match": f'W/"{seen["meta"]["versionId"]}"'}
+    again = {**seen, "status": "requested"}
+    path = f"/Subscription/{posted.body['id']}"
+    answer = await rig.ask("PUT", path, again, role=Role.EHR, headers=match)
+    assert answer.status == 200, answer.raw
+    for _ in range(2):
+        await channel.run_jobs()
+        channel.clock.advance(seconds=60)
+    await channel.run_jobs()
+    assert hook.kinds[4:] == ["handshake", "heartbeat", "heartbeat"]
     assert parameter(hook.bundles[-1], "events-since-subscription-start") == "0"
 
 
