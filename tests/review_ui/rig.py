@@ -87,13 +87,18 @@ class Node:
     settings: FhirSettings
     reports: list[Report]
 
-    async def receive(self, case: Case) -> Report:
-        """Take in a study and publish its reading; return the drafted report."""
+    async def receive_images(self, case: Case) -> tuple[Phantom, Dataset]:
+        """Take in the image of a study that nobody has read yet."""
         number = len(self.reports) + 1
         phantom = await asyncio.to_thread(build_phantom, (case.lesion,), seed=number)
         study = f"2.25.{7000 + number}"
         dataset = _instance(case, phantom, study, number, self.store)
         await _receive(self.store, dataset)
+        return phantom, dataset
+
+    async def receive(self, case: Case) -> Report:
+        """Take in a study and publish its reading; return the drafted report."""
+        phantom, dataset = await self.receive_images(case)
         report = await _draft(self.store, case, phantom, dataset)
         payload = {"report_id": str(report.id), "version": 1}
         await encode_report(self.store, payload, RESULTS)

@@ -369,16 +369,16 @@ async def test_new_studies_wait_until_asked_for_and_failed_work_is_retried(
     await _type(page, "r")
     await expect(page.locator("tbody tr")).to_have_count(2)
     await expect(page.locator("tbody tr >> nth=0")).to_contain_text("4C")
-    await _fail_a_job(node)
-    await page.wait_for_selector(".failed li")
+    await _fail_a_job(node, node.reports[0].study_instance_uid)
+    await expect(page.locator(".failed li")).to_contain_text("李*")
     await _picture(page, "failed-zh")
     await _accessible(page)
     await page.click(".failed button")
     await expect(page.locator(".failed")).to_have_count(0)
 
 
-async def _fail_a_job(node: Node) -> None:
-    payload = {"study_instance_uid": node.reports[0].study_instance_uid}
+async def _fail_a_job(node: Node, study_instance_uid: str) -> None:
+    payload = {"study_instance_uid": study_instance_uid}
     jobs = node.store.jobs
     async with node.store.db.transaction() as tx:
         await tx.execute("delete from jobs")
@@ -415,3 +415,26 @@ async def test_a_wrong_password_says_so_and_signs_nobody_in(open_page: Open):
     await page.keyboard.press("Enter")
     await expect(page.locator("[role=alert]")).to_have_text("账号或密码不正确。")
     assert await page.locator(".worklist").count() == 0
+
+
+async def test_an_administrator_mends_work_and_sees_no_patient(
+    node: Node, open_page: Open
+):
+    await node.receive(BENIGN)
+    await _fail_a_job(node, node.reports[0].study_instance_uid)
+    await add_person(node.store, "admin", Role.ADMINISTRATOR)
+    page = await open_page("admin")
+    await page.wait_for_selector(".failed li")
+    await expect(page.locator(".live.stale")).to_have_count(0)
+    assert "李" not in await page.inner_text(".worklist")
+    await page.click(".failed button")
+    await expect(page.locator(".failed")).to_have_count(0)
+
+
+async def test_a_study_that_was_never_read_still_says_whose_it_is(
+    node: Node, open_page: Open
+):
+    _, dataset = await node.receive_images(BENIGN)
+    await _fail_a_job(node, str(dataset.StudyInstanceUID))
+    page = await open_page()
+    await expect(page.locator(".failed li")).to_contain_text("李*")

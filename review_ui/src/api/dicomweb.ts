@@ -1,6 +1,6 @@
 // Images: headers and rendered frames of a study (PS3.18 WADO-RS).
 import { json } from './http';
-import type { Box, Clip, Region } from './types';
+import type { Box, Clip, Exam, Region } from './types';
 
 type Attribute = { Value?: unknown[] };
 export type Header = Record<string, Attribute>;
@@ -18,6 +18,17 @@ export async function readClips(studyUid: string): Promise<{ clips: Clip[]; capt
   const clips = images.filter((header) => !captures.includes(header));
   clips.sort((a, b) => (number(a, '00200013') ?? 0) - (number(b, '00200013') ?? 0));
   return { clips: clips.map(toClip), captures: captures.map(toClip) };
+}
+
+/** Whose images these are, as masked by the node; null when there are none. */
+export async function readExamOfImages(studyUid: string, background: boolean): Promise<Exam | null> {
+  const [header]: Header[] = await json(`/dicom-web/studies/${studyUid}/series`, {
+    accept: 'application/dicom+json',
+    background,
+  });
+  const name = (header?.['00100010']?.Value?.[0] as { Alphabetic?: string } | undefined)?.Alphabetic;
+  if (!name) return null;
+  return { person: { id: null, name, sex: 'unknown', age: null }, studyDate: null, accession: '' };
 }
 
 export function toClip(header: Header): Clip {

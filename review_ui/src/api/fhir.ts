@@ -1,9 +1,10 @@
 // Reading and writing reports over /fhir.
-import { json, send } from './http';
+import { readExamOfImages } from './dicomweb';
+import { ApiError, json, send } from './http';
 import { assembleHistory } from './history';
-import { Index, type AiVersions, idOf, saidByAi, toFailedWork, toReport, toWorklistRow } from './parse';
+import { Index, type AiVersions, idOf, saidByAi, toExam, toFailedWork, toReport, toWorklistRow } from './parse';
 import type { Draft } from '../report/draft';
-import type { FailedWork, Report, Resource, WorklistRow } from './types';
+import type { Exam, FailedWork, Report, Resource, WorklistRow } from './types';
 import { type Act, buildTransaction, communication } from './write';
 
 const FHIR = 'application/fhir+json';
@@ -50,9 +51,37 @@ export async function readWorklist(since: string | null, background: boolean): P
   return index.all('DiagnosticReport').map((report) => toWorklistRow(report, index));
 }
 
-export async function readFailedWork(background: boolean): Promise<FailedWork[]> {
-  const bundle = await get('Task?status=failed&_count=50', background);
-  return new Index().add(bundle).all('Task').map(toFailedWork);
+/** With `named`, each says whose examination it is. */
+export async function readFailedWork(background: boolean, named: boolean): Promise<FailedWork[]> {
+  const tasks = new Index().add(await get('Task?status=failed&_count=50', background)).all('Task');
+  return Promise.all(
+    tasks.map(async (task) => {
+      const study = idOf(task.focus?.reference);
+      return toFailedWork(task, named && study !== null ? await readExam(study, background) : null);
+    }),
+  );
+}
+
+/** They do not change, and are asked for at every refresh. */
+const exams = new Map<string, Exam | null>();
+
+async function readExam(studyUid: string, background: boolean): Promise<Exam | null> {
+  if (!exams.has(studyUid)) exams.set(studyUid, await findExam(studyUid, background));
+  return exams.get(studyUid) ?? null;
+}
+
+async function findExam(studyUid: string, background: boolean): Promise<Exam | null> {
+  try {
+    const index = new Index().add(
+      await get(`ImagingStudy?_id=${studyUid}&_include=ImagingStudy:subject`, background),
+    );
+    const study = index.get(`ImagingStudy/${studyUid}`);
+    // A study that was never read is not in /fhir yet, but its images are there.
+    return study ? toExam(study, index) : await readExamOfImages(studyUid, background);
+  } catch (error) {
+    if (error instanceof ApiError && error.status < 500 && error.status > 0) return null;
+    throw error;
+  }
 }
 
 export async function retryWork(work: FailedWork): Promise<void> {
@@ -61,7 +90,7 @@ export async function retryWork(work: FailedWork): Promise<void> {
     method: 'PUT',
     body: resource,
     accept: FHIR,
-    headers: { 'Content-Type': FHIR, 'If-Match': `W/"${work.source.meta?.versionId}"` },
+    headers: { 'Content-Type': FHIR },
   });
 }
 

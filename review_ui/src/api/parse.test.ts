@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest';
 import { coded, DIAGNOSTIC_REPORT, indexOf, OBSERVATIONS, observation, PATIENT, REPORT_ID, reportWith } from '../report/fixture';
 import { detail } from './http';
-import { toPerson, toWorklistRow } from './parse';
+import { toExam, toFailedWork, toPerson, toWorklistRow } from './parse';
 
 test('a lesion is read with its place, size, probability and the AI frame', () => {
   const [lesion] = reportWith().lesions;
@@ -82,4 +82,14 @@ test('a failure is told in either form of the node, and never made up', () => {
   expect(detail('{"issue":[{"diagnostics":"stale"}]}')).toBe('stale');
   expect(detail('{"issue":[{"details":{"text":"rule"}}]}')).toBe('rule');
   expect(detail('<html>')).toBeNull();
+});
+
+test('failed work says whose examination it is, by the masked name', () => {
+  const study = { resourceType: 'ImagingStudy', id: '1.2.3', subject: { reference: 'Patient/p1' }, started: '2026-01-01' };
+  const exam = toExam(study, indexOf([study, PATIENT]));
+  const task = { id: 't1', statusReason: { text: 'no pixels' } };
+  expect(toFailedWork(task, exam)).toMatchObject({
+    reason: 'no pixels',
+    exam: { person: { name: '张*' }, studyDate: '2026-01-01' },
+  });
 });

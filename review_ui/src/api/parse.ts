@@ -3,6 +3,7 @@ import { FIELD_KEYS, type LesionKey, SIDES, CLOCK } from '../lexicon';
 import { readField, readFollowup } from './codes';
 import type {
   Box,
+  Exam,
   FailedWork,
   FieldState,
   Lesion,
@@ -277,11 +278,21 @@ function sideOfAll(sides: (Side | null)[]): Side | null {
   return [...known][0] ?? null;
 }
 
-export function toFailedWork(task: Resource): FailedWork {
+/** An examination with its patient, both in `studies`. */
+export function toExam(study: Resource, studies: Index): Exam {
+  const studyDate = study.started ?? null;
+  return {
+    person: toPerson(studies.get(study.subject?.reference), study.subject, studyDate),
+    studyDate,
+    accession: accessionOf(study),
+  };
+}
+
+export function toFailedWork(task: Resource, exam: Exam | null): FailedWork {
   return {
     id: task.id,
     reason: task.statusReason?.text ?? '',
-    study: idOf(task.focus?.reference),
+    exam,
     since: task.lastModified ?? task.meta?.lastUpdated ?? null,
     source: task,
   };

@@ -110,10 +110,17 @@ export interface WorklistRow {
   updated: string;
 }
 
+export interface Exam {
+  person: Person;
+  studyDate: string | null;
+  accession: string;
+}
+
 export interface FailedWork {
   id: string;
   reason: string;
-  study: string | null;
+  /** Whose examination it is; null when the work is about none. */
+  exam: Exam | null;
   since: string | null;
   source: Resource;
 }

@@ -127,7 +127,7 @@ function FieldRow({ report, draft, pending, fieldKey, state, name, letter, onCha
         <span id={id}>{name}</span>
         {letter && <kbd>{awaited ? `${letter} ${pending.typed}…` : letter}</kbd>}
       </div>
-      <div class="options">
+      <div class={fieldKey === 'assessment_category' ? 'options tight' : 'options'}>
         <Options fieldKey={fieldKey} state={state} value={value} set={set} />
       </div>
       {(changed || state.ai === null) && (

@@ -231,6 +231,11 @@ function Failed({ work }: { work: FailedWork }) {
   };
   return (
     <li>
+      {work.exam && (
+        <strong>
+          {[work.exam.person.name, work.exam.studyDate, work.exam.accession].filter(Boolean).join(' · ')}
+        </strong>
+      )}
       <span class="reason">{work.reason}</span>
       {work.since && <small>{t('worklist.failed.since', { time: shownTime(work.since) })}</small>}
       <button type="button" disabled={busy} onClick={() => void retry()}>
