@@ -100,7 +100,7 @@ class Rest:
         """Answer the newest version of a resource; 304 when the caller has it."""
         caller, kind = self._allowed(request, Interaction.READ)
         resource_id = request.match_info["id"]
-        async with self._store.db.transaction(readonly=True) as tx:
+        async with self._store.db.connection() as tx:
             if kind == "Task":
                 return _json(await failed_task(tx, self._store, resource_id))
             stored = await resources.read(tx, self._store, kind, resource_id)
@@ -114,7 +114,7 @@ class Rest:
         number = request.match_info["version"]
         if not number.isdecimal() or len(number) > 9:
             raise NodeError("there is no such version", ErrorKind.NOT_FOUND)
-        async with self._store.db.transaction(readonly=True) as tx:
+        async with self._store.db.connection() as tx:
             stored = await resources.read_version(
                 tx, self._store, kind, request.match_info["id"], int(number)
             )
@@ -126,7 +126,7 @@ class Rest:
         resource_id = request.match_info["id"]
         count = _number(request, "_count", self._settings.page_size, 1, MAX_COUNT)
         before = _number(request, "_before", 0, 0, 2**31 - 1) or None
-        async with self._store.db.transaction(readonly=True) as tx:
+        async with self._store.db.connection() as tx:
             versions = await resources.history(
                 tx, self._store, kind, resource_id, before=before, count=count
             )

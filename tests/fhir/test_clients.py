@@ -11,6 +11,7 @@ from fhirclient.models.patient import Patient
 from node.domain.access import Role
 from tests.factories import make_findings, make_patient
 from tests.fhir.rig import Rig, publish_draft, receive_study
+from tests.fhir.test_rest import make_ehr_patient
 
 
 def connect(rig: Rig, role: Role) -> Any:
@@ -70,8 +71,6 @@ async def test_fhirclient_signs_a_report(rig: Rig) -> None:
 
 
 async def test_fhirclient_sends_a_patient(empty_rig: Rig) -> None:
-    from tests.fhir.test_rest import make_ehr_patient
-
     def work() -> None:
         smart = connect(empty_rig, Role.EHR)
         made = Patient(make_ehr_patient()).create(smart.server)

@@ -7,13 +7,15 @@ import pytest
 
 from fhir import concepts
 from fhir.mapping import field_value
+from fhir.publish import publish_report
 from fhir.wire import to_bytes
 from node.domain.access import Role
 from node.domain.lexicon import FieldKey
 from node.domain.report import AuthorKind, ReportStatus
 from node.store import reports
-from tests.factories import make_findings, make_lesion
-from tests.fhir.rig import Answer, Rig, publish_draft
+from node.workflow.reporting import draft_report
+from tests.factories import ALGORITHM, make_findings, make_lesion
+from tests.fhir.rig import STUDY_UID, Answer, Rig, publish_draft
 
 REASON = {"resourceType": "Provenance", "reason": [{"text": "Second look with MRI"}]}
 
@@ -370,18 +372,12 @@ async def test_a_later_reading_replaces_an_untouched_draft(rig: Rig) -> None:
 
 
 async def test_publishing_twice_changes_nothing(rig: Rig) -> None:
-    from fhir.publish import publish_report
-
     payload = {"report_id": str(rig.report_id), "version": 1}
     await publish_report(rig.store, rig.settings, payload)
     assert (await rig.read(rig.report_path))["meta"]["versionId"] == "1"
 
 
 async def test_an_edit_waits_for_a_reading_that_nobody_has_seen(rig: Rig) -> None:
-    from node.workflow.reporting import draft_report
-    from tests.factories import ALGORITHM
-    from tests.fhir.rig import STUDY_UID
-
     async with rig.store.db.transaction() as tx:
         await draft_report(
             rig.store, tx, STUDY_UID, make_findings("2"), author=ALGORITHM

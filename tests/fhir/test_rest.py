@@ -3,6 +3,7 @@
 from typing import Any
 
 from node.domain.access import Role
+from node.domain.finding import Findings, NotRead
 from tests.factories import make_findings, make_patient
 from tests.fhir.rig import ACCESSION, Rig, publish_draft, receive_study
 
@@ -52,8 +53,6 @@ async def test_every_field_of_the_lexicon_has_an_observation(rig: Rig) -> None:
 
 
 async def test_a_study_that_was_not_read_says_so(empty_rig: Rig) -> None:
-    from node.domain.finding import Findings, NotRead
-
     rig = empty_rig
     await receive_study(rig.store, make_patient())
     image = NotRead("2.25.3001.1.1", "doppler", "彩色多普勒图像", "colour Doppler")
