@@ -388,7 +388,7 @@ class Records:
         return StoredReport(
             report=_masked_report(json.loads(content)),
             changed_at=row["changed_at"],
-            unread=row["read_version"] != row["version"],
+            unread=row["unread"],
         )
 
     async def mark_read(
@@ -496,7 +496,9 @@ class Records:
 
 
 _REPORTS_OF_ACCOUNT = (
-    "select r.handle, r.version, r.content, r.changed_at, d.version as read_version"
+    "select r.handle, r.content, r.changed_at,"
+    # What was released of a version that she has read already is news to her.
+    " coalesce(d.version <> r.version or d.read_at < r.changed_at, true) as unread"
     " from reports r"
     " join bindings b on b.patient_handle = r.patient_handle and b.account_id = $1"
     " left join report_reads d on d.handle = r.handle and d.account_id = $1"
