@@ -34,14 +34,17 @@ def check(name: str, text: str) -> None:
     )
 
 
-def pretty(raw: bytes | str) -> str:
-    """Return JSON one element a line, sorted; numbers stay as they were written."""
+def pretty(raw: bytes | str, *, ordered: bool = False) -> str:
+    """Return JSON one element a line; numbers stay as they were written.
+
+    Names are sorted, unless their order says something (`ordered`).
+    """
 
     def keep(text: str) -> str:
         return f"#number {text}"
 
     value = json.loads(raw, parse_float=keep)
-    text = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True)
+    text = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=not ordered)
     return _NUMBER.sub(r"\1", text) + "\n"
 
 

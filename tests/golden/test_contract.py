@@ -246,7 +246,7 @@ def test_the_lexicon_is_as_agreed() -> None:
         },
         "followups": {k: _concept(concept) for k, concept in lexicon.FOLLOWUP.items()},
     }
-    check("lexicon", pretty(json.dumps(built, ensure_ascii=False)))
+    check("lexicon", pretty(json.dumps(built), ordered=True))
 
 
 def _concept(concept: Concept) -> dict[str, str | None]:
