@@ -297,7 +297,7 @@ class InstanceSink:
             self._tail,
             request.transfer_syntax_uid,
         )
-        header, frames = read_part10(cast(Any, _Prefix(head, size)))
+        header, frames = read_beginning(head, size)
         check_data_set(header, request)
         if len(head) < size and not frames and "NumberOfFrames" in header:
             self._commit_object()
@@ -383,6 +383,22 @@ def check_command(request: StoreRequest) -> None:
         raise NodeError(
             "not the SOP Class of its presentation context", ErrorKind.UNSUPPORTED
         )
+
+
+def read_beginning(head: memoryview, size: int) -> tuple[Dataset, FrameTable]:
+    """Return header and frame table of a file of `size` that starts with `head`.
+
+    Damage deep in a sequence comes to light only when its text is decoded; that
+    is the sender's fault as much as damage at the top.
+    """
+    try:
+        return read_part10(cast(Any, _Prefix(head, size)))
+    except NodeError:
+        raise
+    except Exception as error:
+        raise NodeError(
+            f"the header cannot be read ({type(error).__name__})", ErrorKind.INVALID
+        ) from None
 
 
 def check_data_set(header: Dataset, request: StoreRequest) -> None:

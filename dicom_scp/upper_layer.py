@@ -226,6 +226,7 @@ class StreamingUpperLayer(DULServiceProvider):
         self._idle_timer = MonotonicTimer(60)
         self.artim_timer = MonotonicTimer(30)
         self._run_loop_delay = 0  # the socket does the waiting
+        self.daemon = True  # a silent peer must not keep the process from ending
         self._wake: int | None = None  # an eventfd; None while nobody waits on it
         self._waking = threading.Lock()
         self._command = bytearray()
@@ -277,10 +278,11 @@ class StreamingUpperLayer(DULServiceProvider):
         """Tell whether the peer was silent too long; our own work does not count."""
         return not self._storing and bool(super().idle_timer_expired())
 
-    def _is_transport_event(self) -> bool:
+    def _process_recv_primitive(self) -> bool:
+        # Before the queue is looked at: what is put there later wakes the socket.
         with suppress(BlockingIOError):
             os.eventfd_read(cast(int, self._wake))
-        return bool(super()._is_transport_event())
+        return bool(super()._process_recv_primitive())
 
     def _read_pdu_data(self) -> None:
         """Read one PDU, or the PDUs of a whole data set."""

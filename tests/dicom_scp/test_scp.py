@@ -1,9 +1,12 @@
 """C-ECHO and C-STORE against our SCP with other people's SCUs (PS3.4 annex A and B)."""
 
+import random
 import socket
 import ssl
+import struct
 import subprocess
 import sys
+import time
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -29,6 +32,7 @@ from pynetdicom.dsutils import encode
 
 from dicom_scp.intake import HEAD_BYTES
 from dicom_scp.scp import VERIFICATION, StorageScp
+from dicom_scp.upper_layer import LOOK_AROUND_S
 from node.domain.audit import Outcome
 from node.domain.errors import ErrorKind, NodeError
 from node.imaging import StoredImage
@@ -65,6 +69,7 @@ def associate(
 ) -> Association:
     entity = AE(calling)
     entity.acse_timeout = entity.dimse_timeout = 10
+    entity.network_timeout = 2
     for sop_class, syntax in contexts or ((VERIFICATION, ImplicitVRLittleEndian),):
         entity.add_requested_context(sop_class, syntax)
     return entity.associate("127.0.0.1", scp.ports[0], ae_title=called)
@@ -121,6 +126,20 @@ async def test_dcmtk_echo_is_answered(start_scp: StartScp) -> None:
         run_tool("echoscu", "-aec", "SONONODE", "127.0.0.1", scp.ports[0]).returncode
         == 0
     )
+
+
+async def test_answer_is_not_held_up_by_the_wait_for_the_next_request(
+    start_scp: StartScp,
+) -> None:
+    scp = await start_scp()
+    association = associate(scp)
+    seconds = []
+    for _ in range(15):
+        started = time.monotonic()
+        assert association.send_c_echo().Status == 0x0000
+        seconds.append(time.monotonic() - started)
+    association.release()
+    assert sorted(seconds)[7] < LOOK_AROUND_S / 2
 
 
 async def test_instance_of_dcmtk_is_stored_as_it_was_sent(
@@ -433,6 +452,39 @@ async def test_instance_beyond_the_limit_is_refused(
     scp = await start_scp(max_instance_bytes=1000)
     assert send(scp, make_instance()) == [0xA700]
     assert objects_on_disk(store) == []
+
+
+async def test_garbage_in_an_association_ends_that_association_only(
+    start_scp: StartScp, store: Store
+) -> None:
+    scp = await start_scp()
+    instance = make_instance()
+    context = (instance.SOPClassUID, instance.file_meta.TransferSyntaxUID)
+    dice = random.Random(7)
+    for _ in range(40):
+        association = associate(scp, context)
+        assert association.is_established
+        content = dice.randbytes(dice.randrange(1, 200))
+        shape = dice.randrange(4)
+        if shape == 0:  # anything at all
+            garbage = content
+        elif shape == 1:  # a P-DATA-TF of garbage
+            garbage = struct.pack(">BxL", 4, len(content)) + content
+        elif shape == 2:  # a PDV of garbage
+            pdv = struct.pack(">LBB", len(content) + 2, 1, dice.randrange(4)) + content
+            garbage = struct.pack(">BxL", 4, len(pdv)) + pdv
+        else:  # a C-STORE-RQ whose data set never comes, then a second command
+            command = struct.pack("<HHLH", 0, 0x0100, 2, 1) * 2
+            pdv = struct.pack(">LBB", len(command) + 2, 1, 3) + command
+            garbage = (struct.pack(">BxL", 4, len(pdv)) + pdv) * 2
+        association.dul.socket.socket.sendall(garbage)
+        association.dul.socket.socket.shutdown(socket.SHUT_WR)
+    assert send(scp, instance) == [0x0000]
+    end = time.monotonic() + 10
+    while len(scp.associations) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert len(scp.associations) == 0
+    assert len(objects_on_disk(store)) == 1
 
 
 async def test_taken_port_names_the_setting(start_scp: StartScp) -> None:

@@ -23,6 +23,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage
 from pynetdicom import AE, _config, evt
+from pynetdicom.association import Association
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu import A_ASSOCIATE_RQ, P_DATA_TF
@@ -79,16 +80,21 @@ class Peer:
         self.port = server.server_address[1]
         self.server = server
         self.leftovers = leftovers
+        self.associations: list[Association] = []
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), PATIENCE_S)
 
-    def associate(self, **options: object):  # type: ignore[no-untyped-def]
+    def associate(self, **options: object) -> Association:
         entity = AE("TEST")
         entity.connection_timeout = entity.acse_timeout = PATIENCE_S
         entity.add_requested_context(VERIFICATION)
         entity.add_requested_context(UltrasoundImageStorage, ExplicitVRLittleEndian)
-        return entity.associate("127.0.0.1", self.port, ae_title="SCP", **options)
+        association = entity.associate(
+            "127.0.0.1", self.port, ae_title="SCP", **options
+        )
+        self.associations.append(association)
+        return association
 
     def answers_echo(self, **options: object) -> bool:
         association = self.associate(**options)
@@ -113,6 +119,7 @@ def start(
 ) -> Iterator[StartServer]:
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
     servers: list[Any] = []
+    peers: list[Peer] = []
     entities: list[AE] = []
 
     def start_server(
@@ -138,7 +145,8 @@ def start(
                 evt_handlers=[(evt.EVT_C_STORE, lambda _event: handler() or 0)],
             )
             servers.append(server)
-            return Peer(server, lambda: len(list(tmp_path.glob("*.dcm"))))
+            peers.append(Peer(server, lambda: len(list(tmp_path.glob("*.dcm")))))
+            return peers[-1]
         entity.maximum_associations = 1 << 20
 
         def open_sink(_request: StoreRequest) -> CountingSink:
@@ -165,10 +173,14 @@ def start(
         threading.Thread(
             target=listener.serve_forever, args=(0.05,), daemon=True
         ).start()
-        return Peer(listener, lambda: CountingSink.open)
+        peers.append(Peer(listener, lambda: CountingSink.open))
+        return peers[-1]
 
     CountingSink.open = 0
     yield start_server
+    for peer in peers:
+        for association in peer.associations:
+            association.network_timeout = 0.01
     for server in servers:
         # A stock server that waits for a handshake cannot be shut down.
         server.socket.close() if request.param == "stock" else server.shutdown()
@@ -328,7 +340,7 @@ def small_instance() -> Dataset:
     return instance
 
 
-def send_store(association, *, pdus: int = 1000) -> None:  # type: ignore[no-untyped-def]
+def send_store(association: Association, *, pdus: int = 1000) -> None:
     """Write the first `pdus` PDUs of a C-STORE of half a megabyte."""
     request = C_STORE()
     request.MessageID, request.Priority = 1, 2
