@@ -99,6 +99,17 @@ def codeable(concept: Concept, key: str | None = None) -> Json:
     return {"coding": [c for c in codings if c], "text": concept.zh}
 
 
+def translation(lang: str, text: str) -> Json:
+    """Return the extension that says the same in another language (BCP 47)."""
+    return {
+        "url": TRANSLATION,
+        "extension": [
+            {"url": "lang", "valueCode": lang},
+            {"url": "content", "valueString": text},
+        ],
+    }
+
+
 def category_value(category: Category) -> Json:
     """Return a BI-RADS category: our code first, then the translations there are."""
     codings: list[Json | None] = [

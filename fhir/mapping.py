@@ -295,17 +295,10 @@ def patient_summary(text: str) -> Json:
 
 
 def _not_read(item: NotRead) -> Json:
-    translation = {
-        "url": concepts.TRANSLATION,
-        "extension": [
-            {"url": "lang", "valueCode": "en"},
-            {"url": "content", "valueString": item.en},
-        ],
-    }
     return {
         "url": concepts.NOT_READ,
         "valueString": item.zh,
-        "_valueString": {"extension": [translation]},
+        "_valueString": {"extension": [concepts.translation("en", item.en)]},
     }
 
 

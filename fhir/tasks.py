@@ -3,9 +3,11 @@
 Tasks are a projection of the job queue: nothing of them is stored.
 """
 
+import re
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from fhir import concepts
 from fhir.wire import Json, as_list, instant
 from node.domain.errors import ErrorKind, NodeError
 from node.store import reports
@@ -16,14 +18,22 @@ if TYPE_CHECKING:
     from node.store.store import Store
 
 _LIMIT = 200
+# What did not happen, in the words of a department: Chinese, English.
 _WORDS = {
-    "assess_study": "AI reading of a study",
-    "publish_report": "Publication of the AI draft",
-    "encode_report": "Structured Report and heat map",
-    "send_instance": "Sending to the archive",
-    "deliver_notifications": "Notification of a subscriber",
-    "offer_binding": "Activation of a QR code",
+    "assess_study": ("AI 阅片未完成", "The AI reading was not completed"),
+    "publish_report": ("AI 初稿未能发布", "The AI draft was not published"),
+    "encode_report": ("结构化报告未能生成", "The Structured Report was not written"),
+    "send_instance": ("结果未能送达 PACS", "A result did not reach the archive"),
+    "deliver_notifications": ("通知未能送达", "A subscriber was not notified"),
+    "offer_binding": ("二维码未能启用", "A QR code was not activated"),
 }
+_CAUSES_ZH = (
+    (
+        re.compile(r"its process died (\d+) times; see the log"),
+        r"处理进程 \1 次意外终止，详见日志",
+    ),
+    (re.compile(r"unforeseen (\w+); see the log"), r"意外错误 \1，详见日志"),
+)
 
 
 async def failed_tasks(tx: "Transaction", store: "Store") -> list[Json]:
@@ -67,15 +77,26 @@ async def _to_task(tx: "Transaction", store: "Store", letter: DeadLetter) -> Jso
         "status": "failed",
         "intent": "order",
         "code": {"text": letter.kind},
-        "description": _WORDS.get(letter.kind, letter.kind),
         "lastModified": instant(letter.at),
+        "statusReason": _reason(letter),
     }
-    if letter.error:
-        task["statusReason"] = {"text": letter.error}
     focus = await _focus(tx, store, letter)
     if focus is not None:
         task["focus"] = {"reference": focus}
     return task
+
+
+def _reason(letter: DeadLetter) -> Json:
+    """Return what did not happen and why, in English with a Chinese translation."""
+    zh, en = _WORDS.get(letter.kind, (letter.kind, letter.kind))
+    cause = cause_zh = letter.error
+    for pattern, words in _CAUSES_ZH:
+        cause_zh = pattern.sub(words, cause_zh)
+    translation = concepts.translation("zh-CN", f"{zh}：{cause_zh}" if cause else zh)
+    return {
+        "text": f"{en}: {cause}" if cause else en,
+        "_text": {"extension": [translation]},
+    }
 
 
 async def _focus(tx: "Transaction", store: "Store", letter: DeadLetter) -> str | None:

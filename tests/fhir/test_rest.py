@@ -415,7 +415,10 @@ async def test_failed_work_is_shown_and_tried_again_with_one_put(rig: Rig) -> No
     await store.jobs.failed(job, "no usable frame", retry=False)
     bundle = await rig.read("/Task?status=failed")
     task = bundle["entry"][0]["resource"]
-    assert task["statusReason"]["text"] == "no usable frame"
+    words = "The AI reading was not completed: no usable frame"
+    assert task["statusReason"]["text"] == words
+    (translation,) = task["statusReason"]["_text"]["extension"]
+    assert translation["extension"][1]["valueString"].startswith("AI 阅片未完成")
     assert task["focus"]["reference"] == "ImagingStudy/2.25.3001"
     path = f"/Task/{task['id']}"
     assert (await rig.ask("PUT", path, {**task, "status": "completed"})).status == 422

@@ -1,6 +1,6 @@
-"""Fixtures of the golden tests: quick passwords and an empty relay database."""
+"""Fixtures of the golden tests: quick passwords, a live server and an empty relay database."""
 
-from tests.fhir.conftest import quick_passwords
+from tests.fhir.conftest import empty_rig, quick_passwords, rig
 from tests.wechat.conftest import relay_database, relay_dsn
 
-__all__ = ["quick_passwords", "relay_database", "relay_dsn"]
+__all__ = ["empty_rig", "quick_passwords", "relay_database", "relay_dsn", "rig"]

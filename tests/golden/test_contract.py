@@ -26,7 +26,7 @@ from node.store import reports
 from node.store.store import Store
 from tests.conftest import FrozenClock
 from tests.factories import make_patient
-from tests.fhir.rig import Rig, drafted, running_fhir
+from tests.fhir.rig import STUDY_UID, Rig, drafted, running_fhir
 from tests.fhir.test_life_cycle import because, told_by
 from tests.fhir.test_subscriptions import Hook, running_hook
 from tests.golden.files import Settled, check, elements, pretty, read
@@ -44,6 +44,7 @@ TOLD = (
     "notification-amended",
     "notification-withdrawn",
 )
+NODE = "https://node.example.org/fhir"
 PATIENT_HANDLE = "patient-handle-0000001"
 REPORT_HANDLE = "report-handle-00000001"
 
@@ -157,7 +158,7 @@ async def test_a_report_is_shown_and_told_as_agreed(
             handle, patient_handle = await reports.handles(tx, rig.report_id)
         settled = Settled(
             {
-                rig.settings.base_url: "https://node.example.org/fhir",
+                rig.settings.base_url: NODE,
                 handle: REPORT_HANDLE,
                 patient_handle: PATIENT_HANDLE,
             }
@@ -167,6 +168,19 @@ async def test_a_report_is_shown_and_told_as_agreed(
         await live(life)
     for name, text in life.said.items():
         check(name, text)
+
+
+async def test_failed_work_is_shown_as_agreed(rig: Rig) -> None:
+    jobs = rig.store.jobs
+    async with rig.store.db.transaction() as tx:
+        payload = {"study_instance_uid": STUDY_UID, "generation": 1}
+        await jobs.defer(tx, "assess_study", payload)
+    job = await jobs.claim(["assess_study"], "golden")
+    assert job is not None
+    await jobs.failed(job, "its process died 3 times; see the log", retry=False)
+    answer = await rig.get("/Task?status=failed")
+    settled = Settled({rig.settings.base_url: NODE})
+    check("work-failed", settled(answer.raw))
 
 
 async def test_the_phone_gets_what_was_agreed_in_every_state(
@@ -192,7 +206,9 @@ def _text(answer: tuple[int, Any]) -> str:
     return pretty(json.dumps(body))
 
 
-@pytest.mark.parametrize("name", [*REPORTS, *TOLD, "notification-handshake"])
+@pytest.mark.parametrize(
+    "name", [*REPORTS, *TOLD, "notification-handshake", "work-failed"]
+)
 def test_what_is_agreed_on_is_valid_fhir(name: str) -> None:
     assert [str(issue) for issue in fhirkit.validate(read(name))] == []
 

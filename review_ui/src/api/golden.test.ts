@@ -4,9 +4,10 @@ import agreed from '../../../tests/golden/lexicon.json';
 import amended from '../../../tests/golden/report-amended.json';
 import drafted from '../../../tests/golden/report-drafted.json';
 import signed from '../../../tests/golden/report-signed.json';
+import failed from '../../../tests/golden/work-failed.json';
 import data from '../lexicon.json';
 import { startDraft } from '../report/draft';
-import { Index, toReport, toWorklistRow } from './parse';
+import { Index, toFailedWork, toReport, toWorklistRow } from './parse';
 import type { Report, Resource, WorklistRow } from './types';
 import { buildTransaction } from './write';
 
@@ -70,6 +71,15 @@ test('an amended report shows its newest words and keeps what nobody changed', (
   expect(report).toMatchObject({ status: 'amended', version: '3', impression: '复阅后降为 3 类。' });
   expect(report.category).toMatchObject({ value: ['3'], ai: ['4C'] });
   expect(report.lesions[0]!.fields.shape.value).toEqual(['oval']);
+});
+
+test('failed work is told in both languages and names its examination', () => {
+  const [task] = new Index().add(failed).all('Task');
+  expect(task!['focus'].reference).toBe('ImagingStudy/2.25.3001');
+  expect(toFailedWork(task!, null).reason).toEqual({
+    zh: 'AI 阅片未完成：处理进程 3 次意外终止，详见日志',
+    en: 'The AI reading was not completed: its process died 3 times; see the log',
+  });
 });
 
 test('signing a draft unchanged writes only the report, at the version that was read', () => {

@@ -89,7 +89,7 @@ test('failed work says whose examination it is, by the masked name', () => {
   const exam = toExam(study, indexOf([study, PATIENT]));
   const task = { id: 't1', statusReason: { text: 'no pixels' } };
   expect(toFailedWork(task, exam)).toMatchObject({
-    reason: 'no pixels',
+    reason: { zh: 'no pixels', en: 'no pixels' },
     exam: { person: { name: '张*' }, studyDate: '2026-01-01' },
   });
 });

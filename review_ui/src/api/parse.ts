@@ -113,13 +113,17 @@ export function toSide(site: Resource | undefined): Side | null {
 
 export function toNotRead(report: Resource): NotRead[] {
   return extensions(report, 'not-read').map((row) => {
-    const translations: Resource[] = row['_valueString']?.extension ?? [];
-    const english = translations
-      .filter((entry) => entry.url === TRANSLATION)
-      .find((entry) => part(entry, 'lang')?.valueCode === 'en');
     const zh = String(row.valueString ?? '');
-    return { zh, en: part(english, 'content')?.valueString ?? zh };
+    return { zh, en: translated(row['_valueString'], 'en') ?? zh };
   });
+}
+
+/** What the translation extension of a text says; `element` is the `_text` beside it. */
+function translated(element: Resource | undefined, lang: string): string | undefined {
+  const found = (element?.extension ?? []).find(
+    (entry: Resource) => entry.url === TRANSLATION && part(entry, 'lang')?.valueCode === lang,
+  );
+  return part(found, 'content')?.valueString;
 }
 
 function accessionOf(report: Resource): string {
@@ -289,9 +293,10 @@ export function toExam(study: Resource, studies: Index): Exam {
 }
 
 export function toFailedWork(task: Resource, exam: Exam | null): FailedWork {
+  const en = String(task.statusReason?.text ?? '');
   return {
     id: task.id,
-    reason: task.statusReason?.text ?? '',
+    reason: { zh: translated(task.statusReason?.['_text'], 'zh-CN') ?? en, en },
     exam,
     since: task.lastModified ?? task.meta?.lastUpdated ?? null,
     source: task,

@@ -58,10 +58,13 @@ export interface Lesion {
   fields: Record<LesionKey, FieldState>;
 }
 
-export interface NotRead {
+/** The same words in both languages of the page. */
+export interface Words {
   zh: string;
   en: string;
 }
+
+export type NotRead = Words;
 
 export interface Report {
   id: string;
@@ -118,7 +121,7 @@ export interface Exam {
 
 export interface FailedWork {
   id: string;
-  reason: string;
+  reason: Words;
   /** Whose examination it is; null when the work is about none. */
   exam: Exam | null;
   since: string | null;

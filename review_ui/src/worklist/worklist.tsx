@@ -236,7 +236,7 @@ function Failed({ work }: { work: FailedWork }) {
           {[work.exam.person.name, work.exam.studyDate, work.exam.accession].filter(Boolean).join(' · ')}
         </strong>
       )}
-      <span class="reason">{work.reason}</span>
+      <span class="reason">{oneOf(work.reason)}</span>
       {work.since && <small>{t('worklist.failed.since', { time: shownTime(work.since) })}</small>}
       <button type="button" disabled={busy} onClick={() => void retry()}>
         {t('app.retry')}
