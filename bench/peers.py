@@ -71,6 +71,8 @@ def orthanc(folder: Path) -> Iterator[Peer | None]:
                 "HttpPort": http,
                 "DicomAet": "ORTHANC",
                 "DicomPort": dicom,
+                "MaximumPduLength": 131_072,
+                "DicomThreadsCount": 8,
             }
         )
     )

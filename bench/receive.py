@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
     UltrasoundImageStorage,
     UltrasoundMultiFrameImageStorage,
 )
 
 from bench.peers import Peer, orthanc, send, sononode, storescp
 
-LOADS = {"stills of 0.3 MB": (200, 1), "cines of 20 MB": (5, 68)}
+LOADS = {
+    "JPEG stills of 0.1 MB": (200, 1),
+    "stills of 0.3 MB": (200, 1),
+    "cines of 20 MB": (5, 68),
+}
 ROWS, COLUMNS = 480, 640
 
 
@@ -33,7 +41,7 @@ def measure(folder: Path, repeats: int) -> list[dict[str, object]]:
         peers = [peer for peer in found if peer is not None]
         for name, (count, frames) in LOADS.items():
             files = folder / name.replace(" ", "-")
-            size = _write(files, count, frames)
+            size = _write(files, count, frames, jpeg=name.startswith("JPEG"))
             best: dict[str, float] = {}
             for _ in range(repeats):
                 for peer in peers:
@@ -57,19 +65,33 @@ def _row(
     }
 
 
-def _write(folder: Path, count: int, frames: int) -> int:
+def _write(folder: Path, count: int, frames: int, *, jpeg: bool) -> int:
     folder.mkdir()
     noise = np.random.default_rng(7)
     size = 0
     for number in range(count):
         pixels = noise.integers(0, 255, (frames, ROWS, COLUMNS), np.uint8)
         path = folder / f"{number}.dcm"
-        _instance(number, pixels).save_as(path, enforce_file_format=True)
+        image = _instance(number, pixels)
+        if jpeg:
+            _compress(image, pixels[0])
+        image.save_as(path, enforce_file_format=True)
         size += path.stat().st_size
     return size
 
 
+def _compress(image: Dataset, pixels: np.ndarray) -> None:
+    """Make the picture a JPEG, as scanners send them when disks are small."""
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=40)
+    image.PixelData = encapsulate([buffer.getvalue()])
+    image["PixelData"].VR = "OB"
+    image["PixelData"].is_undefined_length = True
+    image.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+
+
 def _instance(number: int, pixels: np.ndarray) -> Dataset:
+    """Return an instance; its UIDs are the sender's to change."""
     multi = len(pixels) > 1
     sop_class = UltrasoundMultiFrameImageStorage if multi else UltrasoundImageStorage
     image = Dataset()

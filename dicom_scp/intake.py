@@ -289,7 +289,7 @@ class InstanceSink:
 
     def _store(self) -> int:
         request = self._request
-        head = memoryview(bytes(self._head))
+        head = memoryview(self._head)
         size = self._meta_length + self._size
         check_whole(
             head[self._meta_length :],

@@ -407,6 +407,21 @@ async def test_one_association_too_many_is_rejected_for_now(
     first.release()
 
 
+async def test_one_address_cannot_take_all_connections(start_scp: StartScp) -> None:
+    scp = await start_scp(connections_per_address=2)
+    address = ("127.0.0.1", scp.ports[0])
+    with (
+        socket.create_connection(address),
+        socket.create_connection(address),
+        socket.create_connection(address, 5) as third,
+    ):
+        assert third.recv(1) == b""
+    end = time.monotonic() + 5
+    while scp._listeners[0]._counted and time.monotonic() < end:
+        time.sleep(0.02)
+    assert associate(scp).is_established
+
+
 async def test_full_disk_asks_the_modality_to_come_again(
     start_scp: StartScp, store: Store
 ) -> None:
