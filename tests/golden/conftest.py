@@ -1,4 +1,4 @@
-"""Fixtures of the golden tests: quick passwords, a live server and an empty relay database."""
+"""Fixtures of the golden tests: a live server, an empty relay database."""
 
 from tests.fhir.conftest import empty_rig, quick_passwords, rig
 from tests.wechat.conftest import relay_database, relay_dsn
