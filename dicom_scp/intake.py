@@ -9,13 +9,15 @@ import asyncio
 import hashlib
 import re
 import threading
+import traceback
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from io import SEEK_CUR, SEEK_END, SEEK_SET, BufferedReader, RawIOBase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import orjson
@@ -150,6 +152,12 @@ class StoreThread:
                     future.set_result(result)
 
 
+def _place(error: BaseException) -> str:
+    """Return where `error` was raised: its message may quote a header."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+
+
 def _result(future: "Future[T]", timeout_s: float | None) -> T:
     try:
         return future.result(timeout_s)
@@ -193,8 +201,9 @@ class Intake:
             try:
                 await end_association(self.store, association, how)
                 return
-            except NodeError as error:
-                log.warning("dicom.association_end_waits", error=error.message)
+            except Exception as error:
+                # Whatever it was: a study whose end nobody noted is never read.
+                log.warning("dicom.association_end_waits", error=type(error).__name__)
                 await asyncio.sleep(min(30.0, 0.2 * 2**attempt))
 
     async def _record(self, entry: AuditEntry) -> None:
@@ -252,13 +261,14 @@ class InstanceSink:
             self._fail(error)
         failure = cast(BaseException, self._failure)
         response = StoreResponse(storage_status(failure), error_comment(failure))
+        uid = self._request.sop_instance_uid
         log.warning(
             "dicom.instance_refused",
-            sop_instance_uid=self._request.sop_instance_uid[:64],
+            sop_instance_uid=uid if _UID.fullmatch(uid) else "not a UID",
             calling_ae=self._request.calling_ae,
             status=f"{response.status:04X}",
-            reason=str(failure) if isinstance(failure, NodeError) else None,
-            error=type(failure).__name__,
+            reason=failure.message if isinstance(failure, NodeError) else None,
+            error=f"{type(failure).__name__} {_place(failure)}",
         )
         return response
 
@@ -299,9 +309,6 @@ class InstanceSink:
         )
         header, frames = read_beginning(head, size)
         check_data_set(header, request)
-        if len(head) < size and not frames and "NumberOfFrames" in header:
-            self._commit_object()
-            frames = self._frames_of_stored()
         received = describe(
             header,
             request,
@@ -310,7 +317,18 @@ class InstanceSink:
             size=size,
             sha256=self._digest.digest(),
         )
+        if len(head) < size and not frames and "NumberOfFrames" in header:
+            received = replace(received, frame_table=self._late_frames())
         return self._commit(Arrival(received, self._key, self._intake.settings.process))
+
+    def _late_frames(self) -> FrameTable:
+        """Locate the frames of a compressed cine too long to keep in memory."""
+        self._commit_object()
+        try:
+            return self._frames_of_stored()
+        except BaseException:
+            self._intake.store.blobs.delete(self._name)
+            raise
 
     def _commit_object(self) -> None:
         if self._writer is not None:
@@ -353,7 +371,6 @@ class InstanceSink:
         return _result(rows, self._intake.settings.commit_timeout_s)
 
     def _frames_of_stored(self) -> FrameTable:
-        """Locate the frames of an encapsulated cine that was too long to keep."""
         reader = self._intake.store.blobs.reader(
             self._name,
             key=self._key,

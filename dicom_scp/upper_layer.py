@@ -430,7 +430,8 @@ class Acceptor(Association):
     @property
     def calling_ae(self) -> str:
         """The title that the peer gave itself, checked by nobody."""
-        return str(self.requestor.ae_title or "").strip()
+        title = str(self.requestor.ae_title or "").strip()
+        return "".join(sign for sign in title if sign.isprintable())
 
     def store_request(
         self, elements: dict[int, bytes], context: PresentationContext

@@ -273,6 +273,19 @@ async def test_other_content_under_the_same_uid_is_refused_and_audited(
     assert [e.outcome for e in entries] == [Outcome.SUCCESS, Outcome.REFUSED]
 
 
+async def test_log_of_what_was_refused_names_no_patient(
+    start_scp: StartScp, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scp = await start_scp()
+    first = make_instance()
+    send(scp, first, make_instance(SOPInstanceUID=first.SOPInstanceUID, Rows=32))
+    send_raw(scp, first, encoded(first)[:200])
+    told = "".join(capfd.readouterr())
+    assert first.SOPInstanceUID in told
+    for private in ("Zhang", "张", "P-0001", "19700131"):
+        assert private not in told
+
+
 async def test_study_of_another_patient_is_refused(
     start_scp: StartScp, store: Store
 ) -> None:
