@@ -36,7 +36,8 @@ cli.add_typer(keys, name="keys")
 cli.add_typer(audit, name="audit")
 
 console = Console()
-errors = Console(stderr=True)
+# One fault is one line, also in a log file.
+errors = Console(stderr=True, soft_wrap=True)
 
 
 class ServeRole(StrEnum):
@@ -109,7 +110,8 @@ def send(
     if sources:
         studies = list(simulator.read_studies(sources))
         if not studies:
-            raise typer.BadParameter("no DICOM file there", param_hint="SOURCES")
+            named = ", ".join(map(str, sources))
+            raise NodeError(f"{named}: no DICOM file there", ErrorKind.NOT_FOUND)
     else:
         samples = os.environ.get("SAMPLES")
         studies = simulator.plan_demo(
@@ -228,12 +230,14 @@ def list_users() -> None:
 
 @keys.command("init")
 def init_keys() -> None:
-    """Make the root key. Keep a copy away from this machine."""
-    from node.store.keys import create_root_key
+    """Make the keys that are missing here. Keep a copy away from this machine."""
+    from node.installation import make_secrets
 
-    path = _settings().keys.root_file
-    create_root_key(path)
-    console.print(f"{path}: made. Without it nothing stored can be read; keep a copy.")
+    made = make_secrets(_settings())
+    for path in made:
+        console.print(f"{path}: made. Keep a copy: without it data are lost.")
+    if not made:
+        console.print("every key is there already; none was changed")
 
 
 @keys.command("rotate")

@@ -12,7 +12,8 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping
+import ssl
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from pathlib import Path
 from config.settings import Settings
 from node.domain.errors import ErrorKind, NodeError
 from node.store.database import Database
-from node.store.keys import create_root_key
+from node.store.keys import KeyRing, create_root_key
 from node.store.migrate import migrate
 from node.store.postgres import EmbeddedPostgres
 from node.supervisor import (
@@ -90,6 +91,7 @@ def prepared(settings: Settings) -> Iterator[Addresses]:
     settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _only_supervisor(settings.data):
         end_leftovers(settings.data)
+        _require_files(settings)
         _require_free_ports(settings)
         with _databases(settings) as addresses:
             yield addresses
@@ -100,12 +102,12 @@ def _databases(settings: Settings) -> Iterator[Addresses]:
     if settings.database.url:
         addresses = Addresses(settings.database.url, settings.relay.database_url)
         _require_relay_database(settings, addresses)
-        asyncio.run(migrate_database(addresses.node))
+        asyncio.run(_migrate_and_open(addresses.node, settings))
         yield addresses
         return
     first = not (settings.data / "pg").exists()
     if first:
-        _make_secrets(settings)
+        make_secrets(settings)
     _require_root_key(settings)
     server = EmbeddedPostgres(settings.data / "pg")
     server.start()
@@ -115,7 +117,7 @@ def _databases(settings: Settings) -> Iterator[Addresses]:
             server.create_database("relay"),
             server.revive,
         )
-        asyncio.run(migrate_database(addresses.node))
+        asyncio.run(_migrate_and_open(addresses.node, settings))
         with _told_to_others(settings, addresses):
             yield addresses
     finally:
@@ -140,11 +142,39 @@ def attached(settings: Settings) -> Settings:
     return replace(settings, database=replace(settings.database, url=told["node"]))
 
 
+def make_secrets(settings: Settings) -> list[Path]:
+    """Make the keys that are not there yet; return their files.
+
+    Where node and relay run on different machines, the hook's secret is copied from
+    one to the other and each keeps its own key.
+    """
+    made = []
+    for path, make in (
+        (settings.keys.root_file, create_root_key),
+        (settings.relay.key_file, create_key_file),
+        (settings.relay.hook_secret_file, _create_hook_secret),
+    ):
+        if not path.exists():
+            make(path)
+            made.append(path)
+    return made
+
+
 async def migrate_database(dsn: str) -> list[str]:
     """Bring the node's database to this version's schema; return what was applied."""
     database = await Database.connect(dsn, max_size=2)
     try:
         return await migrate(database)
+    finally:
+        await database.close()
+
+
+async def _migrate_and_open(dsn: str, settings: Settings) -> None:
+    """Bring the schema up to date and try the root key, before any role needs it."""
+    database = await Database.connect(dsn, max_size=2)
+    try:
+        await migrate(database)
+        await KeyRing.open(database, settings.keys.root_file)
     finally:
         await database.close()
 
@@ -167,18 +197,11 @@ def _only_supervisor(data: Path) -> Iterator[None]:
         yield
 
 
-def _make_secrets(settings: Settings) -> None:
-    """Make what the very first start of an embedded installation needs."""
-    if not settings.keys.root_file.exists():
-        create_root_key(settings.keys.root_file)
-    if not settings.relay.key_file.exists():
-        create_key_file(settings.relay.key_file)
-    secret = settings.relay.hook_secret_file
-    if not secret.exists():
-        secret.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(32))
+def _create_hook_secret(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_urlsafe(32))
 
 
 def _require_root_key(settings: Settings) -> None:
@@ -199,13 +222,38 @@ def _require_relay_database(settings: Settings, addresses: Addresses) -> None:
         )
 
 
+def _require_files(settings: Settings) -> None:
+    """Raise SETTING when a file that a setting names cannot be used."""
+    dicom, weights = settings.dicom, settings.inference.weights
+    if weights and not (settings.data / weights / "model.json").is_file():
+        raise NodeError(
+            f"inference.weights: there is no model in {settings.data / weights}; name"
+            " its folder, or leave it empty for the model that ships with the node",
+            ErrorKind.SETTING,
+        )
+    if dicom.tls_certificate:
+        key = settings.data / dicom.tls_key if dicom.tls_key else None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(settings.data / dicom.tls_certificate, key)
+        except (OSError, ValueError) as error:
+            raise NodeError(
+                "dicom.tls_certificate: certificate and dicom.tls_key cannot be used"
+                f" ({type(error).__name__}); correct the paths, or leave both empty"
+                " to serve without TLS",
+                ErrorKind.SETTING,
+            ) from None
+
+
 def _require_free_ports(settings: Settings) -> None:
     """Raise SETTING for the first port that somebody else listens on."""
-    wanted: Mapping[str, tuple[str, int]] = {
+    wanted = {
         "dicom.port": (settings.dicom.host, settings.dicom.port),
         "http.port": (settings.http.host, settings.http.port),
         "relay.port": (settings.relay.host, settings.relay.port),
     }
+    if settings.dicom.tls_certificate:
+        wanted["dicom.tls_port"] = (settings.dicom.host, settings.dicom.tls_port)
     for name, address in wanted.items():
         with closing(socket.socket()) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -87,6 +87,11 @@ class Database:
             with _failures_named():
                 # The pool's proxy has the whole interface of a connection.
                 yield cast("Transaction", connection)
+        except (OSError, asyncpg.InternalClientError) as error:
+            if not connection.is_closed():
+                raise
+            # It broke under a statement: that is the server, not the caller.
+            raise NodeError("the database is away", ErrorKind.UNAVAILABLE) from error
         finally:
             # A connection that died in the body has nothing left to release.
             with suppress(OSError, TimeoutError, asyncpg.InterfaceError, *_AWAY):

@@ -57,6 +57,23 @@ async def test_a_lost_connection_is_unavailable_and_the_pool_recovers(
         assert await tx.fetchval("select 1") == 1
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [ConnectionResetError(104, "reset"), asyncpg.InternalClientError("odd state")],
+)
+async def test_however_a_connection_breaks_under_a_statement_it_is_unavailable(
+    store: Store, broken: Exception
+) -> None:
+    with pytest.raises(NodeError) as told:  # noqa: PT012
+        async with store.db.transaction() as tx:
+            tx.terminate()
+            raise broken
+    assert told.value.kind is ErrorKind.UNAVAILABLE
+    with pytest.raises(type(broken)):
+        async with store.db.transaction():
+            raise broken  # the connection lives: this is the caller's own
+
+
 async def test_our_own_mistakes_are_not_called_an_outage(store: Store) -> None:
     with pytest.raises(asyncpg.UndefinedTableError):
         async with store.db.transaction() as tx:
