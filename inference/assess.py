@@ -220,11 +220,11 @@ class Reader:
             torch.tensor([[frame.view.rows, frame.view.columns] for frame in frames]),
             self._record.side,
         )
-        shows_lesion = answers.whole.lesion >= self._record.lesion_threshold
-        if not bool(shows_lesion.any()):
+        seen = shows_lesion(answers, self._record)
+        if not bool(seen.any()):
             return None, None
         suspicion = fused_logits(answers, self._record.fusion)
-        row = int(torch.where(shows_lesion, suspicion, -torch.inf).argmax())
+        row = int(torch.where(seen, suspicion, -torch.inf).argmax())
         probability = float(torch.sigmoid(suspicion[row]))
         frame = frames[row]
         lesion = self._lesion(frame, answers, row, probability, tracking_uid)
@@ -276,6 +276,23 @@ def fused_logits(answers: RegionAnswers, fusion: Fusion) -> torch.Tensor:
         + fusion.ordinal * answers.crop.birads.mean(dim=1)
         + fusion.offset
     )
+
+
+def shows_lesion(answers: RegionAnswers, record: ModelRecord) -> torch.Tensor:
+    """Tell for each region whether it shows a lesion; False is category 1.
+
+    A region is normal only when both passes and the suspicion agree: a cancer taken
+    for normal tissue costs more than any number of benign lesions reported.
+    """
+    suspicion = torch.sigmoid(fused_logits(answers, record.fusion))
+    return (lesion_logits(answers) >= record.lesion_threshold) | (
+        suspicion >= record.threshold
+    )
+
+
+def lesion_logits(answers: RegionAnswers) -> torch.Tensor:
+    """Return the stronger of both passes' logits that there is a lesion."""
+    return torch.maximum(answers.whole.lesion, answers.crop.lesion)
 
 
 def category_for(probability: float, above_benign: float, record: ModelRecord) -> str:

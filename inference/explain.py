@@ -46,39 +46,55 @@ def activation_map(
     reading = network(normalise(cut_windows(pixels, windows, side)))
     weights = network.malignancy.weight[0]
     maps = torch.einsum("nchw,c->nhw", reading.features.float(), weights)
-    placed, seen = (
-        torch.zeros(CACHE_SIDE, CACHE_SIDE),
-        torch.zeros(CACHE_SIDE, CACHE_SIDE),
-    )
+    placed = torch.zeros(CACHE_SIDE, CACHE_SIDE)
+    seen = torch.zeros(CACHE_SIDE, CACHE_SIDE)
     for row in range(len(windows)):
-        back = _back_grid(windows[row])
-        placed += functional.grid_sample(
-            maps[row][None, None], back, padding_mode="border", align_corners=False
-        )[0, 0] * _covered(back)
-        seen += _covered(back)
-    mean = (placed / seen.clamp(min=1))[: view.rows, : view.columns]
-    inside = seen[: view.rows, : view.columns] > 0
-    return _scaled(mean, inside).numpy()
+        place = _place_in_window(windows[row])
+        trust = _trust(place)
+        placed += _drawn_back(maps[row], place) * trust
+        seen += trust
+    region = (slice(view.rows), slice(view.columns))
+    evidence = (placed / seen.clamp(min=1e-6))[region]
+    return _scaled(evidence, (seen / seen.max())[region]).numpy()
 
 
-def _back_grid(window: Tensor) -> Tensor:
-    """Return where each pixel of the reduced region lies in the window, -1..1."""
+def _place_in_window(window: Tensor) -> Tensor:
+    """Return where each pixel of the reduced region lies in a window: x, y 0..1."""
     axis = torch.arange(CACHE_SIDE) + 0.5
-    x = (axis - window[0]) / (window[2] / 2)
-    y = (axis - window[1]) / (window[2] / 2)
-    return torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)[None]
+    x = (axis - window[0]) / window[2] + 0.5
+    y = (axis - window[1]) / window[2] + 0.5
+    return torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)
 
 
-def _covered(grid: Tensor) -> Tensor:
-    return (grid[0].abs().amax(dim=-1) <= 1).float()
+def _trust(place: Tensor) -> Tensor:
+    """Return weights that fall to 0 at a window's edge, where it sees least around."""
+    inside = (place >= 0) & (place <= 1)
+    rise = torch.sin(place.clamp(0, 1) * torch.pi)
+    return (rise * inside).prod(dim=-1)
 
 
-def _scaled(mean: Tensor, inside: Tensor) -> Tensor:
-    values = mean[inside]
+def _drawn_back(coarse: Tensor, place: Tensor) -> Tensor:
+    """Return a coarse map (cells, cells) as seen from the pixels of the region.
+
+    With odd kernels and symmetric padding, cell i looks at pixel 32 i of the window,
+    not at the middle of its 32 pixels: without the half cell every heat would lie
+    too far down and right.
+    """
+    cells = coarse.shape[-1]
+    grid = (place + 0.5 / cells) * 2 - 1
+    return functional.grid_sample(
+        coarse[None, None], grid[None], padding_mode="border", align_corners=False
+    )[0, 0]
+
+
+def _scaled(evidence: Tensor, trust: Tensor) -> Tensor:
+    """Return evidence as 0..1, faded out where no window was sure to see."""
+    values = evidence[trust > 0.2]
     if not len(values):
-        return torch.zeros_like(mean)
+        return torch.zeros_like(evidence)
     low, high = values.quantile(0.3), values.max()
-    return ((mean - low) / (high - low).clamp(min=1e-6)).clamp(0, 1) * inside
+    scaled = ((evidence - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+    return scaled * (2 * trust).clamp(max=1)
 
 
 def heat_map(

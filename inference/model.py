@@ -152,7 +152,7 @@ class ModelRecord:
     """What `model.json` says beside the weights.
 
     `threshold`: probability at and above which a lesion counts as suspicious.
-    `lesion_threshold`: logit of the lesion head below which a region is normal.
+    `lesion_threshold`: lesion logit below which a region may be normal.
     `benign_step`: logit of BI-RADS "above 2" under which a lesion far below any
     suspicion is category 2 rather than 3. `speaks_on`: field -> keys that the
     model may say; fields left out are not assessed. `margin_thresholds`: logits.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -94,7 +95,8 @@ def evaluate(
     figures = report(network, record, read_catalogue(data, split), rounds=rounds)
     figures["split"] = split
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(_without_nan(figures), indent=2, allow_nan=False)
+        json_file.write_text(text + "\n", encoding="utf-8")
     table = Table(title=f"{record.name} {record.version}, split {split}")
     for heading in ("set", "n", "AUC", "oracle", "sens", "spec", "ECE", "Dice"):
         table.add_column(heading)
@@ -105,6 +107,15 @@ def evaluate(
             cells = [_cell(row[measure]) for measure in (*measures, "dice")]
             table.add_row(name, str(row["n"]), *cells)
     Console().print(table)
+
+
+def _without_nan(value: Any) -> Any:
+    """Return figures with None where there is no number; JSON knows no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _cell(value: dict[str, float]) -> str:

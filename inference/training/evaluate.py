@@ -14,7 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from inference.assess import category_for, describe, fused_logits, orientation_of
+from inference.assess import (
+    CATEGORY_LIKELIHOODS,
+    category_for,
+    describe,
+    fused_logits,
+    lesion_logits,
+    orientation_of,
+    shows_lesion,
+)
 from inference.model import BIRADS_STEPS, CHOICE_KEYS, MARGIN_KEYS, ModelRecord
 from inference.preprocess import cut_windows
 from inference.training.data import Catalogue
@@ -31,6 +39,9 @@ from inference.two_pass import RegionAnswers, read_boxes, read_regions
 from node.domain.lexicon import FieldKey
 
 Array = NDArray[np.float64]
+
+SUSPICIOUS = dict(CATEGORY_LIKELIHOODS)["3"]
+"""From this probability on a lesion is drafted as 4A or higher."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +127,15 @@ def _malignancy_figures(
     chance = probabilities(scored.own, record)[rows]
     oracle = probabilities(scored.oracle, record)[rows]
     called = (chance >= record.threshold).astype(np.float64)
+    suspicious = (chance >= SUSPICIOUS).astype(np.float64)
     dice = scored.dice[rows]
     with_interval = {
         "auc": lambda i: auc(truth[i], chance[i]),
         "auc_oracle_roi": lambda i: auc(truth[i], oracle[i]),
         "sensitivity": lambda i: sensitivity(truth[i], called[i]),
         "specificity": lambda i: specificity(truth[i], called[i]),
+        "sensitivity_4a": lambda i: sensitivity(truth[i], suspicious[i]),
+        "specificity_4a": lambda i: specificity(truth[i], suspicious[i]),
         "ece": lambda i: calibration_error(truth[i], chance[i]),
         "dice": lambda i: float(np.nanmean(dice[i])),
     }
@@ -163,13 +177,15 @@ def _per_case(
 
 def _normal_figures(scored: Scored, record: ModelRecord) -> dict[str, Any]:
     truth = scored.catalogue.lesion.numpy().astype(np.float64)
-    logits = scored.own.whole.lesion.numpy().astype(np.float64)
-    called = (logits >= record.lesion_threshold).astype(np.float64)
+    logits = lesion_logits(scored.own).numpy().astype(np.float64)
+    called = shows_lesion(scored.own, record).numpy().astype(np.float64)
+    malignant = scored.catalogue.malignancy.numpy() == 1
     return {
         "normals": int((truth == 0).sum()),
         "auc": auc(truth, logits),
         "lesions_seen": sensitivity(truth, called),
         "normals_recognised": specificity(truth, called),
+        "malignant_called_normal": int((called[malignant] == 0).sum()),
     }
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from inference.assess import fused_logits
+from inference.assess import fused_logits, lesion_logits
 from inference.model import (
     CHOICE_KEYS,
     MARGIN_KEYS,
@@ -29,12 +29,13 @@ from inference.two_pass import RegionAnswers
 
 NAME = "sononode-breast-resnet50"
 WANTED_SENSITIVITY = 0.90
-SEEN_LESIONS = 0.98
+SEEN_LESIONS = 0.99
 """Share of validation lesions that the lesion head must not take for normal tissue."""
 
 FEWEST_CASES = 4
 LEAST_AUC = 0.65
 LEAST_KAPPA = 0.30
+LEAST_COVERED = 0.80
 """A term is spoken only with so many validation cases, and told apart so well."""
 
 
@@ -112,7 +113,7 @@ def fit_fusion(
 def lesion_threshold(scored: Scored) -> float:
     """Return the lesion logit that lets pass all but a few validation lesions."""
     lesions = scored.catalogue.lesion > 0
-    logits = scored.own.whole.lesion[lesions].numpy().astype(np.float64)
+    logits = lesion_logits(scored.own)[lesions].numpy().astype(np.float64)
     return threshold_for_sensitivity(np.ones(len(logits)), logits, SEEN_LESIONS)
 
 
@@ -129,7 +130,8 @@ def benign_step(scored: Scored) -> float:
 def spoken_fields(scored: Scored) -> dict[str, tuple[str, ...]]:
     """Return the fields and terms that the validation split supports.
 
-    A single-choice field needs two such terms: one alone would be said always.
+    A single-choice field needs two such terms, since one alone would be said always,
+    and they must be true of most lesions: whoever cannot say "none" should not speak.
     """
     fields: dict[str, tuple[str, ...]] = {}
     for field, keys in CHOICE_KEYS.items():
@@ -143,7 +145,8 @@ def spoken_fields(scored: Scored) -> dict[str, tuple[str, ...]]:
             for index, key in enumerate(keys)
             if _supported(truth[rows] == index, chances[rows, index])
         )
-        if len(good) > 1:
+        covered = np.isin(truth[rows], [keys.index(key) for key in good])
+        if len(good) > 1 and covered.mean() >= LEAST_COVERED:
             fields[field] = good
     if orientation_agreement(scored)["box"] >= LEAST_KAPPA:
         fields["orientation"] = CHOICE_KEYS["orientation"]

@@ -191,10 +191,19 @@ def test_cine_is_read_in_five_frames_and_names_the_frame(reader: Reader) -> None
 
 
 def test_breast_without_lesion_is_category_1(tmp_path: Path) -> None:
-    save_model(LesionNet(), replace(RECORD, lesion_threshold=1e9), tmp_path)
+    save_model(
+        LesionNet(), replace(RECORD, lesion_threshold=1e9, threshold=1.1), tmp_path
+    )
     reading = read(Reader(threads=1, weights=tmp_path), [image()])
     assert reading.findings.category == "1"
     assert reading.findings.lesions == ()
+
+
+def test_suspicious_region_is_never_called_normal(tmp_path: Path) -> None:
+    record = replace(RECORD, lesion_threshold=1e9, threshold=0.0)
+    save_model(LesionNet(), record, tmp_path)
+    reading = read(Reader(threads=1, weights=tmp_path), [image()])
+    assert len(reading.findings.lesions) == 1
 
 
 def test_heat_map_holds_the_region_only(reader: Reader) -> None:
