@@ -247,9 +247,18 @@ def _convert(name: str, value: Any, wanted: Any, data: Path, faults: list[str]) 
             return value
         raise ValueError
     except (TypeError, ValueError):
-        kind = getattr(wanted, "__name__", "list")
-        faults.append(f"{name}: {value!r} is not a {kind}; see config/default.toml")
+        kind = _KINDS.get(wanted, "a list")
+        faults.append(f"{name}: {value!r} is not {kind}; see config/default.toml")
         return None
+
+
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    Path: "a path",
+}
 
 
 def _boolean(value: Any) -> bool:
@@ -277,14 +286,15 @@ def _check(values: Mapping[str, Any], faults: list[str]) -> None:
     title = str(values.get("dicom", {}).get("ae_title", ""))
     if not 1 <= len(title.strip()) <= 16 or "\\" in title or not title.isascii():
         faults.append("dicom.ae_title: has 1 to 16 ASCII signs without a backslash")
-    for name in ("dicom.port", "http.port", "relay.port", "pacs.port"):
+    ports = ("dicom.port", "dicom.tls_port", "http.port", "relay.port", "pacs.port")
+    for name in ports:
         section, key = name.split(".")
-        if not _is_port(values.get(section, {}).get(key)):
+        if _out_of_range(values.get(section, {}).get(key)):
             faults.append(f"{name}: must be a port from 1 to 65535")
 
 
-def _is_port(value: Any) -> bool:
+def _out_of_range(port: Any) -> bool:
     try:
-        return 1 <= int(value) <= 65535
+        return not 1 <= int(port) <= 65535
     except (TypeError, ValueError):
-        return False
+        return False  # no number at all, which is told already

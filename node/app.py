@@ -146,13 +146,22 @@ def _models(settings: Settings) -> dict[str, Model]:
     """Return the Device behind the weights in use, without loading them."""
     from inference.author import author_of
 
-    folder = Path(settings.inference.weights or _WEIGHTS)
+    folder = _weights_of(settings)
     try:
         record = json.loads((folder / "model.json").read_text("utf-8"))
     except OSError:
         return {}
     name, version, digest = record["name"], record["version"], record["sha256"]
     return {author_of(name, version, digest).id: Model(name, version, digest)}
+
+
+def _weights_of(settings: Settings) -> Path:
+    return _below_data(settings, settings.inference.weights) or _WEIGHTS
+
+
+def _below_data(settings: Settings, path: str) -> Path | None:
+    """Return a path as settings mean it: relative ones lie under the data folder."""
+    return settings.data / path if path else None
 
 
 def _hook_secret(settings: Settings) -> bytes:
@@ -179,10 +188,8 @@ def run_scp_role(settings: Settings) -> None:
             host=dicom.host,
             port=dicom.port,
             tls_port=dicom.tls_port,
-            tls_certificate=Path(dicom.tls_certificate)
-            if dicom.tls_certificate
-            else None,
-            tls_key=Path(dicom.tls_key) if dicom.tls_key else None,
+            tls_certificate=_below_data(settings, dicom.tls_certificate),
+            tls_key=_below_data(settings, dicom.tls_key),
             allowed_calling_aes=tuple(dicom.allowed_calling_aes),
             max_associations=dicom.maximum_associations,
             connections_per_address=dicom.maximum_associations_per_host,
@@ -308,7 +315,7 @@ async def _inference(settings: Settings) -> None:
     from inference.reading import ReadingSettings, assess_study
 
     chosen = settings.inference
-    weights = Path(chosen.weights) if chosen.weights else _WEIGHTS
+    weights = _weights_of(settings)
     reader = await asyncio.to_thread(
         lambda: Reader(
             threads=chosen.threads,

@@ -128,13 +128,13 @@ class Supervisor:
         return False
 
     def _end_all(self) -> None:
+        """End one role after the other: receiving first, what it leans on last."""
         deadline = time.monotonic() + self.grace_s
-        for child in self._children:
-            if child.process is not None and child.process.poll() is None:
-                child.process.send_signal(signal.SIGTERM)
-        for child in self._children:
+        for child in reversed(self._children):
             if child.process is None:
                 continue
+            if child.process.poll() is None:
+                child.process.send_signal(signal.SIGTERM)
             try:
                 child.process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:

@@ -76,6 +76,28 @@ def test_a_role_whose_settings_are_wrong_ends_the_node_with_status_2(
     assert status == [2]
 
 
+def test_roles_end_one_by_one_those_that_receive_first(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
+    note = tmp_path / "ends"
+    for role in ("relay", "worker", "scp"):
+        script = (
+            "import signal, sys\n"
+            f"def end(*_): open({str(note)!r}, 'a').write('{role} '); sys.exit(0)\n"
+            f"signal.signal(signal.SIGTERM, end)\n"
+            f"open({str(tmp_path / role)!r}, 'w').close()\n"
+            "while True: signal.pause()"
+        )
+        supervisor.add(role, [sys.executable, "-c", script], dict(os.environ))
+    thread, status = running(supervisor)
+    for role in ("relay", "worker", "scp"):
+        until(role, (tmp_path / role).exists)
+    supervisor.stop()
+    thread.join(PATIENCE_S)
+    assert note.read_text().split() == ["scp", "worker", "relay"]
+    assert status == [0]
+
+
 def test_what_a_killed_supervisor_left_is_ended_before_another_starts(
     tmp_path: Path,
 ) -> None:
