@@ -383,3 +383,13 @@ async def test_an_edit_waits_for_a_reading_that_nobody_has_seen(rig: Rig) -> Non
             rig.store, tx, STUDY_UID, make_findings("2"), author=ALGORITHM
         )
     assert (await rig.sign()).status == 409
+
+
+async def test_a_script_in_a_narrative_is_refused_and_nothing_changes(rig: Rig) -> None:
+    script = '<div xmlns="http://www.w3.org/1999/xhtml"><script>x()</script></div>'
+    narrative = {"status": "generated", "div": script}
+    answer = await rig.put(rig.report_path, status="final", text=narrative)
+    assert answer.status == 400
+    assert answer.expressions == ["DiagnosticReport.text.div"]
+    assert b"x()" not in answer.raw  # what was sent is not repeated to anybody
+    assert (await rig.read(rig.report_path))["status"] == "partial"
