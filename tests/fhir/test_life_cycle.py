@@ -389,7 +389,7 @@ async def test_a_script_in_a_narrative_is_refused_and_nothing_changes(rig: Rig) 
     script = '<div xmlns="http://www.w3.org/1999/xhtml"><script>x()</script></div>'
     narrative = {"status": "generated", "div": script}
     answer = await rig.put(rig.report_path, status="final", text=narrative)
-    assert answer.status == 400
+    assert answer.status == 422
     assert answer.expressions == ["DiagnosticReport.text.div"]
     assert b"x()" not in answer.raw  # what was sent is not repeated to anybody
     assert (await rig.read(rig.report_path))["status"] == "partial"
