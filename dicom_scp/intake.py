@@ -31,7 +31,7 @@ from dicom_scp.upper_layer import StoreRequest, StoreResponse
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.study import PatientIdentity, ReceivedInstance
-from node.imaging import FrameTable, read_part10
+from node.imaging import FrameTable, ReaderFile, read_part10
 from node.store import audit, studies
 from node.workflow.completion import end_association
 from node.workflow.intake import (
@@ -44,7 +44,7 @@ from node.workflow.intake import (
 )
 
 if TYPE_CHECKING:
-    from node.store.blobs import BlobReader, BlobWriter
+    from node.store.blobs import BlobWriter
     from node.store.store import Store
     from node.store.studies import EndedHow
 
@@ -377,7 +377,7 @@ class InstanceSink:
             associated_data=studies.associated_data(self._request.sop_instance_uid),
         )
         with reader:
-            return read_part10(BufferedReader(_Stored(reader), 4096))[1]
+            return read_part10(BufferedReader(ReaderFile(reader), 4096))[1]
 
 
 # -- what an instance has to be --------------------------------------------------------
@@ -573,31 +573,3 @@ class _Prefix(RawIOBase):
         taken = bytes(self._head[self._at : end])
         self._at += len(taken)
         return taken
-
-
-class _Stored(RawIOBase):
-    """A stored object as a seekable file."""
-
-    name = "stored object"  # pydicom asks buffered readers for it
-
-    def __init__(self, reader: "BlobReader") -> None:
-        super().__init__()
-        self._reader, self._at = reader, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
-        base = {SEEK_SET: 0, SEEK_CUR: self._at, SEEK_END: self._reader.size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        content = self._reader.read(self._at, len(view))
-        view[: len(content)] = content
-        self._at += len(content)
-        return len(content)

@@ -442,9 +442,7 @@ class StoredImage:
     @classmethod
     def open(cls, reader: RandomAccess) -> StoredImage:
         """Open an instance of which only the bytes are known."""
-        header, frames = read_part10(
-            cast(BinaryIO, BufferedReader(_ReaderFile(reader)))
-        )
+        header, frames = read_part10(cast(BinaryIO, BufferedReader(ReaderFile(reader))))
         return cls(reader, header=header, frames=frames)
 
     @property
@@ -549,7 +547,7 @@ class StoredImage:
         if any(isinstance(self.header.get(name, None), bytes) for name in names):
             return self.header
         self.header = read_header(
-            cast(BinaryIO, BufferedReader(_ReaderFile(self._reader)))
+            cast(BinaryIO, BufferedReader(ReaderFile(self._reader)))
         )
         return self.header
 
@@ -758,8 +756,8 @@ def _unwrapped(span: bytes) -> bytes:
 # -- readers ---------------------------------------------------------------------------
 
 
-class _ReaderFile(RawIOBase):
-    """A stored object as a seekable file, for the header parser."""
+class ReaderFile(RawIOBase):
+    """A stored object as a seekable file, for parsers of headers."""
 
     name = ""  # pydicom asks every buffered reader for one
 

@@ -17,17 +17,15 @@ from pydicom.filewriter import dcmwrite
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
 
 from dicom_scp import dicomweb
-from dicom_scp.intake import describe
 from dicom_scp.scanner import Patient, View, build_instance
 from dicom_scp.simulator import GE_LIKE, MINDRAY_LIKE
-from dicom_scp.upper_layer import StoreRequest
 from node.domain.access import Role
 from node.http import HttpSettings, RouteGroup, make_app
-from node.imaging import BytesReader, StoredImage, read_part10, ultrasound_regions
+from node.imaging import BytesReader, StoredImage, ultrasound_regions
 from node.store import audit, people
 from node.store.people import SessionKind
 from node.store.store import Store
-from node.workflow.intake import Arrival, keep_object, receive_instance
+from tests.intake import receive_object
 
 NOW = datetime(2026, 11, 21, 8, 0, tzinfo=UTC)
 STUDY, SERIES = "2.25.100", "2.25.200"
@@ -74,28 +72,7 @@ def part10(dataset: Dataset) -> bytes:
 
 async def receive(store: Store, dataset: Dataset) -> bytes:
     content = part10(dataset)
-    header, frames = read_part10(content)
-    uid, sop_class = str(dataset.SOPInstanceUID), str(dataset.SOPClassUID)
-    kept = keep_object(store, uid, content)
-    request = StoreRequest(
-        message_id=1,
-        sop_class_uid=sop_class,
-        sop_instance_uid=uid,
-        abstract_syntax=sop_class,
-        transfer_syntax_uid=str(dataset.file_meta.TransferSyntaxUID),
-        calling_ae="SCANNER",
-        address="",
-        association="a1",
-    )
-    described = describe(
-        header,
-        request,
-        frames=frames,
-        blob_name=kept.blob_name,
-        size=kept.size,
-        sha256=kept.sha256,
-    )
-    await receive_instance(store, Arrival(described, blob_key=kept.key))
+    await receive_object(store, dataset, content)
     return content
 
 

@@ -14,27 +14,24 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, evt
 
-from dicom_scp.intake import describe
 from dicom_scp.results import ResultSettings, encode_report
 from dicom_scp.scu import Destination, send_instance
 from dicom_scp.sr import AI_SR, SR_CLASSES, VERIFIED_SR, Equipment, to_part10
-from dicom_scp.upper_layer import StoreRequest
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.finding import Findings, HeatMap, ImageReference
 from node.domain.report import Conclusions, Report, ReportStatus
 from node.domain.study import Origin
 from node.domain.uids import heat_map_uid, result_uid
-from node.imaging import read_part10
 from node.store import audit, studies
 from node.store.overlays import write_overlay
 from node.store.reports import report_id_for
 from node.store.store import Store
 from node.store.studies import StoredInstance
-from node.workflow.intake import Arrival, keep_object, receive_instance
 from node.workflow.reporting import draft_report, revise_report
 from tests.dicom_scp.ultrasound import STUDY, make_header
 from tests.factories import ALGORITHM, DOCTOR, make_lesion
+from tests.intake import receive_object
 
 SETTINGS = ResultSettings(
     Equipment.at_site("示范医院", "SONONODE", "zh-CN", "+0800"), ("ARCHIVE",)
@@ -54,29 +51,7 @@ def make_image() -> Dataset:
 
 
 async def receive(store: Store, dataset: Dataset) -> None:
-    part10 = to_part10(dataset)
-    header, frames = read_part10(part10)
-    uid, sop_class = str(dataset.SOPInstanceUID), str(dataset.SOPClassUID)
-    kept = keep_object(store, uid, part10)
-    request = StoreRequest(
-        message_id=1,
-        sop_class_uid=sop_class,
-        sop_instance_uid=uid,
-        abstract_syntax=sop_class,
-        transfer_syntax_uid=str(ExplicitVRLittleEndian),
-        calling_ae="SCANNER",
-        address="",
-        association="a1",
-    )
-    received = describe(
-        header,
-        request,
-        frames=frames,
-        blob_name=kept.blob_name,
-        size=kept.size,
-        sha256=kept.sha256,
-    )
-    await receive_instance(store, Arrival(received, blob_key=kept.key))
+    await receive_object(store, dataset, to_part10(dataset))
 
 
 def make_png() -> bytes:

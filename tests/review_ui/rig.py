@@ -21,13 +21,11 @@ from PIL import Image
 from pydicom.dataset import Dataset
 
 from dicom_scp import dicomweb
-from dicom_scp.intake import describe
 from dicom_scp.phantoms import Phantom, PhantomLesion, build_phantom
 from dicom_scp.results import ResultSettings, encode_report
 from dicom_scp.scanner import Patient, View, build_instance, invalid_id_number
 from dicom_scp.simulator import GE_LIKE
 from dicom_scp.sr import Equipment, to_part10
-from dicom_scp.upper_layer import StoreRequest
 from fhir.mapping import Model
 from fhir.publish import publish_report
 from fhir.rest import route_group
@@ -46,15 +44,14 @@ from node.domain.lexicon import FOLLOWUP_FOR_CATEGORY, FieldKey
 from node.domain.report import Report
 from node.domain.uids import heat_map_uid, result_uid
 from node.http import HttpSettings, RouteGroup, make_app
-from node.imaging import read_part10
 from node.store import people, reports, studies
 from node.store.overlays import write_overlay
 from node.store.store import Store
-from node.workflow.intake import Arrival, keep_object, receive_instance
 from node.workflow.reporting import draft_report
 from review_ui import server
 from tests.factories import ALGORITHM
 from tests.fhir.rig import TEXTS, make_settings
+from tests.intake import receive_object
 
 PASSWORD = "correct horse battery"
 LOGIN = "wang"
@@ -182,29 +179,7 @@ def _instance(
 
 
 async def _receive(store: Store, dataset: Dataset) -> None:
-    content = to_part10(dataset)
-    header, frames = read_part10(content)
-    uid, sop_class = str(dataset.SOPInstanceUID), str(dataset.SOPClassUID)
-    kept = keep_object(store, uid, content)
-    request = StoreRequest(
-        message_id=1,
-        sop_class_uid=sop_class,
-        sop_instance_uid=uid,
-        abstract_syntax=sop_class,
-        transfer_syntax_uid=str(dataset.file_meta.TransferSyntaxUID),
-        calling_ae="SCANNER",
-        address="",
-        association="a1",
-    )
-    described = describe(
-        header,
-        request,
-        frames=frames,
-        blob_name=kept.blob_name,
-        size=kept.size,
-        sha256=kept.sha256,
-    )
-    await receive_instance(store, Arrival(described, blob_key=kept.key))
+    await receive_object(store, dataset, to_part10(dataset))
 
 
 async def _draft(
