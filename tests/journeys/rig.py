@@ -35,6 +35,7 @@ T = TypeVar("T")
 Json = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
+MINI_PROGRAM = ROOT / "wechat" / "miniprogram" / "dist"
 HOST = "127.0.0.1"
 PASSWORD = "correct horse battery staple"
 PATIENCE_S = 150.0  # two cores may be busy with everything else
@@ -241,9 +242,12 @@ class Installation:
 @contextmanager
 def running_wechat(node: Installation) -> Iterator[None]:
     """Run the WeChat server that `node` is set to, as a process of its own."""
-    script = ROOT / "tests" / "fake_wechat.py"
+    command = [sys.executable, str(ROOT / "tests" / "fake_wechat.py")]
+    command += ["--port", str(node.wechat_port)]
+    if (MINI_PROGRAM / "index.html").is_file():  # built for a browser: see npm scripts
+        command += ["--phone", str(MINI_PROGRAM), "--relay", node.relay_url]
     process = subprocess.Popen(
-        [sys.executable, str(script), "--port", str(node.wechat_port)],
+        command,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
