@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from node.store.database import Transaction
     from node.store.store import Store
 
+
 def _new_handle() -> str:
     """Return 22 random signs (about 127 bits) that are a FHIR id: no underscore."""
     return secrets.token_urlsafe(16).replace("_", "-")
