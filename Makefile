@@ -63,7 +63,8 @@ check: $(VENV)/.test review_ui/node_modules/.installed wechat/miniprogram/node_m
 
 test: setup check
 	cd review_ui && npm test --silent
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	@# A file stays in one process, so that what its tests share is started once.
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: setup $(VENV)/.test
 	$(BIN)/python -m bench $(ARGS)

@@ -41,8 +41,6 @@ from tests.journeys.rig import (
     until,
 )
 
-pytestmark = pytest.mark.xdist_group("kill")
-
 FULL = os.environ.get("SONONODE_ADVERSITY") == "full"
 SEED = int(os.environ.get("SONONODE_SEED", "20261121"))
 KILLS = 50 if FULL else 12

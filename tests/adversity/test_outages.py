@@ -40,8 +40,6 @@ from tests.journeys.rig import (
     until,
 )
 
-pytestmark = pytest.mark.xdist_group("outages")
-
 RESTART_S = 10.0
 DISK_MB = 64
 PATIENT = invented(30, "Sun^Lihua=孙^丽华")

@@ -33,7 +33,6 @@ PAGE_MS = 60_000
 TRIES = 20
 
 pytestmark = [
-    pytest.mark.xdist_group("node"),
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
     pytest.mark.skipif(
         not (ROOT / "review_ui" / "dist" / "index.html").is_file(),

@@ -27,8 +27,6 @@ from tests.journeys.rig import (
     until,
 )
 
-pytestmark = pytest.mark.xdist_group("node")
-
 BIRTH_DATE = "19631117"
 PATIENT = Patient(
     "Kanarienvogel^Xiulanhua=金丝雀^秀兰花",

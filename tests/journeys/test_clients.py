@@ -10,8 +10,6 @@ from fhirclient.models.patient import Patient
 from dicom_scp.simulator import SimulatedStudy
 from tests.journeys.rig import Caller, Installation, invented, make_study, until
 
-pytestmark = pytest.mark.xdist_group("node")
-
 PATIENT = invented(40, "Zhou^Meiling=周^美玲")
 
 

@@ -12,11 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.journeys.rig import HOST, ROOT, free_port
-
-pytestmark = pytest.mark.xdist_group("demo")
 
 LIMIT_S = 180.0
 PATIENCE_S = 400.0  # the machine may be testing something else beside it

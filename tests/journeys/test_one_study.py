@@ -28,8 +28,6 @@ from tests.journeys.rig import (
     until,
 )
 
-pytestmark = pytest.mark.xdist_group("node")
-
 STORESCU = shutil.which("storescu")
 
 
