@@ -226,7 +226,7 @@ def to_practitioner(practitioner_id: str, display: str) -> Json:
         "resourceType": "Practitioner",
         "id": practitioner_id,
         "active": True,
-        "name": [{"text": display}],
+        "name": _human_names(display) if "^" in display else [{"text": display}],
     }
 
 

@@ -278,7 +278,7 @@ class _SignIn:
     def _me(self, request: web.Request, caller: Identity, token: str) -> dict[str, Any]:
         return {
             "user_id": caller.user_id,
-            "display": caller.display,
+            "display": caller.shown,
             "roles": sorted(role.value for role in caller.roles),
             "may": sorted(action.value for action in Action if caller.may(action)),
             "practitioner_id": caller.practitioner_id,

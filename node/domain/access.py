@@ -76,13 +76,21 @@ class Identity:
 
     `practitioner_id` is the id of the FHIR Practitioner behind a person;
     None for machines. `display` is the professional's own name, never a
-    patient's.
+    patient's: plain words, or a DICOM PN where documents need its parts.
     """
 
     user_id: str
     roles: frozenset[Role]
     display: str
     practitioner_id: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """Return the display as people read it: 李明 for `Li^Ming=李^明`."""
+        latin, _, others = self.display.partition("=")
+        group = others.partition("=")[0].strip("^ ") or latin
+        words = [part.strip() for part in group.split("^") if part.strip()]
+        return (" " if group.isascii() else "").join(words)
 
     def may(self, action: Action) -> bool:
         """Tell whether any of the caller's roles allows `action`."""

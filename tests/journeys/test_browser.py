@@ -84,6 +84,7 @@ async def sign_in(node: Installation, desk: Screen) -> None:
     await desk.page.fill("input[name=password]", PASSWORD)
     await desk.page.click("button.primary")
     await desk.page.wait_for_selector(".worklist")
+    await expect(desk.page.locator(".who")).to_have_text("李明")
 
 
 async def open_from_worklist(desk: Screen) -> None:

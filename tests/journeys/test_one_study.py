@@ -138,7 +138,8 @@ def test_signing_reaches_archive_ehr_and_phone(
     signed = ehr.read(f"DiagnosticReport/{visit.id}")
     assert signed["status"] == "final"
     assert signed["conclusion"] == "Simple cyst."
-    assert signed["resultsInterpreter"][0]["reference"].startswith("Practitioner/")
+    signer = ehr.read(signed["resultsInterpreter"][0]["reference"])
+    assert signer["name"][0]["text"] == "李明"
     provenance = ehr.read(f"Provenance?target=DiagnosticReport/{visit.id}")
     assert provenance["entry"]
 

@@ -32,3 +32,20 @@ def test_people_see_masked_identities_and_machines_whole_ones() -> None:
 
 def test_a_caller_without_roles_may_do_nothing() -> None:
     assert not any(Identity("u", frozenset(), "x").may(a) for a in Action)
+
+
+@pytest.mark.parametrize(
+    ("display", "shown"),
+    [
+        ("Li^Ming=李^明", "李明"),
+        ("Garcia^Maria", "Garcia Maria"),
+        ("=欧阳^敏", "欧阳敏"),
+        ("Li^Ming=", "Li Ming"),
+        ("wang 医生", "wang 医生"),
+        ("hospital information system", "hospital information system"),
+    ],
+)
+def test_a_professional_is_shown_as_people_write_her_name(
+    display: str, shown: str
+) -> None:
+    assert Identity("u", frozenset(), display).shown == shown
