@@ -35,6 +35,7 @@ from wechat.relay.sealing import create_key_file
 
 _ORDER = ("relay", "worker", "inference", "web", "scp")
 _RUNNING = "running.json"
+_START_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -110,18 +111,31 @@ def _databases(settings: Settings) -> Iterator[Addresses]:
         make_secrets(settings)
     _require_root_key(settings)
     server = EmbeddedPostgres(settings.data / "pg")
-    server.start()
     try:
-        addresses = Addresses(
-            server.create_database("node"),
-            server.create_database("relay"),
-            server.revive,
-        )
-        asyncio.run(_migrate_and_open(addresses.node, settings))
+        addresses = _started(server, settings)
         with _told_to_others(settings, addresses):
             yield addresses
     finally:
         server.stop()
+
+
+def _started(server: EmbeddedPostgres, settings: Settings) -> Addresses:
+    """Start the embedded server with both databases, again when it was ended."""
+    for tries_left in reversed(range(_START_TRIES)):
+        try:
+            server.start()
+            addresses = Addresses(
+                server.create_database("node"),
+                server.create_database("relay"),
+                server.revive,
+            )
+            asyncio.run(_migrate_and_open(addresses.node, settings))
+            break
+        except NodeError as error:
+            server.stop()
+            if error.kind is not ErrorKind.UNAVAILABLE or not tries_left:
+                raise
+    return addresses
 
 
 def attached(settings: Settings) -> Settings:

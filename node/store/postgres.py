@@ -51,6 +51,11 @@ _SOCKET_NAME = f".s.PGSQL.{PORT}"
 _LOG_LIMIT_BYTES = 10 << 20
 _DATABASE_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _CACHE = Path("/var/cache/sononode")
+_CONNECTION_FAILURES = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
 
 # A value of a patient must not reach the server's log, so failed statements are not
 # logged: an error quotes what it choked on. Whoever sent the statement is told.
@@ -156,7 +161,14 @@ class EmbeddedPostgres:
         """
         if not _DATABASE_NAME.fullmatch(name):
             raise NodeError(f"not a name for a database: {name}", ErrorKind.INVALID)
-        _in_a_loop(self._create_database(name, self._password(name)))
+        try:
+            _in_a_loop(self._create_database(name, self._password(name)))
+        except (OSError, *_CONNECTION_FAILURES) as error:
+            raise NodeError(
+                f"database: {name} cannot be made ({type(error).__name__}); "
+                f"{self._root / 'postgres.log'} says why",
+                ErrorKind.UNAVAILABLE,
+            ) from error
         return self.dsn(name, name)
 
     def dsn(self, role: str, database: str) -> str:

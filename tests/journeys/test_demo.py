@@ -5,7 +5,6 @@ Once on phantoms, which everybody has, and once on real images where there are a
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -90,29 +89,3 @@ def test_the_demonstration_on_real_images(tmp_path: Path, samples: Path) -> None
     real = [study for study in studies if "public set" in study["description"]]
     assert len(real) >= 6
     assert all(study["category"] is not None for study in real)
-
-
-def test_a_taken_port_is_one_line_that_names_the_setting(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind((HOST, 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        done = subprocess.run(
-            [sys.executable, "-m", "node", "serve"],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT),
-                "SONONODE_DATA": str(tmp_path / "data"),
-                "SONONODE_DICOM__HOST": HOST,
-                "SONONODE_DICOM__PORT": str(port),
-            },
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
-    assert done.returncode == 2
-    assert "dicom.port" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "data" / "pg").exists()

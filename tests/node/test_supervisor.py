@@ -2,18 +2,22 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import asyncpg
 import psutil
 import pytest
 
+from config.settings import load_settings
 from node.domain.errors import ErrorKind, NodeError
+from node.installation import prepared
 from node.store.postgres import EmbeddedPostgres
 from node.supervisor import Supervisor, end_leftovers, supervised
 from tests.conftest import run_apart
@@ -21,6 +25,12 @@ from tests.conftest import run_apart
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
 SLEEPER = [sys.executable, "-c", "import signal; signal.pause()"]
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def until(what: str, look: Callable[[], object]) -> None:
@@ -153,6 +163,27 @@ def test_a_database_that_was_killed_comes_back_at_the_same_address(
         assert run_apart(_one(dsn)) == 1
     finally:
         server.stop()
+
+
+def test_a_database_that_is_killed_while_the_node_starts_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, killed = EmbeddedPostgres.create_database, []
+
+    def killed_once(server: EmbeddedPostgres, name: str) -> str:
+        if not killed:
+            assert server.pid is not None
+            os.kill(server.pid, signal.SIGKILL)
+            killed.append(server.pid)
+        return create(server, name)
+
+    monkeypatch.setattr(EmbeddedPostgres, "create_database", killed_once)
+    roles = ("DICOM", "HTTP", "RELAY")
+    ports = {f"SONONODE_{role}__PORT": str(free_port()) for role in roles}
+    settings = load_settings({"SONONODE_DATA": str(tmp_path), **ports})
+    with prepared(settings) as addresses:
+        assert run_apart(_one(addresses.node)) == 1
+    assert len(killed) == 1
 
 
 async def _one(dsn: str) -> object:
