@@ -25,6 +25,8 @@ _AWAY = (
 )
 # asyncpg says InterfaceError for a closed pool or connection, and for our mistakes.
 _CLOSED = ("is closed", "is closing", "underlying connection")
+# What asyncpg itself raises when a connection breaks in the middle of a message.
+_BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 _FULL = (asyncpg.DiskFullError, asyncpg.OutOfMemoryError)
 
 Listener = Callable[[str], None]
@@ -75,7 +77,7 @@ class Database:
             self._listening = None
         try:
             await asyncio.wait_for(self._pool.close(), ACQUIRE_TIMEOUT_S)
-        except (TimeoutError, asyncpg.InterfaceError, *_AWAY):
+        except (OSError, TimeoutError, *_BROKEN, *_AWAY):
             self._pool.terminate()
 
     @asynccontextmanager
@@ -87,14 +89,14 @@ class Database:
             with _failures_named():
                 # The pool's proxy has the whole interface of a connection.
                 yield cast("Transaction", connection)
-        except (OSError, asyncpg.InternalClientError) as error:
+        except (OSError, *_BROKEN) as error:
             if not connection.is_closed():
                 raise
             # It broke under a statement: that is the server, not the caller.
             raise NodeError("the database is away", ErrorKind.UNAVAILABLE) from error
         finally:
             # A connection that died in the body has nothing left to release.
-            with suppress(OSError, TimeoutError, asyncpg.InterfaceError, *_AWAY):
+            with suppress(OSError, TimeoutError, *_BROKEN, *_AWAY):
                 await self._pool.release(connection)
 
     @asynccontextmanager
@@ -136,13 +138,13 @@ class Database:
                 connection = await asyncpg.connect(
                     self._dsn, server_settings={"application_name": "sononode listen"}
                 )
-            except (OSError, TimeoutError, asyncpg.PostgresError):
+            except (OSError, TimeoutError, asyncpg.PostgresError, *_BROKEN):
                 lost_before = True
                 await asyncio.sleep(LISTEN_RETRY_S)
                 continue
             try:
                 await self._listen_until_lost(connection, lost_before)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            except (OSError, asyncpg.PostgresError, *_BROKEN):
                 log.warning("database.listen_lost")
             finally:
                 connection.terminate()
@@ -191,7 +193,7 @@ def _failures_named(*, connecting: bool = False) -> Iterator[None]:
         raise NodeError(
             f"the database is away ({type(error).__name__})", ErrorKind.UNAVAILABLE
         ) from error
-    except (OSError, TimeoutError) as error:
+    except (OSError, TimeoutError, asyncpg.InternalClientError) as error:
         if not connecting:
             raise
         raise NodeError(
