@@ -42,6 +42,12 @@ wechat/miniprogram/node_modules/.installed: wechat/miniprogram/package-lock.json
 	cd wechat/miniprogram && npm ci --no-audit --no-fund --loglevel=error
 	touch $@
 
+PHONE_SOURCES := $(shell find wechat/miniprogram/src wechat/miniprogram/harness -type f 2>/dev/null)
+
+wechat/miniprogram/dist/index.html: wechat/miniprogram/node_modules/.installed $(PHONE_SOURCES)
+	cd wechat/miniprogram && npm run --silent build:web
+	touch $@
+
 setup: $(VENV)/.runtime review_ui/dist/index.html
 
 run: setup
@@ -61,8 +67,9 @@ check: $(VENV)/.test review_ui/node_modules/.installed wechat/miniprogram/node_m
 	cd review_ui && npm run --silent check
 	cd wechat/miniprogram && npm run --silent check
 
-test: setup check
+test: setup check wechat/miniprogram/dist/index.html
 	cd review_ui && npm test --silent
+	cd wechat/miniprogram && npm test --silent
 	@# A file stays in one process, so that what its tests share is started once.
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
