@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import chain, receive, results
+from bench import chain, reads, receive, results
 
 
 def main() -> None:
@@ -19,8 +19,8 @@ def main() -> None:
     parser.add_argument(
         "names",
         nargs="*",
-        default=["results", "receive", "chain"],
-        help="results, receive, chain; all when none is named",
+        default=["results", "receive", "reads", "chain"],
+        help="results, receive, reads, chain; all when none is named",
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -36,6 +36,8 @@ def main() -> None:
                 found[wanted] = results.measure(10 * asked.repeats)
             elif wanted == "receive":
                 found[wanted] = receive.measure(place, asked.repeats)
+            elif wanted == "reads":
+                found[wanted] = reads.measure(place)
             elif wanted == "chain":
                 found[wanted] = chain.measure(place)
             else:
