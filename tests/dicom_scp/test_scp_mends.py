@@ -182,8 +182,14 @@ def start(
         for association in peer.associations:
             association.network_timeout = 0.01
     for server in servers:
-        # A stock server that waits for a handshake cannot be shut down.
-        server.socket.close() if request.param == "stock" else server.shutdown()
+        if request.param == "stock":
+            # One that waits for a handshake cannot be shut down in order, and one
+            # whose socket is merely closed would spin on it: tell it to end, then
+            # close.
+            server._BaseServer__shutdown_request = True
+            server.socket.close()
+        else:
+            server.shutdown()
     for entity in entities:
         for association in entity.active_associations:
             with contextlib.suppress(Exception):
