@@ -10,7 +10,6 @@ import signal
 import ssl
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -332,8 +331,3 @@ def quiet_pynetdicom() -> None:
 
 def _printable(title: str) -> str:
     return "".join(c for c in title if c.isprintable())[:16]
-
-
-def storage_classes() -> Sequence[str]:
-    """Return the SOP Class UIDs that are stored."""
-    return [str(sop_class) for sop_class in (*PICTURES, *DOCUMENTS)]

@@ -181,7 +181,7 @@ def _associate(
         ae_title=destination.ae_title,
         max_pdu=0,
         tls_args=None if tls is None else (tls, destination.host),
-        evt_handlers=[(evt.EVT_CONN_OPEN, _send_at_once)],
+        evt_handlers=[(evt.EVT_CONN_OPEN, send_at_once)],
     )
     if association.is_established:
         return association
@@ -195,7 +195,7 @@ def _associate(
     raise _away(destination, f"does not answer{secured}")
 
 
-def _send_at_once(event: evt.Event) -> None:
+def send_at_once(event: evt.Event) -> None:
     """Set TCP_NODELAY: with Nagle's algorithm every message waits for an ACK."""
     connection = event.assoc.dul.socket
     if connection is not None and connection.socket is not None:

@@ -18,7 +18,6 @@ from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from socket import IPPROTO_TCP, TCP_NODELAY
 
 import numpy as np
 from PIL import Image
@@ -27,7 +26,6 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
 from pynetdicom import AE, evt
-from pynetdicom.events import Event
 
 from dicom_scp.phantoms import Phantom, PhantomLesion, build_phantom
 from dicom_scp.scanner import (
@@ -39,6 +37,7 @@ from dicom_scp.scanner import (
     build_instance,
     invalid_id_number,
 )
+from dicom_scp.scu import send_at_once
 from node.domain.errors import ErrorKind, NodeError
 
 UidSource = Callable[[], str]
@@ -570,7 +569,7 @@ def _send_study(
         *address,
         ae_title=titles[1],
         max_pdu=131072,
-        evt_handlers=[(evt.EVT_CONN_OPEN, _no_delay)],
+        evt_handlers=[(evt.EVT_CONN_OPEN, send_at_once)],
     )
     established = association.is_established
     for instance in study.instances:
@@ -594,10 +593,3 @@ def _send_study(
     if established:
         return None
     return "association rejected" if association.is_rejected else "no answer"
-
-
-def _no_delay(event: Event) -> None:
-    """Send small PDUs at once: Nagle adds 40 ms to every small object."""
-    wrapped = event.assoc.dul.socket
-    if wrapped is not None and wrapped.socket is not None:
-        wrapped.socket.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)

@@ -4,7 +4,6 @@ An edit is read as a change to the report's present findings, never as a whole
 new report: what a resource does not show (outline, tracking UID) stays.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
@@ -301,9 +300,3 @@ def person_name(names: list[Json]) -> str:
         else:
             ideographic = ideographic or text
     return f"{alphabetic}={ideographic}" if ideographic else alphabetic
-
-
-def accession_of(resource: Mapping[str, Any]) -> str:
-    """Return the accession number among a resource's identifiers, or ''."""
-    found = _typed_identifier(dict(resource), "ACSN")
-    return str(found["value"]) if found else ""

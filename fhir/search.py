@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from fhir.wire import Json, as_list, date_range, reference_parts
 from node.domain.errors import ErrorKind, NodeError
-from node.domain.study import PatientIdentity
 from node.store.resources import (
     LAST_UPDATED,
     NEVER,
@@ -342,12 +341,6 @@ def sort(resource_type: str, value: str) -> tuple[bool, bool]:
     if found is None or not found.sorts:
         raise UnknownParameter(f"_sort={name}", resource_type)
     return True, descending
-
-
-def mrn_criterion(identity: PatientIdentity, system: str) -> Criterion:
-    """Return the search for the Patient with this medical record number."""
-    wanted = ((system, identity.patient_id),)
-    return TokenIs("identifier", wanted, identifying=True)
 
 
 def accession_criterion(accession_number: str) -> Criterion:

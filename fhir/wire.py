@@ -8,7 +8,7 @@ duplicate keys, NaN, NUL and lone surrogates are refused.
 import json
 import re
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any, Self
 
@@ -207,8 +207,3 @@ def extensions(element: Json, url: str) -> Iterator[Json]:
     for item in as_list(element.get("extension")):
         if isinstance(item, dict) and item.get("url") == url:
             yield item
-
-
-def to_date(day: date) -> str:
-    """Return a day as a FHIR date."""
-    return day.isoformat()

@@ -266,8 +266,7 @@ async def _worker(settings: Settings) -> None:
         quiet_after_release_s=settings.completion.quiet_after_release_s,
     )
     async with opened(settings) as store, aiohttp.ClientSession() as session:
-        if settings.relay.enabled:
-            await subscriptions.ensure_relay_subscription(store, fhir_settings)
+        await subscriptions.ensure_relay_subscription(store, fhir_settings)
         worker = Worker(
             store.jobs,
             _worker_handlers(store, settings, fhir_settings, session),

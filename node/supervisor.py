@@ -100,13 +100,6 @@ class Supervisor:
         self._end_all()
         return status
 
-    def alive(self) -> bool:
-        """Tell whether every child is running."""
-        return all(
-            child.process is not None and child.process.poll() is None
-            for child in self._children
-        )
-
     def _look_after(self, child: _Child) -> bool:
         """Restart `child` when it has died; True when that would be pointless."""
         now = time.monotonic()

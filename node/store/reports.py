@@ -2,7 +2,6 @@
 
 import json
 import secrets
-from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
@@ -208,11 +207,3 @@ async def patient_handle(tx: "Transaction", patient_id: UUID) -> str:
         "SELECT handle FROM patient_handle WHERE patient_id = $1", patient_id
     )
     return str(handle)
-
-
-async def of_patient(tx: "Transaction", patient_id: UUID) -> Sequence[UUID]:
-    """Return the ids of a patient's reports, oldest first."""
-    rows = await tx.fetch(
-        "SELECT id FROM report WHERE patient_id = $1 ORDER BY created_at", patient_id
-    )
-    return [row["id"] for row in rows]

@@ -403,17 +403,6 @@ async def find_studies_by_accession(
     return [row["study_instance_uid"] for row in rows]
 
 
-async def studies_of_patient(
-    tx: "Transaction", patient_id: UUID
-) -> Sequence[StudyRecord]:
-    """Return the patient's studies, oldest first."""
-    rows = await tx.fetch(
-        "select * from studies where patient_id = $1 order by study_date, opened_at",
-        patient_id,
-    )
-    return [_record(row) for row in rows]
-
-
 async def touch_study(
     tx: "Transaction", study_instance_uid: str, *, at: datetime
 ) -> None:

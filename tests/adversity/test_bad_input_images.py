@@ -24,8 +24,6 @@ from tests.journeys.rig import (
     until,
 )
 
-pytestmark = pytest.mark.xdist_group("bad-input")
-
 PATIENT = invented(71, "Wu^Ping=吴^萍")
 NOT_READ = "https://fhir.sononode.org/StructureDefinition/not-read"
 

@@ -23,8 +23,6 @@ from tests.journeys.rig import (
     make_study,
 )
 
-pytestmark = pytest.mark.xdist_group("command-line")
-
 HE, XU = invented(81, "He^Yun=何^芸"), invented(82, "Xu^Jing=徐^静")
 
 
