@@ -210,9 +210,9 @@ class Sampler:
     ) -> None:
         self._catalogue = catalogue
         self._random = torch.Generator().manual_seed(seed)
-        self._weights = torch.tensor(
-            [weights.get(name, 1.0) for name in catalogue.sets]
-        )
+        by_set = torch.tensor([weights.get(name, 1.0) for name in catalogue.sets])
+        normal = torch.where(catalogue.lesion > 0, 1.0, weights.get("normal", 1.0))
+        self._weights = by_set * normal
 
     def state(self) -> Tensor:
         return self._random.get_state()
@@ -246,7 +246,8 @@ class Sampler:
         )
         pixels = cut_windows(known.pixels[rows], windows, side, turns=turns)
         masks = cut_windows(known.masks[rows], windows, side, turns=turns) / 255
-        return self._labelled(rows, normalise(self._disturb(pixels)), masks, background)
+        marked = self._mark(self._disturb(pixels), masks)
+        return self._labelled(rows, normalise(marked), masks, background)
 
     def _labelled(
         self, rows: Tensor, windows: Tensor, masks: Tensor, background: Tensor
@@ -301,7 +302,7 @@ class Sampler:
         return torch.stack([x, y, side], dim=1)
 
     def _disturb(self, pixels: Tensor) -> Tensor:
-        """Vary gain, range and speckle; draw calliper crosses, so they mean nothing."""
+        """Vary gain, range and speckle, and hide a patch now and then."""
         n, side = pixels.shape[0], pixels.shape[1]
         x = (pixels / 255).clamp(0, 1)
         gamma = torch.exp((self._uniform(n, 1, 1) - 0.5) * 0.9)
@@ -311,19 +312,58 @@ class Sampler:
         coarse = torch.randn((n, 1, side // 2, side // 2), generator=self._random)
         grain = functional.interpolate(coarse, size=(side, side), mode="bilinear")[:, 0]
         x = x * (1 + speckle * grain)
-        for index in torch.nonzero(self._uniform(n) < 0.25).flatten().tolist():
-            self._draw_crosses(x[index])
         for index in torch.nonzero(self._uniform(n) < 0.2).flatten().tolist():
             self._erase(x[index])
         return x.clamp(0, 1) * 255
 
+    def _mark(self, pixels: Tensor, masks: Tensor) -> Tensor:
+        """Draw what operators leave in images, on any class, so that it means nothing.
+
+        Calliper crosses anywhere or, as people measure, at the ends of the lesion with
+        a dotted line between them, and lines of letter-like marks.
+        """
+        n = len(pixels)
+        for index in torch.nonzero(self._uniform(n) < 0.15).flatten().tolist():
+            self._draw_crosses(pixels[index])
+        for index in torch.nonzero(self._uniform(n) < 0.2).flatten().tolist():
+            self._draw_measurement(pixels[index], masks[index])
+        for index in torch.nonzero(self._uniform(n) < 0.15).flatten().tolist():
+            self._draw_text(pixels[index])
+        return pixels
+
     def _draw_crosses(self, image: Tensor) -> None:
         side = image.shape[0]
+        arm = 1 + int(3 * self._uniform(1))
         for _ in range(2 + 2 * int(self._uniform(1) < 0.5)):
             x, y = (4 + (side - 8) * self._uniform(2)).long().tolist()
-            arm = 1 + int(3 * self._uniform(1))
-            image[y, x - arm : x + arm + 1] = 0.95
-            image[y - arm : y + arm + 1, x] = 0.95
+            _cross(image, x, y, arm)
+
+    def _draw_measurement(self, image: Tensor, mask: Tensor) -> None:
+        """Put a pair of crosses at the ends of the lesion, across or down."""
+        inside = torch.nonzero(mask > 0.5)
+        if len(inside) < 20:
+            return
+        axis = int(self._uniform(1) < 0.5)
+        first = inside[inside[:, axis].argmin()]
+        last = inside[inside[:, axis].argmax()]
+        arm = 1 + int(3 * self._uniform(1))
+        for end in (first, last):
+            _cross(image, int(end[1]), int(end[0]), arm)
+        if self._uniform(1) < 0.5:
+            steps = torch.linspace(0, 1, 24)[:, None]
+            dots = (first + (last - first) * steps).round().long()
+            image[dots[:, 0], dots[:, 1]] = 230.0
+
+    def _draw_text(self, image: Tensor) -> None:
+        """Write a line of random blocks that look like letters from afar."""
+        side = image.shape[0]
+        height = 3 + int(4 * self._uniform(1))
+        letters = 3 + int(10 * self._uniform(1))
+        width = min(side, letters * height)
+        bits = self._uniform(height, width) < 0.45
+        y, x = (self._uniform(2) * torch.tensor([side - height, side - width])).long()
+        patch = image[y : y + height, x : x + width]
+        patch[bits] = 180 + 70 * float(self._uniform(1))
 
     def _erase(self, image: Tensor) -> None:
         side = image.shape[0]
@@ -334,3 +374,8 @@ class Sampler:
             .tolist()
         )
         image[y : y + height, x : x + width] = float(image.mean())
+
+
+def _cross(image: Tensor, x: int, y: int, arm: int) -> None:
+    image[y, max(x - arm, 0) : x + arm + 1] = 240.0
+    image[max(y - arm, 0) : y + arm + 1, x] = 240.0

@@ -22,6 +22,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -37,7 +39,10 @@ class Recipe:
     """Everything that decides what the weights become; written into the model's record.
 
     `minutes` bounds the run: the schedule follows steps or wall time, whichever is
-    further on, so that a busy machine still ends with an annealed model.
+    further on, so that a busy machine still ends with an annealed model. Windows have
+    `side_first` pixels for the first `first_share` of the schedule, `last_side` for
+    the last `last_share`, and `side` between. `initial` names where weights come
+    from: "scratch", or a file of this network's own weights to go on from.
     """
 
     steps: int = 5000
@@ -52,7 +57,11 @@ class Recipe:
     dropout: float = 0.3
     crop_share: float = 0.55
     background_share: float = 0.12
-    breast_weight: float = 1.6
+    breast_weight: float = 2.0
+    normal_weight: float = 1.6
+    last_side: int = 128
+    last_share: float = 0.35
+    initial: str = "scratch"
     average_decay: float = 0.998
     threads: int = 2
     seed: int = 20261121
@@ -84,7 +93,7 @@ def train(
             loss = run.advance()
             bar.update(task, completed=run.step, description=f"loss {loss:.3f}")
             if run.step % check_every == 0 or run.share >= 1:
-                scores = quick_scores(run.average, validation, recipe.side)
+                scores = quick_scores(run.average, validation, recipe.last_side)
                 log.info(
                     "validated",
                     step=run.step,
@@ -101,16 +110,16 @@ class _Run:
 
     def __init__(self, catalogue: Catalogue, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.network = LesionNet(dropout=recipe.dropout).to(
-            memory_format=torch.channels_last
-        )
+        self.network = initial_network(recipe).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).eval()
         self.optimiser = torch.optim.AdamW(
             _parameter_groups(self.network, recipe.weight_decay),
             lr=recipe.learning_rate,
         )
         self.sampler = Sampler(
-            catalogue, weights={"breast": recipe.breast_weight}, seed=recipe.seed
+            catalogue,
+            weights={"breast": recipe.breast_weight, "normal": recipe.normal_weight},
+            seed=recipe.seed,
         )
         self.step = 0
         self.recent_loss = math.nan
@@ -133,7 +142,7 @@ class _Run:
         rate = recipe.learning_rate * _schedule(share, recipe.warm_up_share)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        side = recipe.side_first if share < recipe.first_share else recipe.side
+        side = _side(recipe, share)
         batch = self.sampler.batch(
             recipe.batch,
             side,
@@ -186,6 +195,27 @@ class _Run:
         self.step = int(state["step"])  # type: ignore[call-overload]
         self._seconds_before = float(state["seconds"])  # type: ignore[arg-type]
         self._started = time.monotonic()
+
+
+def initial_network(recipe: Recipe) -> LesionNet:
+    """Return the network that training starts from; ValueError names a bad file."""
+    network = LesionNet(dropout=recipe.dropout)
+    if recipe.initial == "scratch":
+        return network
+    try:
+        state = load_file(recipe.initial)
+        network.load_state_dict({name: value.float() for name, value in state.items()})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"initial weights {recipe.initial} do not fit: {error}"
+        ) from error
+    return network
+
+
+def _side(recipe: Recipe, share: float) -> int:
+    if share < recipe.first_share:
+        return recipe.side_first
+    return recipe.side if share < 1 - recipe.last_share else recipe.last_side
 
 
 def total_loss(reading: Reading, batch: Batch) -> Tensor:
