@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from node.domain.errors import ErrorKind, NodeError
+from node.store.cases import forget_patient
 
 if TYPE_CHECKING:
     import asyncpg
@@ -251,8 +252,9 @@ class KeyRing:
     async def shred(self, tx: "Transaction", patient_id: UUID) -> None:
         """Destroy a patient's key: nothing of her can be read from now on.
 
-        NOT_FOUND when she never had one. `rotate` afterwards: until then a backup
-        of the database opens with today's root key.
+        What is kept of her without a key, the vectors and outcomes of her cases, is
+        deleted. NOT_FOUND when she never had a key. `rotate` afterwards: until then
+        a backup of the database opens with today's root key.
         """
         shredded = await tx.fetchval(
             "update data_keys set wrapped = null, domain_key_id = null,"
@@ -262,6 +264,7 @@ class KeyRing:
         )
         if not shredded:
             raise NodeError("this patient has no key here", ErrorKind.NOT_FOUND)
+        await forget_patient(tx, patient_id)
         await tx.execute("select pg_notify('key_shredded', $1)", str(patient_id))
         self._patients.pop(patient_id, None)
 

@@ -157,7 +157,8 @@ class EmbeddedPostgres:
     def create_database(self, name: str) -> str:
         """Return the DSN of database `name` with a role of its own; make both if new.
 
-        The role owns this database and may not connect to the others.
+        The role owns this database and may not connect to the others. It finds
+        pgvector there, which only a superuser may install.
         """
         if not _DATABASE_NAME.fullmatch(name):
             raise NodeError(f"not a name for a database: {name}", ErrorKind.INVALID)
@@ -196,6 +197,11 @@ class EmbeddedPostgres:
                 await connection.execute(f"revoke all on database {name} from public")
         finally:
             await connection.close()
+        inside = await asyncpg.connect(self.dsn(SUPERUSER, name))
+        try:
+            await inside.execute("create extension if not exists vector")
+        finally:
+            await inside.close()
 
     def _runs(self) -> bool:
         return self._process is not None and self._process.poll() is None

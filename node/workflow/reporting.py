@@ -13,7 +13,7 @@ from node.domain.report import (
     Report,
     ReportStatus,
 )
-from node.store import audit, reports, studies
+from node.store import audit, cases, reports, studies
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
@@ -106,6 +106,7 @@ async def record_disclosure(
 async def _write(store: "Store", tx: "Transaction", report: Report, role: str) -> None:
     version = report.current
     await reports.append_version(tx, store, report, version)
+    await cases.follow(tx, report)
     await audit.record(
         tx,
         AuditEntry(
