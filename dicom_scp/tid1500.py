@@ -351,6 +351,8 @@ def _numbers(
         yield lexicon.LONG_AXIS, extent.long_axis_mm, millimetre
         yield lexicon.WIDTH, extent.width_mm, millimetre
         yield lexicon.HEIGHT, extent.height_mm, millimetre
+        if extent.length_mm is not None:
+            yield lexicon.LENGTH, extent.length_mm, millimetre
     if lesion.distance_from_nipple_mm is not None:
         yield lexicon.DISTANCE_FROM_NIPPLE, lesion.distance_from_nipple_mm, millimetre
     if with_probability and lesion.probability is not None:

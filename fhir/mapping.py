@@ -497,11 +497,13 @@ def size_value(lesion: Lesion) -> Json:
         (lexicon.LONG_AXIS, extent.long_axis_mm),
         (lexicon.WIDTH, extent.width_mm),
         (lexicon.HEIGHT, extent.height_mm),
+        (lexicon.LENGTH, extent.length_mm),
     )
     return {
         "component": [
             {"code": codeable(concept), "valueQuantity": quantity(length, "mm")}
             for concept, length in lengths
+            if length is not None
         ]
     }
 

@@ -207,13 +207,14 @@ def _read_extent(observation: Json) -> Extent | None:
         ("long_axis_mm", lexicon.LONG_AXIS),
         ("width_mm", lexicon.WIDTH),
         ("height_mm", lexicon.HEIGHT),
+        ("length_mm", lexicon.LENGTH),
     ):
         for component in as_list(observation.get("component")):
             if concepts.has_code(component.get("code"), concept):
                 lengths[name] = _number(component.get("valueQuantity"), "mm")
     if not lengths:
         return None
-    if len(lengths) != 3:
+    if not {"long_axis_mm", "width_mm", "height_mm"} <= lengths.keys():
         raise NodeError(
             "a size needs long axis, width and height",
             ErrorKind.INVALID,

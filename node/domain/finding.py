@@ -43,15 +43,18 @@ class ImageReference:
 class Extent:
     """The size of a lesion in millimetres; exists only where the image is calibrated.
 
-    `width_mm` runs along the rows of pixels, `height_mm` away from the skin.
+    `width_mm` runs along the rows of pixels, `height_mm` away from the skin, and
+    `length_mm` across both; None where no view in the other plane measured it.
     """
 
     long_axis_mm: Decimal
     width_mm: Decimal
     height_mm: Decimal
+    length_mm: Decimal | None = None
 
     def __post_init__(self) -> None:
-        if min(self.long_axis_mm, self.width_mm, self.height_mm) <= 0:
+        lengths = (self.long_axis_mm, self.width_mm, self.height_mm, self.length_mm)
+        if any(length is not None and length <= 0 for length in lengths):
             raise NodeError("a lesion's size is above 0 mm", ErrorKind.INVALID)
 
 

@@ -142,7 +142,12 @@ def _lesion_to_json(lesion: Lesion) -> Json:
         "distance_from_nipple_mm": _text(lesion.distance_from_nipple_mm),
         "extent": None
         if extent is None
-        else [str(extent.long_axis_mm), str(extent.width_mm), str(extent.height_mm)],
+        else [
+            str(extent.long_axis_mm),
+            str(extent.width_mm),
+            str(extent.height_mm),
+            *([] if extent.length_mm is None else [str(extent.length_mm)]),
+        ],
         "descriptors": {k.value: list(v) for k, v in lesion.descriptors.items()},
         "category": lesion.category,
         "probability": _text(lesion.probability),

@@ -59,7 +59,10 @@ lesions = st.builds(
     laterality=st.sampled_from([None, "L", "R"]),
     clock=st.sampled_from([None, *range(1, 13)]),
     distance_from_nipple_mm=st.none() | millimetres,
-    extent=st.none() | st.builds(Extent, millimetres, millimetres, millimetres),
+    extent=st.none()
+    | st.builds(
+        Extent, millimetres, millimetres, millimetres, st.none() | millimetres
+    ),
     descriptors=st.fixed_dictionaries(
         {}, optional={key: values_of(key) for key in FieldKey}
     ),

@@ -40,7 +40,7 @@ test('a draft shows the algorithm’s values as the algorithm’s', () => {
     sopInstanceUid: '2.25.2001',
     frame: 1,
     box: { x0: 100, y0: 120, x1: 180, y1: 170 },
-    size: { longAxisMm: 11.8, widthMm: 11.2, heightMm: 7.1 },
+    size: { longAxisMm: 11.8, widthMm: 11.2, heightMm: 7.1, lengthMm: null },
   });
   expect(lesion!.probability).toBeCloseTo(0.873);
   expect(lesion!.fields.shape).toMatchObject({ value: ['irregular'], ai: ['irregular'] });

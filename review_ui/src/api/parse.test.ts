@@ -13,7 +13,7 @@ test('a lesion is read with its place, size, probability and the AI frame', () =
     frame: 7,
     box: { x0: 10, y0: 20, x1: 110, y1: 90 },
     heatMap: '1.2.3.9',
-    size: { longAxisMm: 11.8, widthMm: 9.1, heightMm: 7.4 },
+    size: { longAxisMm: 11.8, widthMm: 9.1, heightMm: 7.4, lengthMm: null },
   });
   expect(lesion!.probability).toBeCloseTo(0.912);
 });

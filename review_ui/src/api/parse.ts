@@ -139,9 +139,9 @@ function toSize(observation: Resource | undefined): Size | null {
   const lengths: (number | undefined)[] = (observation?.component ?? []).map(
     (row: Resource) => row.valueQuantity?.value,
   );
-  const [longAxisMm, widthMm, heightMm] = lengths;
+  const [longAxisMm, widthMm, heightMm, lengthMm] = lengths;
   if (longAxisMm === undefined || widthMm === undefined || heightMm === undefined) return null;
-  return { longAxisMm, widthMm, heightMm };
+  return { longAxisMm, widthMm, heightMm, lengthMm: lengthMm ?? null };
 }
 
 /** 0..1, only where the AI gave one. */

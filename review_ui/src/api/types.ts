@@ -42,6 +42,8 @@ export interface Size {
   longAxisMm: number;
   widthMm: number;
   heightMm: number;
+  /** Across the drawn plane; null when no view in the other plane measured it. */
+  lengthMm: number | null;
 }
 
 export interface Lesion {

@@ -99,8 +99,9 @@ function LesionFields(props: Props & { lesion: Lesion }) {
 
 function sizeWords(lesion: Lesion): string {
   if (!lesion.size) return `— ${t('form.uncalibrated')}`;
-  const { longAxisMm, widthMm, heightMm } = lesion.size;
-  const parts = [longAxisMm, widthMm, heightMm].map((mm) => shownNumber(mm, 1));
+  const { longAxisMm, widthMm, heightMm, lengthMm } = lesion.size;
+  const measured = [longAxisMm, widthMm, heightMm, lengthMm].filter((mm) => mm !== null);
+  const parts = measured.map((mm) => shownNumber(mm, 1));
   return t('unit.mm', { value: parts.join(' × ') });
 }
 
