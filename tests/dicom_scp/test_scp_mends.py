@@ -1,7 +1,8 @@
 """What stuck peers do to an SCP (PS3.8): each test fails on stock pynetdicom 3.0.4.
 
 The same body runs against both. When a newer pynetdicom passes one, the strict xfail
-says so and the mend in `dicom_scp.upper_layer` can go.
+says so and the mend in `dicom_scp.upper_layer` can go. The stock servers run only when
+asked for, with SONONODE_STOCK=1: they leave threads behind that disturb later tests.
 """
 
 import contextlib
@@ -50,6 +51,13 @@ TIMEOUT_S = 0.3
 PATIENCE_S = 1.5
 
 Handler = Callable[[], None]
+
+STOCK = [
+    pytest.mark.skipif(
+        not os.environ.get("SONONODE_STOCK"), reason="the comparison is not asked for"
+    ),
+    pytest.mark.xfail(strict=True),
+]
 
 
 class CountingSink:
@@ -110,7 +118,7 @@ StartServer = Callable[..., Peer]
 
 @pytest.fixture(
     params=[
-        pytest.param("stock", marks=pytest.mark.xfail(strict=True)),
+        pytest.param("stock", marks=STOCK),
         pytest.param("mended"),
     ]
 )
