@@ -109,6 +109,8 @@ class Inference:
     threads: int
     read_simulated: bool
     cine_frames: int
+    agreement_window: int
+    drift_alpha: float
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,11 @@ _CHOICES = {
     "log.level": ("debug", "info", "warning", "error"),
     "log.format": ("auto", "json", "console"),
 }
+_RANGES = (
+    # Fewer than 30 reports are never judged (node.domain.agreement.LEAST_TRIALS).
+    ("inference.agreement_window", 30, 10_000),
+    ("inference.drift_alpha", 0.000001, 0.2),
+)
 
 
 def load_settings(environment: Mapping[str, str]) -> Settings:
@@ -291,6 +298,17 @@ def _check(values: Mapping[str, Any], faults: list[str]) -> None:
         section, key = name.split(".")
         if _out_of_range(values.get(section, {}).get(key)):
             faults.append(f"{name}: must be a port from 1 to 65535")
+    for name, least, most in _RANGES:
+        section, key = name.split(".")
+        if _outside(values.get(section, {}).get(key), least, most):
+            faults.append(f"{name}: must be from {least:g} to {most:g}")
+
+
+def _outside(value: Any, least: float, most: float) -> bool:
+    try:
+        return not least <= float(value) <= most
+    except (TypeError, ValueError):
+        return False  # no number at all, which is told already
 
 
 def _out_of_range(port: Any) -> bool:

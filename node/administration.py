@@ -16,6 +16,7 @@ from node.installation import attached
 from node.store import audit, keys, people, studies
 from node.store.database import Transaction
 from node.store.store import Store
+from node.workflow.agreement import DriftReport, judge
 
 T = TypeVar("T")
 ADMINISTRATOR = "command line"
@@ -50,6 +51,7 @@ async def examine(store: Store, settings: Settings) -> list[Finding]:
         )
         counts = await studies.counts(tx)
         dead = await store.jobs.dead(tx)
+        judged = await judge(tx, app.drift_settings_of(settings))
     held = ", ".join(f"{count} {name}" for name, count in counts.items())
     findings.append(Finding("archive", True, held))
     free_mb = shutil.disk_usage(settings.data).free >> 20
@@ -59,6 +61,8 @@ async def examine(store: Store, settings: Settings) -> list[Finding]:
         Finding("failed work", False, f"{job.kind} {job.id}: {job.error}")
         for job in dead
     ]
+    if judged is not None:
+        findings.append(_agreement(judged))
     if not settings.pacs.ae_title:
         told = "pacs.ae_title is empty: results stay in the node"
         findings.append(Finding("PACS", True, told))
@@ -66,6 +70,19 @@ async def examine(store: Store, settings: Settings) -> list[Finding]:
         told = "dicom.allowed_calling_aes is empty: any machine may send"
         findings.append(Finding("AE titles", False, told))
     return findings
+
+
+def _agreement(judged: DriftReport) -> Finding:
+    if judged.drifted:
+        told = (
+            f"{judged.name}: changed in {', '.join(judged.drifted)};"
+            " look at the page Agreement, then at machine settings and model"
+        )
+    elif judged.window is None:
+        told = f"{judged.reports} signed reports compared, too few to tell a change"
+    else:
+        told = f"{judged.reports} signed reports compared, no change"
+    return Finding("agreement of AI and doctors", not judged.drifted, told)
 
 
 async def _try(what: str, looking: Awaitable[int], told: str) -> Finding:

@@ -15,6 +15,7 @@ from pathlib import Path
 import aiohttp
 import uvloop
 from aiohttp import web
+from prometheus_client import CollectorRegistry
 
 from config.settings import Settings
 from dicom_scp import dicomweb
@@ -32,12 +33,19 @@ from node.domain.report import ReportStatus
 from node.http import HttpSettings, RouteGroup, make_app
 from node.store.store import Store, open_store
 from node.worker import Handler, Periodic, Worker
+from node.workflow.agreement import (
+    DriftSettings,
+    compare_report,
+    compare_the_rest,
+    watch_drift,
+)
 from node.workflow.completion import CompletionSettings, close_due_studies
-from review_ui import server
+from review_ui import agreement, server
 from wechat.relay.settings import RelaySettings
 
 COMPLETION_EVERY_S = 0.5
 HOUSEKEEPING_EVERY_S = 3600.0
+AGREEMENT_EVERY_S = 60.0
 KEEP_DONE_JOBS = timedelta(days=7)
 _ADVICE = Path(__file__).parents[1] / "config"
 _WEIGHTS = Path(__file__).parents[1] / "inference" / "weights"
@@ -142,6 +150,12 @@ def fhir_settings_of(settings: Settings) -> FhirSettings:
     )
 
 
+def drift_settings_of(settings: Settings) -> DriftSettings:
+    """Return when agreement of AI and doctors counts as changed."""
+    chosen = settings.inference
+    return DriftSettings(chosen.agreement_window, chosen.drift_alpha)
+
+
 def _models(settings: Settings) -> dict[str, Model]:
     """Return the Device behind the weights in use, without loading them."""
     from inference.author import author_of
@@ -211,7 +225,14 @@ def run_web_role(settings: Settings) -> None:
 async def _web(settings: Settings) -> None:
     stop = stop_event()
     async with opened(settings) as store:
-        app = make_app(store, _http_settings(settings), _route_groups(store, settings))
+        registry = CollectorRegistry()
+        metrics = agreement.AgreementMetrics(registry, drift_settings_of(settings))
+        app = make_app(
+            store,
+            _http_settings(settings),
+            _route_groups(store, settings),
+            registry=registry,
+        )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=10.0)
         await runner.setup()
         http = settings.http
@@ -223,7 +244,11 @@ async def _web(settings: Settings) -> None:
                 f"http.port: {http.port} cannot be used ({error.strerror})",
                 ErrorKind.SETTING,
             ) from None
+        measuring = asyncio.create_task(
+            metrics.keep_fresh(store, every_s=AGREEMENT_EVERY_S)
+        )
         await stop.wait()
+        measuring.cancel()
         await runner.cleanup()
 
 
@@ -251,6 +276,7 @@ def _route_groups(store: Store, settings: Settings) -> list[RouteGroup]:
             render_error=dicomweb.render_error,
         ),
         *server.routes(store, review),
+        agreement.route_group(drift_settings_of(settings)),
     ]
 
 
@@ -281,6 +307,16 @@ async def _worker(settings: Settings) -> None:
                     HOUSEKEEPING_EVERY_S,
                     lambda: store.jobs.forget_done(store.clock() - KEEP_DONE_JOBS),
                 ),
+                Periodic(
+                    "compare what was left out",
+                    HOUSEKEEPING_EVERY_S,
+                    partial(compare_the_rest, store),
+                ),
+                Periodic(
+                    "watch agreement",
+                    AGREEMENT_EVERY_S,
+                    partial(watch_drift, store, drift_settings_of(settings)),
+                ),
             ],
         )
         await _work_until_told(worker)
@@ -299,6 +335,7 @@ def _worker_handlers(
         "publish_report": partial(publish_report, store, fhir_settings),
         "encode_report": lambda payload: encode_report(store, payload, results),
         "send_instance": lambda payload: send_instance(store, payload, destinations),
+        "compare_report": partial(compare_report, store),
         "deliver_notifications": deliveries.deliver_notifications,
         "offer_binding": deliveries.offer_binding,
     }
@@ -311,16 +348,18 @@ def run_inference_role(settings: Settings) -> None:
 
 async def _inference(settings: Settings) -> None:
     from inference.assess import Reader
+    from inference.network import TorchNetwork, load_model, use_threads
     from inference.reading import ReadingSettings, assess_study
 
     chosen = settings.inference
     weights = _weights_of(settings)
-    reader = await asyncio.to_thread(
-        lambda: Reader(
-            threads=chosen.threads,
-            read_simulated=chosen.read_simulated,
-            weights=weights,
-        )
+    use_threads(chosen.threads)
+    network, record = await asyncio.to_thread(load_model, weights)
+    reader = Reader(
+        TorchNetwork(network),
+        record,
+        read_simulated=chosen.read_simulated,
+        cine_frames=chosen.cine_frames,
     )
     reading = ReadingSettings(ReportStatus(settings.fhir.ai_report_status))
     async with opened(settings) as store:

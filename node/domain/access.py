@@ -30,8 +30,11 @@ class Action(Enum):
     WRITE_PATIENT = "write_patient"
     WRITE_ORDER = "write_order"
     MANAGE_SUBSCRIPTION = "manage_subscription"
+    COMPARE_CASES = "compare_cases"  # confirmed cases of other patients, masked
+    RECORD_OUTCOME = "record_outcome"
     RETRY_WORK = "retry_work"
     BIND_PATIENT = "bind_patient"  # print the desk QR code
+    READ_AGREEMENT = "read_agreement"  # counts of AI and doctors, no report
     READ_AUDIT = "read_audit"
     MANAGE_USERS = "manage_users"
 
@@ -40,6 +43,9 @@ _READER = {Action.READ_REPORT, Action.READ_IMAGE}
 _DOCTOR = _READER | {
     Action.EDIT_REPORT,
     Action.SIGN_REPORT,
+    Action.READ_AGREEMENT,
+    Action.COMPARE_CASES,
+    Action.RECORD_OUTCOME,
     Action.RETRY_WORK,
     Action.BIND_PATIENT,
 }
@@ -51,7 +57,12 @@ PERMISSIONS: dict[Role, frozenset[Action]] = {
     Role.RADIOLOGIST: frozenset(_DOCTOR),
     Role.SENIOR_RADIOLOGIST: frozenset(_DOCTOR),
     Role.ADMINISTRATOR: frozenset(
-        {Action.RETRY_WORK, Action.MANAGE_USERS, Action.MANAGE_SUBSCRIPTION},
+        {
+            Action.RETRY_WORK,
+            Action.MANAGE_USERS,
+            Action.MANAGE_SUBSCRIPTION,
+            Action.READ_AGREEMENT,
+        },
     ),
     Role.AUDITOR: frozenset({Action.READ_AUDIT}),
     Role.RESEARCHER: frozenset(),

@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from node.domain.errors import ErrorKind, NodeError
-from node.store.cases import forget_patient
+from node.store import agreement, cases
 
 if TYPE_CHECKING:
     import asyncpg
@@ -264,7 +264,8 @@ class KeyRing:
         )
         if not shredded:
             raise NodeError("this patient has no key here", ErrorKind.NOT_FOUND)
-        await forget_patient(tx, patient_id)
+        await cases.forget_patient(tx, patient_id)
+        await agreement.forget_patient(tx, patient_id)
         await tx.execute("select pg_notify('key_shredded', $1)", str(patient_id))
         self._patients.pop(patient_id, None)
 

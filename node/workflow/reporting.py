@@ -119,6 +119,9 @@ async def _write(store: "Store", tx: "Transaction", report: Report, role: str) -
     )
     if version.signed or role == "algorithm":
         await _defer(store, tx, "encode_report", report)
+    if report.last_signed() is not None:
+        # A withdrawn report takes its comparison back.
+        await _defer(store, tx, "compare_report", report)
 
 
 async def _defer(store: "Store", tx: "Transaction", kind: str, report: Report) -> None:

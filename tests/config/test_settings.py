@@ -43,6 +43,8 @@ def test_all_faults_are_reported_at_once_by_name() -> None:
                 "SONONODE_DICOM__PORT": "eleven",
                 "SONONODE_DICOM__AE_TITLE": "A TITLE THAT IS TOO LONG",
                 "SONONODE_LOG__LEVEL": "loud",
+                "SONONODE_INFERENCE__AGREEMENT_WINDOW": "5",
+                "SONONODE_INFERENCE__DRIFT_ALPHA": "nan",
                 "SONONODE_DICOM__COLOUR": "red",
                 "SONONODE_NOWHERE__KEY": "1",
             }
@@ -52,6 +54,8 @@ def test_all_faults_are_reported_at_once_by_name() -> None:
         "dicom.port",
         "dicom.ae_title",
         "log.level",
+        "inference.agreement_window",
+        "inference.drift_alpha",
         "dicom.colour",
         "nowhere",
     ):
