@@ -10,23 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from inference.explain import activation_map, heat_map
-from inference.model import (
+from inference.preprocess import Array, RegionView, view_region
+from inference.record import (
     BIRADS_STEPS,
     CHOICE_KEYS,
     MARGIN_KEYS,
-    WEIGHTS,
     Fusion,
     ModelRecord,
-    load_model,
+    Network,
 )
-from inference.preprocess import RegionView, view_region
 from inference.select import (
     ImageHeader,
     Reason,
@@ -37,7 +34,7 @@ from inference.select import (
     select_region,
     sharpest,
 )
-from inference.two_pass import RegionAnswers, read_regions
+from inference.two_pass import RegionAnswers, read_regions, sigmoid
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.finding import (
     Extent,
@@ -57,7 +54,7 @@ UNREADABLE_PIXELS = frozenset(
 )
 """Failures of one image that no retry mends: no decoder, damaged, beyond the limit."""
 
-CINE_BINS = 5
+CINE_FRAMES = 5
 CANDIDATES_PER_BIN = 4
 
 CATEGORY_LIKELIHOODS = (
@@ -134,23 +131,24 @@ class _Frame:
 
 
 class Reader:
-    """The released model, loaded once and used for every study.
+    """A model that reads studies: its network, and the record that says what it means.
 
-    `threads` bounds the CPU cores that torch takes; 0 leaves torch's own choice.
+    `cine_frames`: how many frames of one cine are read. Safe to call from several
+    threads at once when the network is.
     """
 
     def __init__(
         self,
+        network: Network,
+        record: ModelRecord,
         *,
-        threads: int = 0,
         read_simulated: bool = False,
-        weights: Path = WEIGHTS,
+        cine_frames: int = CINE_FRAMES,
     ) -> None:
-        if threads > 0:
-            torch.set_num_threads(threads)
-        self._network, self._record = load_model(weights)
-        self._network = self._network.to(memory_format=torch.channels_last)
+        self._network = network
+        self._record = record
         self._read_simulated = read_simulated
+        self._cine_frames = cine_frames
 
     @property
     def identity(self) -> ModelIdentity:
@@ -198,7 +196,7 @@ class Reader:
         if isinstance(region, NotRead):
             return region
         try:
-            indices, pixels = _sharp_frames(image, region)
+            indices, pixels = _sharp_frames(image, region, self._cine_frames)
         except NodeError as error:
             if error.kind not in UNREADABLE_PIXELS:
                 raise
@@ -216,16 +214,16 @@ class Reader:
     ) -> tuple[Lesion | None, HeatMapPicture | None]:
         answers = read_regions(
             self._network,
-            torch.stack([frame.view.pixels for frame in frames]),
-            torch.tensor([[frame.view.rows, frame.view.columns] for frame in frames]),
+            np.stack([frame.view.pixels for frame in frames]),
+            np.array([[frame.view.rows, frame.view.columns] for frame in frames]),
             self._record.side,
         )
         seen = shows_lesion(answers, self._record)
-        if not bool(seen.any()):
+        if not seen.any():
             return None, None
         suspicion = fused_logits(answers, self._record.fusion)
-        row = int(torch.where(seen, suspicion, -torch.inf).argmax())
-        probability = float(torch.sigmoid(suspicion[row]))
+        row = int(np.where(seen, suspicion, -np.inf).argmax())
+        probability = float(sigmoid(suspicion[row]))
         frame = frames[row]
         lesion = self._lesion(frame, answers, row, probability, tracking_uid)
         evidence = activation_map(
@@ -268,31 +266,31 @@ class Reader:
         )
 
 
-def fused_logits(answers: RegionAnswers, fusion: Fusion) -> torch.Tensor:
+def fused_logits(answers: RegionAnswers, fusion: Fusion) -> Array:
     """Return the calibrated malignancy logit of each region."""
-    return (
+    logits = (
         fusion.whole * answers.whole.malignancy
         + fusion.crop * answers.crop.malignancy
-        + fusion.ordinal * answers.crop.birads.mean(dim=1)
+        + fusion.ordinal * answers.crop.birads.mean(axis=1)
         + fusion.offset
     )
+    return np.asarray(logits, dtype=np.float32)
 
 
-def shows_lesion(answers: RegionAnswers, record: ModelRecord) -> torch.Tensor:
+def shows_lesion(answers: RegionAnswers, record: ModelRecord) -> NDArray[np.bool_]:
     """Tell for each region whether it shows a lesion; False is category 1.
 
     A region is normal only when both passes and the suspicion agree: a cancer taken
     for normal tissue costs more than any number of benign lesions reported.
     """
-    suspicion = torch.sigmoid(fused_logits(answers, record.fusion))
-    return (lesion_logits(answers) >= record.lesion_threshold) | (
-        suspicion >= record.threshold
-    )
+    suspicion = sigmoid(fused_logits(answers, record.fusion))
+    seen = lesion_logits(answers) >= record.lesion_threshold
+    return np.asarray(seen | (suspicion >= record.threshold))
 
 
-def lesion_logits(answers: RegionAnswers) -> torch.Tensor:
+def lesion_logits(answers: RegionAnswers) -> Array:
     """Return the stronger of both passes' logits that there is a lesion."""
-    return torch.maximum(answers.whole.lesion, answers.crop.lesion)
+    return np.maximum(answers.whole.lesion, answers.crop.lesion)
 
 
 def category_for(probability: float, above_benign: float, record: ModelRecord) -> str:
@@ -394,10 +392,16 @@ def _tenths(value_mm: float) -> Decimal:
     return max(Decimal(f"{value_mm:.1f}"), Decimal("0.1"))
 
 
-def _sharp_frames(image: ImageToRead, region: UsableRegion) -> tuple[list[int], Frames]:
-    """Return the sharpest frame of each span of time of an image, and its index."""
+def _sharp_frames(
+    image: ImageToRead, region: UsableRegion, count: int
+) -> tuple[list[int], Frames]:
+    """Return the sharpest frame of each of `count` spans of time, and its index.
+
+    Decodes a bounded number of frames, however long the cine, and holds those of
+    one span at a time.
+    """
     indices, chosen = [], []
-    for span in frame_bins(image.header.number_of_frames, CINE_BINS):
+    for span in frame_bins(image.header.number_of_frames, count):
         candidates = candidate_frames(span, CANDIDATES_PER_BIN)
         frames = image.frames(candidates)
         best = sharpest(frames, region) if len(candidates) > 1 else 0

@@ -9,14 +9,18 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from torch import Tensor
-from torch.nn import functional
 
-from inference.model import LesionNet
-from inference.preprocess import CACHE_SIDE, RegionView, cut_windows, normalise
+from inference.preprocess import (
+    CACHE_SIDE,
+    Array,
+    RegionView,
+    cut_windows,
+    normalise,
+    sample,
+)
+from inference.record import Network
 
 SHIFTS: Final = (-0.12, 0.0, 0.12)
 """Shares of the window by which it is shifted: the mean is finer than one map."""
@@ -29,72 +33,65 @@ _COLOURS: Final = np.array(
 )
 
 
-@torch.inference_mode()
 def activation_map(
-    network: LesionNet, view: RegionView, window: Tensor, side: int
-) -> NDArray[np.float32]:
+    network: Network, view: RegionView, window: Array, side: int
+) -> Array:
     """Return the evidence for malignancy in a reduced region.
 
     Gives float32 (rows, columns), 0..1. `window`: (3,) the crop that was read.
     Places outside every crop hold 0.
     """
-    x, y, length = (float(value) for value in window)
-    windows = torch.tensor(
-        [[x + dx * length, y + dy * length, length] for dy in SHIFTS for dx in SHIFTS]
+    x, y, length = window
+    windows = np.array(
+        [[x + dx * length, y + dy * length, length] for dy in SHIFTS for dx in SHIFTS],
+        dtype=np.float32,
     )
-    pixels = view.pixels[None].expand(len(windows), -1, -1)
-    reading = network(normalise(cut_windows(pixels, windows, side)))
-    weights = network.malignancy.weight[0]
-    maps = torch.einsum("nchw,c->nhw", reading.features.float(), weights)
-    placed = torch.zeros(CACHE_SIDE, CACHE_SIDE)
-    seen = torch.zeros(CACHE_SIDE, CACHE_SIDE)
-    for row in range(len(windows)):
-        place = _place_in_window(windows[row])
-        trust = _trust(place)
-        placed += _drawn_back(maps[row], place) * trust
+    pixels = np.broadcast_to(view.pixels, (len(windows), *view.pixels.shape))
+    maps = network(normalise(cut_windows(pixels, windows, side))).evidence
+    placed = np.zeros((CACHE_SIDE, CACHE_SIDE), dtype=np.float32)
+    seen = np.zeros_like(placed)
+    for coarse, (centre_x, centre_y, _) in zip(maps, windows, strict=True):
+        columns = _place_in_window(centre_x, length)
+        rows = _place_in_window(centre_y, length)
+        trust = np.outer(_trust(rows), _trust(columns))
+        placed += _drawn_back(coarse, rows, columns) * trust
         seen += trust
     region = (slice(view.rows), slice(view.columns))
-    evidence = (placed / seen.clamp(min=1e-6))[region]
-    return _scaled(evidence, (seen / seen.max())[region]).numpy()
+    evidence = (placed / seen.clip(min=1e-6))[region]
+    return _scaled(evidence, (seen / seen.max())[region])
 
 
-def _place_in_window(window: Tensor) -> Tensor:
-    """Return where each pixel of the reduced region lies in a window: x, y 0..1."""
-    axis = torch.arange(CACHE_SIDE) + 0.5
-    x = (axis - window[0]) / window[2] + 0.5
-    y = (axis - window[1]) / window[2] + 0.5
-    return torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)
+def _place_in_window(centre: float, length: float) -> Array:
+    """Return where each row or column of the reduced region lies in a window: 0..1."""
+    axis = np.arange(CACHE_SIDE, dtype=np.float32) + 0.5
+    return np.asarray((axis - centre) / length + 0.5, dtype=np.float32)
 
 
-def _trust(place: Tensor) -> Tensor:
+def _trust(place: Array) -> Array:
     """Return weights that fall to 0 at a window's edge, where it sees least around."""
     inside = (place >= 0) & (place <= 1)
-    rise = torch.sin(place.clamp(0, 1) * torch.pi)
-    return (rise * inside).prod(dim=-1)
+    return np.asarray(np.sin(place.clip(0, 1) * np.pi) * inside, dtype=np.float32)
 
 
-def _drawn_back(coarse: Tensor, place: Tensor) -> Tensor:
+def _drawn_back(coarse: Array, rows: Array, columns: Array) -> Array:
     """Return a coarse map (cells, cells) as seen from the pixels of the region.
 
     With odd kernels and symmetric padding, cell i looks at pixel 32 i of the window,
-    not at the middle of its 32 pixels: without the half cell every heat would lie
-    too far down and right.
+    not at the middle of its 32 pixels: it lies where the window's place is i / cells.
+    Taken for the middle, every heat would lie too far down and right.
     """
     cells = coarse.shape[-1]
-    grid = (place + 0.5 / cells) * 2 - 1
-    return functional.grid_sample(
-        coarse[None, None], grid[None], padding_mode="border", align_corners=False
-    )[0, 0]
+    return sample(coarse, rows * cells, columns * cells, beyond="edge")
 
 
-def _scaled(evidence: Tensor, trust: Tensor) -> Tensor:
+def _scaled(evidence: Array, trust: Array) -> Array:
     """Return evidence as 0..1, faded out where no window was sure to see."""
     values = evidence[trust > 0.2]
     if not len(values):
-        return torch.zeros_like(evidence)
-    low, high = values.quantile(0.3), values.max()
-    scaled = ((evidence - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-    return scaled * (2 * trust).clamp(max=1)
+        return np.zeros_like(evidence)
+    low, high = np.quantile(values, 0.3), values.max()
+    scaled = ((evidence - low) / max(high - low, 1e-6)).clip(0, 1)
+    return np.asarray(scaled * (2 * trust).clip(max=1), dtype=np.float32)
 
 
 def heat_map(

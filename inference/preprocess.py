@@ -2,7 +2,8 @@
 
 A region of a frame is reduced to grey, its long side to `CACHE_SIDE`, and read
 through square windows: the whole region first, then a crop around the lesion.
-Training cuts its windows with the same functions, so both see the same pixels.
+Training cuts its windows with torch, turned and mirrored, and sees the same pixels
+(`inference.training.windows`; a test compares the two).
 
 Three frames of reference occur: pixels of the whole frame (what leaves this
 package), pixels of the reduced region, and pixels of a window.
@@ -11,15 +12,16 @@ package), pixels of the reduced region, and pixels of a window.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional
 
 from node.domain.finding import PixelBox
+
+Array = NDArray[np.float32]
+Grey = NDArray[np.uint8]
 
 CACHE_SIDE = 256
 """Long side in pixels of a region before windows are cut from it."""
@@ -33,7 +35,7 @@ class RegionView:
     `rows`, `columns`: how much of it is region. `box`: the region in the frame.
     """
 
-    pixels: Tensor
+    pixels: Grey
     rows: int
     columns: int
     box: PixelBox
@@ -58,7 +60,7 @@ def view_region(frame: NDArray[np.uint8], box: PixelBox) -> RegionView:
     return RegionView(pixels, rows, columns, box)
 
 
-def reduce_grey(image: Image.Image) -> tuple[Tensor, int, int]:
+def reduce_grey(image: Image.Image) -> tuple[Grey, int, int]:
     """Return an image as grey uint8 (256, 256), and the rows and columns in use.
 
     Larger images are averaged down, not sampled, so that speckle does not alias;
@@ -68,66 +70,94 @@ def reduce_grey(image: Image.Image) -> tuple[Tensor, int, int]:
     scale = min(1.0, CACHE_SIDE / max(grey.size))
     size = (max(1, round(grey.width * scale)), max(1, round(grey.height * scale)))
     reduced = grey.resize(size, Image.Resampling.BOX)
-    padded = torch.zeros((CACHE_SIDE, CACHE_SIDE), dtype=torch.uint8)
-    padded[: size[1], : size[0]] = torch.from_numpy(np.array(reduced, dtype=np.uint8))
+    padded = np.zeros((CACHE_SIDE, CACHE_SIDE), dtype=np.uint8)
+    padded[: size[1], : size[0]] = np.asarray(reduced, dtype=np.uint8)
     return padded, size[1], size[0]
 
 
-def cut_windows(
-    pixels: Tensor, windows: Tensor, side: int, *, turns: Tensor | None = None
-) -> Tensor:
+def cut_windows(pixels: Grey | Array, windows: Array, side: int) -> Array:
     """Sample square windows out of images.
 
-    `pixels`: uint8 or float (n, rows, columns). `windows`: (n, 3) centre x, centre
-    y and side length in pixels. `turns`: (n, 2) angle in radians and mirror sign
-    (-1 swaps left and right). Returns float (n, side, side); black beyond the image.
+    `pixels`: (n, rows, columns). `windows`: (n, 3) centre x, centre y and side
+    length in pixels. Returns float32 (n, side, side); black beyond the image.
     """
-    n, rows, columns = pixels.shape
-    if turns is None:
-        turns = torch.tensor([0.0, 1.0]).expand(n, 2)
-    cos, sin, mirror = torch.cos(turns[:, 0]), torch.sin(turns[:, 0]), turns[:, 1]
-    half = windows[:, 2] / 2
-    theta = torch.zeros((n, 2, 3))
-    theta[:, 0, 0] = half * cos * mirror * 2 / columns
-    theta[:, 0, 1] = -half * sin * 2 / columns
-    theta[:, 0, 2] = windows[:, 0] * 2 / columns - 1
-    theta[:, 1, 0] = half * sin * mirror * 2 / rows
-    theta[:, 1, 1] = half * cos * 2 / rows
-    theta[:, 1, 2] = windows[:, 1] * 2 / rows - 1
-    grid = functional.affine_grid(theta, [n, 1, side, side], align_corners=False)
-    cut = functional.grid_sample(
-        pixels[:, None].float(), grid, padding_mode="zeros", align_corners=False
-    )
-    return cut[:, 0]
+    steps = (np.arange(side, dtype=np.float32) + 0.5) / side - 0.5
+    cut = np.empty((len(pixels), side, side), dtype=np.float32)
+    for row, (x, y, length) in enumerate(windows):
+        cut[row] = sample(
+            pixels[row], y + length * steps - 0.5, x + length * steps - 0.5
+        )
+    return cut
 
 
-def whole_windows(sizes: Tensor) -> Tensor:
+def sample(
+    image: Grey | Array,
+    rows: Array,
+    columns: Array,
+    *,
+    beyond: Literal["black", "edge"] = "black",
+) -> Array:
+    """Return an image as seen at a grid of points, by bilinear interpolation.
+
+    `image`: (..., rows, columns). `rows` and `columns` are positions of the grid's
+    lines, 0 at the centre of the first pixel. Returns float32 (..., rows, columns).
+    """
+    along = _between(image, rows, -2, beyond)
+    return _between(along, columns, -1, beyond)
+
+
+def _between(values: Grey | Array, at: Array, axis: int, beyond: str) -> Array:
+    """Return `values` along one axis at positions between the pixels."""
+    last = values.shape[axis] - 1
+    if beyond == "edge":
+        at = at.clip(0, last)
+    low = np.floor(at)
+    share = (at - low).astype(np.float32)
+    place = low.clip(-2, last + 1).astype(np.intp)
+    near = (1 - share) * ((place >= 0) & (place <= last))
+    far = share * ((place >= -1) & (place < last))
+    shape = (-1, 1) if axis == -2 else (-1,)
+    first = values.take(place.clip(0, last), axis) * near.reshape(shape)
+    second = values.take((place + 1).clip(0, last), axis) * far.reshape(shape)
+    return np.asarray(first + second, dtype=np.float32)
+
+
+def enlarge(maps: Array, side: int) -> Array:
+    """Return maps (n, cells, cells) drawn out to (n, side, side), bilinear."""
+    cells = maps.shape[-1]
+    at = (np.arange(side, dtype=np.float32) + 0.5) * (cells / side) - 0.5
+    return sample(maps, at, at, beyond="edge")
+
+
+def whole_windows(sizes: NDArray[np.int64]) -> Array:
     """Return the window that holds each whole region: its centre and its long side.
 
     `sizes`: (n, 2) rows, columns.
     """
-    rows, columns = sizes[:, 0].float(), sizes[:, 1].float()
-    return torch.stack([columns / 2, rows / 2, torch.maximum(rows, columns)], dim=1)
+    rows, columns = sizes[:, 0], sizes[:, 1]
+    windows = np.stack([columns / 2, rows / 2, np.maximum(rows, columns)], axis=1)
+    return windows.astype(np.float32)
 
 
-def box_windows(boxes: Tensor, margin: float) -> Tensor:
+def box_windows(boxes: Array, margin: float) -> Array:
     """Return square windows around boxes, `margin` of the longer side on every side.
 
     `boxes`: (n, 4) x0, y0, x1, y1 in pixels of the reduced region.
     """
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    side = torch.maximum(width, height) * (1 + 2 * margin)
-    return torch.stack(
-        [(boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2, side], dim=1
+    side = np.maximum(width, height) * (1 + 2 * margin)
+    windows = np.stack(
+        [(boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2, side], axis=1
     )
+    return windows.astype(np.float32)
 
 
-def window_to_region(points: Tensor, window: Tensor, side: int) -> Tensor:
+def window_to_region(points: Array, window: Array, side: int) -> Array:
     """Return points of one window (n, 2) x, y in pixels of the reduced region."""
     corner = window[:2] - window[2] / 2
-    return corner + points * (window[2] / side)
+    return np.asarray(corner + points * (window[2] / side), dtype=np.float32)
 
 
-def normalise(windows: Tensor) -> Tensor:
+def normalise(windows: Array) -> Array:
     """Return grey levels 0..255, (n, side, side), as network input (n, 1, ...)."""
-    return ((windows / 255 - 0.25) / 0.2)[:, None]
+    return np.asarray((windows / 255 - 0.25) / 0.2, dtype=np.float32)[:, None]

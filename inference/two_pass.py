@@ -10,20 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
 
-from inference.model import CHOICE_KEYS, Reading
 from inference.outline import Mask, box_of, main_component, outline_of
 from inference.preprocess import (
+    Array,
+    Grey,
     box_windows,
     cut_windows,
+    enlarge,
     normalise,
     whole_windows,
     window_to_region,
 )
+from inference.record import CHOICE_KEYS, Network, Reading
 
 CROP_MARGIN = 0.3
 """Share of the box's longer side that the crop shows around it on every side."""
@@ -36,14 +36,16 @@ class Answers:
     """Logits of one pass over n windows, averaged over the window and its mirror.
 
     `chances`: (n, side, side), probability of lesion in each pixel of the window.
+    `pooled`: (n, 2048), the averaged features: what the window looks like.
     """
 
-    malignancy: Tensor
-    lesion: Tensor
-    birads: Tensor
-    margin: Tensor
-    choices: dict[str, Tensor]
-    chances: Tensor
+    malignancy: Array
+    lesion: Array
+    birads: Array
+    margin: Array
+    choices: dict[str, Array]
+    chances: Array
+    pooled: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +58,18 @@ class RegionAnswers:
 
     whole: Answers
     crop: Answers
-    boxes: Tensor
+    boxes: Array
     outlines: tuple[NDArray[np.float64], ...]
-    windows: Tensor
+    windows: Array
 
 
-@torch.inference_mode()
 def read_regions(
-    network: nn.Module, pixels: Tensor, sizes: Tensor, side: int
+    network: Network, pixels: Grey, sizes: NDArray[np.int64], side: int
 ) -> RegionAnswers:
     """Read regions, uint8 (n, 256, 256), of which `sizes` (n, 2) is in use."""
     windows = whole_windows(sizes)
     whole = read_windows(network, pixels, windows, side)
-    boxes = torch.stack(
+    boxes = np.stack(
         [
             _found_box(whole.chances[row], windows[row], sizes[row])
             for row in range(len(pixels))
@@ -77,12 +78,11 @@ def read_regions(
     return read_boxes(network, pixels, sizes, boxes, side, whole=whole)
 
 
-@torch.inference_mode()
 def read_boxes(
-    network: nn.Module,
-    pixels: Tensor,
-    sizes: Tensor,
-    boxes: Tensor,
+    network: Network,
+    pixels: Grey,
+    sizes: NDArray[np.int64],
+    boxes: Array,
     side: int,
     *,
     whole: Answers,
@@ -97,33 +97,24 @@ def read_boxes(
     return RegionAnswers(
         whole,
         crop,
-        boxes=torch.stack([box for box, _ in drawn]),
+        boxes=np.stack([box for box, _ in drawn]),
         outlines=tuple(outline for _, outline in drawn),
         windows=windows,
     )
 
 
-@torch.inference_mode()
-def read_windows(
-    network: nn.Module, pixels: Tensor, windows: Tensor, side: int
-) -> Answers:
+def read_windows(network: Network, pixels: Grey, windows: Array, side: int) -> Answers:
     """Run the network over one window of each image, and over its mirror image."""
-    network.eval()
     parts: list[Answers] = []
     for start in range(0, len(pixels), BATCH):
         rows = slice(start, start + BATCH)
         cut = normalise(cut_windows(pixels[rows], windows[rows], side))
-        both = torch.cat([cut, cut.flip(-1)]).to(memory_format=torch.channels_last)
-        parts.append(_merged(network(both), side))
+        parts.append(_merged(network(np.concatenate([cut, cut[..., ::-1]])), side))
     return _joined(parts)
 
 
 def _merged(reading: Reading, side: int) -> Answers:
-    masks = torch.sigmoid(
-        functional.interpolate(
-            reading.mask.float()[:, None], size=(side, side), mode="bilinear"
-        )[:, 0]
-    )
+    masks = sigmoid(enlarge(reading.mask, side))
     half = len(masks) // 2
     return Answers(
         malignancy=_mean(reading.malignancy),
@@ -131,52 +122,61 @@ def _merged(reading: Reading, side: int) -> Answers:
         birads=_mean(reading.birads),
         margin=_mean(reading.margin),
         choices={field: _mean(logits) for field, logits in reading.choices.items()},
-        chances=(masks[:half] + masks[half:].flip(-1)) / 2,
+        chances=np.asarray(
+            (masks[:half] + masks[half:, :, ::-1]) / 2, dtype=np.float32
+        ),
+        pooled=_mean(reading.features.mean(axis=(2, 3))),
     )
 
 
-def _mean(logits: Tensor) -> Tensor:
-    """Return the mean of a window's logits and its mirror's (second half)."""
-    half = len(logits) // 2
-    return (logits[:half].float() + logits[half:].float()) / 2
+def _mean(values: Array) -> Array:
+    """Return the mean of a window's answers and its mirror's (second half)."""
+    half = len(values) // 2
+    return np.asarray((values[:half] + values[half:]) / 2, dtype=np.float32)
+
+
+def sigmoid(logits: Array) -> Array:
+    """Return probabilities, float32."""
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)), dtype=np.float32)
 
 
 def _joined(parts: Sequence[Answers]) -> Answers:
     return Answers(
-        malignancy=torch.cat([part.malignancy for part in parts]),
-        lesion=torch.cat([part.lesion for part in parts]),
-        birads=torch.cat([part.birads for part in parts]),
-        margin=torch.cat([part.margin for part in parts]),
+        malignancy=np.concatenate([part.malignancy for part in parts]),
+        lesion=np.concatenate([part.lesion for part in parts]),
+        birads=np.concatenate([part.birads for part in parts]),
+        margin=np.concatenate([part.margin for part in parts]),
         choices={
-            field: torch.cat([part.choices[field] for part in parts])
+            field: np.concatenate([part.choices[field] for part in parts])
             for field in CHOICE_KEYS
         },
-        chances=torch.cat([part.chances for part in parts]),
+        chances=np.concatenate([part.chances for part in parts]),
+        pooled=np.concatenate([part.pooled for part in parts]),
     )
 
 
-def _found_box(chances: Tensor, window: Tensor, size: Tensor) -> Tensor:
+def _found_box(chances: Array, window: Array, size: NDArray[np.int64]) -> Array:
     """Return the box of the lesion in a window, in pixels of the reduced region."""
-    return _box(main_component(chances.numpy()), window, size)
+    return _box(main_component(chances), window, size)
 
 
-def _box(part: Mask, window: Tensor, size: Tensor) -> Tensor:
+def _box(part: Mask, window: Array, size: NDArray[np.int64]) -> Array:
     side = len(part)
-    corners = torch.tensor(box_of(part) or (0.0, 0.0, side, side)).reshape(2, 2)
-    return _inside(window_to_region(corners, window, side), size).flatten()
+    corners = np.array(box_of(part) or (0, 0, side, side), dtype=np.float32)
+    return _inside(window_to_region(corners.reshape(2, 2), window, side), size).ravel()
 
 
 def _drawn(
-    chances: Tensor, window: Tensor, size: Tensor
-) -> tuple[Tensor, NDArray[np.float64]]:
+    chances: Array, window: Array, size: NDArray[np.int64]
+) -> tuple[Array, NDArray[np.float64]]:
     """Return box and outline of the lesion in a crop, in pixels of the region."""
-    part = main_component(chances.numpy())
-    points = torch.from_numpy(outline_of(part)).float()
+    part = main_component(chances)
+    points = outline_of(part).astype(np.float32)
     points = _inside(window_to_region(points, window, len(part)), size)
-    return _box(part, window, size), points.numpy().astype(np.float64)
+    return _box(part, window, size), points.astype(np.float64)
 
 
-def _inside(points: Tensor, size: Tensor) -> Tensor:
+def _inside(points: Array, size: NDArray[np.int64]) -> Array:
     """Keep points on the region; the window reaches beyond it."""
-    limit = torch.stack([size[1], size[0]]).float()
-    return torch.minimum(points.clamp(min=0), limit)
+    limit = size[::-1].astype(np.float32)
+    return np.asarray(np.minimum(points.clip(min=0), limit), dtype=np.float32)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from inference.model import WEIGHTS, LesionNet, load_model
+from inference.training.adapters.command import import_command
 from inference.training.data import read_catalogue
 from inference.training.evaluate import report
 from inference.training.release import release as write_release
@@ -20,6 +21,7 @@ from inference.training.train import Recipe
 from inference.training.train import train as run_training
 
 app = typer.Typer(help="Train, release and evaluate the lesion network.")
+app.command("import")(import_command)
 
 Data = Annotated[
     Path,

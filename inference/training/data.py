@@ -15,17 +15,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from inference.model import BIRADS_STEPS, CHOICE_KEYS, MARGIN_KEYS
-from inference.preprocess import (
+from inference.preprocess import reduce_grey
+from inference.record import BIRADS_STEPS, CHOICE_KEYS, MARGIN_KEYS
+from inference.training.windows import (
     box_windows,
     cut_windows,
     normalise,
-    reduce_grey,
     whole_windows,
 )
 
@@ -191,11 +192,11 @@ def _read_image(
 ) -> tuple[Tensor, Tensor, tuple[int, int]]:
     with Image.open(data / row["file"]) as image:
         pixels, rows, columns = reduce_grey(image)
-    mask = torch.zeros_like(pixels)
+    mask = np.zeros_like(pixels)
     if row["mask"]:
         with Image.open(data / row["mask"]) as drawn:
             mask, _, _ = reduce_grey(drawn)
-    return pixels, mask, (rows, columns)
+    return torch.from_numpy(pixels), torch.from_numpy(mask), (rows, columns)
 
 
 class Sampler:

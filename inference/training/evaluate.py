@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from inference.assess import (
     CATEGORY_LIKELIHOODS,
@@ -23,8 +21,14 @@ from inference.assess import (
     orientation_of,
     shows_lesion,
 )
-from inference.model import BIRADS_STEPS, CHOICE_KEYS, MARGIN_KEYS, ModelRecord
 from inference.preprocess import cut_windows
+from inference.record import (
+    BIRADS_STEPS,
+    CHOICE_KEYS,
+    MARGIN_KEYS,
+    ModelRecord,
+    Network,
+)
 from inference.training.data import Catalogue
 from inference.training.measures import (
     auc,
@@ -35,7 +39,7 @@ from inference.training.measures import (
     sensitivity,
     specificity,
 )
-from inference.two_pass import RegionAnswers, read_boxes, read_regions
+from inference.two_pass import RegionAnswers, read_boxes, read_regions, sigmoid
 from node.domain.lexicon import FieldKey
 
 Array = NDArray[np.float64]
@@ -54,13 +58,13 @@ class Scored:
     dice: Array
 
 
-def score(network: nn.Module, catalogue: Catalogue, side: int) -> Scored:
+def score(network: Network, catalogue: Catalogue, side: int) -> Scored:
     """Read every image of a catalogue; images without lesion keep their own box."""
-    own = read_regions(network, catalogue.pixels, catalogue.sizes, side)
-    boxes = torch.where(torch.isnan(catalogue.boxes), own.boxes, catalogue.boxes)
-    oracle = read_boxes(
-        network, catalogue.pixels, catalogue.sizes, boxes, side, whole=own.whole
-    )
+    pixels, sizes = catalogue.pixels.numpy(), catalogue.sizes.numpy()
+    own = read_regions(network, pixels, sizes, side)
+    known = catalogue.boxes.numpy()
+    boxes = np.where(np.isnan(known), own.boxes, known)
+    oracle = read_boxes(network, pixels, sizes, boxes, side, whole=own.whole)
     return Scored(catalogue, own, oracle, _dice(catalogue, own))
 
 
@@ -70,19 +74,18 @@ def _dice(catalogue: Catalogue, answers: RegionAnswers) -> Array:
     Lesion beyond the crop counts as missed.
     """
     side = answers.crop.chances.shape[-1]
-    truth = cut_windows(catalogue.masks, answers.windows, side) > 127
+    masks = catalogue.masks.numpy()
+    truth = cut_windows(masks, answers.windows, side) > 127
     found = answers.crop.chances > 0.5
     per_pixel = (side / answers.windows[:, 2]) ** 2
-    whole = catalogue.masks.gt(127).sum(dim=(1, 2)) * per_pixel
-    both = (truth & found).sum(dim=(1, 2))
-    dice = 2 * both / (whole + found.sum(dim=(1, 2))).clamp(min=1)
-    dice[catalogue.lesion == 0] = torch.nan
-    return dice.numpy().astype(np.float64)
+    whole = (masks > 127).sum(axis=(1, 2)) * per_pixel
+    both = (truth & found).sum(axis=(1, 2))
+    dice = 2 * both / (whole + found.sum(axis=(1, 2))).clip(min=1)
+    dice[catalogue.lesion.numpy() == 0] = np.nan
+    return np.asarray(dice, dtype=np.float64)
 
 
-def quick_scores(
-    network: nn.Module, catalogue: Catalogue, side: int
-) -> dict[str, float]:
+def quick_scores(network: Network, catalogue: Catalogue, side: int) -> dict[str, float]:
     """Return the few figures that are watched while training."""
     scored = score(network, catalogue, side)
     truth = catalogue.malignancy.numpy().astype(np.float64)
@@ -93,16 +96,19 @@ def quick_scores(
         "oracle": scored.oracle.crop.malignancy,
         "both": scored.own.whole.malignancy + scored.own.crop.malignancy,
     }
-    result = {name: auc(truth[keep], way.numpy()[keep]) for name, way in ways.items()}
+    result = {
+        name: auc(truth[keep], way[keep].astype(np.float64))
+        for name, way in ways.items()
+    }
     for name in sorted(set(catalogue.sets)):
         rows = keep & (np.array(catalogue.sets) == name)
-        result[name] = auc(truth[rows], ways["both"].numpy()[rows])
+        result[name] = auc(truth[rows], ways["both"][rows].astype(np.float64))
     result["dice"] = float(np.nanmean(scored.dice))
     return result
 
 
 def report(
-    network: nn.Module, record: ModelRecord, catalogue: Catalogue, *, rounds: int = 1000
+    network: Network, record: ModelRecord, catalogue: Catalogue, *, rounds: int = 1000
 ) -> dict[str, Any]:
     """Return every figure of the model card for one split, with 95 % intervals."""
     scored = score(network, catalogue, record.side)
@@ -147,7 +153,7 @@ def _malignancy_figures(
         "auc_whole_only": scored.own.whole.malignancy,
         "auc_crop_only": scored.own.crop.malignancy,
     }
-    figures |= {k: auc(truth, v.numpy()[rows]) for k, v in ways.items()}
+    figures |= {k: auc(truth, v[rows].astype(np.float64)) for k, v in ways.items()}
     figures["n"] = int(rows.sum())
     figures["malignant"] = int(truth.sum())
     return figures
@@ -156,7 +162,13 @@ def _malignancy_figures(
 def probabilities(answers: RegionAnswers, record: ModelRecord) -> Array:
     """Return the calibrated probability of malignancy of every region."""
     logits = fused_logits(answers, record.fusion)
-    return torch.sigmoid(logits).numpy().astype(np.float64)
+    return sigmoid(logits).astype(np.float64)
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the chances of each row's choices."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 def _per_case(
@@ -166,7 +178,7 @@ def _per_case(
     if not rows.any():
         return {}
     names = np.array(scored.catalogue.groups)
-    logits = fused_logits(scored.own, record.fusion).numpy()
+    logits = fused_logits(scored.own, record.fusion)
     truth = scored.catalogue.malignancy.numpy()
     cases = sorted(set(names[rows]))
     mean = np.array([logits[names == case].mean() for case in cases])
@@ -177,8 +189,8 @@ def _per_case(
 
 def _normal_figures(scored: Scored, record: ModelRecord) -> dict[str, Any]:
     truth = scored.catalogue.lesion.numpy().astype(np.float64)
-    logits = lesion_logits(scored.own).numpy().astype(np.float64)
-    called = shows_lesion(scored.own, record).numpy().astype(np.float64)
+    logits = lesion_logits(scored.own).astype(np.float64)
+    called = shows_lesion(scored.own, record).astype(np.float64)
     malignant = scored.catalogue.malignancy.numpy() == 1
     return {
         "normals": int((truth == 0).sum()),
@@ -268,13 +280,15 @@ def _choice_figures(
     scored: Scored, field: str, rows: NDArray[np.int64]
 ) -> dict[str, Any]:
     truth = scored.catalogue.choices[field].numpy()[rows]
-    logits = scored.own.crop.choices[field].numpy()[rows]
-    chances = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
+    logits = scored.own.crop.choices[field][rows]
+    chances = softmax(logits).astype(np.float64)
     keys = CHOICE_KEYS[field]
     one_against_rest = {
         key: {
             "n": int((truth == index).sum()),
-            "auc": auc((truth == index).astype(float), chances[:, index]),
+            "auc": auc(
+                (truth == index).astype(float), chances[:, index].astype(np.float64)
+            ),
         }
         for index, key in enumerate(keys)
     }
@@ -293,7 +307,7 @@ def _margin_figures(
     f1 = []
     for index, key in enumerate(MARGIN_KEYS):
         given = truth[rows, index]
-        logits = scored.own.crop.margin.numpy()[rows, index]
+        logits = scored.own.crop.margin[rows, index].astype(np.float64)
         keys[key] = {"n": int(given.sum()), "auc": auc(given, logits)}
         if key in spoken:
             drafted = np.array(
@@ -319,7 +333,7 @@ def orientation_agreement(scored: Scored) -> dict[str, float]:
     boxes = np.array(
         [keys.index(orientation_of(scored.own.boxes[r].tolist())) for r in rows]
     )
-    head = scored.own.crop.choices["orientation"].argmax(dim=1).numpy()[rows]
+    head = scored.own.crop.choices["orientation"].argmax(axis=1)[rows]
     return {
         "box": kappa(truth[rows], boxes, 2),
         "head": kappa(truth[rows], head, 2),

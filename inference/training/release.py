@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from inference.assess import fused_logits, lesion_logits
-from inference.model import (
-    CHOICE_KEYS,
-    MARGIN_KEYS,
-    Fusion,
-    ModelRecord,
-    save_model,
-)
+from inference.network import TorchNetwork, save_model
+from inference.record import CHOICE_KEYS, MARGIN_KEYS, Fusion, ModelRecord
 from inference.training.data import Catalogue
-from inference.training.evaluate import Scored, orientation_agreement, score
+from inference.training.evaluate import (
+    Scored,
+    orientation_agreement,
+    score,
+    softmax,
+)
 from inference.training.measures import auc, threshold_for_sensitivity, youden_threshold
-from inference.two_pass import RegionAnswers
+from inference.two_pass import RegionAnswers, sigmoid
 
 NAME = "sononode-breast-resnet50"
 WANTED_SENSITIVITY = 0.90
@@ -49,11 +49,11 @@ def release(
     training: dict[str, Any],
 ) -> ModelRecord:
     """Fit calibration and thresholds, decide on which fields to speak, write it all."""
-    scored = score(network, validation, side)
+    scored = score(TorchNetwork(network), validation, side)
     fusion = fit_fusion(scored.own, validation.malignancy)
     truth = validation.malignancy.numpy().astype(np.float64)
     known = ~np.isnan(truth)
-    chance = torch.sigmoid(fused_logits(scored.own, fusion)).numpy().astype(np.float64)
+    chance = sigmoid(fused_logits(scored.own, fusion)).astype(np.float64)
     record = ModelRecord(
         name=NAME,
         version=version,
@@ -82,14 +82,16 @@ def fit_fusion(
     mean less in the whole.
     """
     known = ~torch.isnan(malignancy)
-    parts = torch.stack(
-        [
-            answers.whole.malignancy,
-            answers.crop.malignancy,
-            answers.crop.birads.mean(dim=1),
-        ],
-        dim=1,
-    )[known].clone()
+    parts = torch.from_numpy(
+        np.stack(
+            [
+                answers.whole.malignancy,
+                answers.crop.malignancy,
+                answers.crop.birads.mean(axis=1),
+            ],
+            axis=1,
+        )
+    )[known]
     truth = malignancy[known]
     raw = torch.full((3,), -0.7, requires_grad=True)
     offset = torch.zeros((), requires_grad=True)
@@ -112,8 +114,8 @@ def fit_fusion(
 
 def lesion_threshold(scored: Scored) -> float:
     """Return the lesion logit that lets pass all but a few validation lesions."""
-    lesions = scored.catalogue.lesion > 0
-    logits = lesion_logits(scored.own)[lesions].numpy().astype(np.float64)
+    lesions = scored.catalogue.lesion.numpy() > 0
+    logits = lesion_logits(scored.own)[lesions].astype(np.float64)
     return threshold_for_sensitivity(np.ones(len(logits)), logits, SEEN_LESIONS)
 
 
@@ -123,7 +125,7 @@ def benign_step(scored: Scored) -> float:
     known = ~np.isnan(above)
     if len(set(above[known])) < 2:
         return -math.inf
-    logits = scored.own.crop.birads[:, 0].numpy().astype(np.float64)
+    logits = scored.own.crop.birads[:, 0].astype(np.float64)
     return youden_threshold(above[known], logits[known])
 
 
@@ -138,7 +140,7 @@ def spoken_fields(scored: Scored) -> dict[str, tuple[str, ...]]:
         if field == "orientation":
             continue
         truth = scored.catalogue.choices[field].numpy()
-        chances = torch.softmax(scored.own.crop.choices[field], dim=1).numpy()
+        chances = softmax(scored.own.crop.choices[field])
         rows = truth >= 0
         good = tuple(
             key
@@ -152,7 +154,7 @@ def spoken_fields(scored: Scored) -> dict[str, tuple[str, ...]]:
         fields["orientation"] = CHOICE_KEYS["orientation"]
     margin = scored.catalogue.margin.numpy()
     rows = ~np.isnan(margin[:, 0])
-    logits = scored.own.crop.margin.numpy()
+    logits = scored.own.crop.margin
     good = tuple(
         key
         for index, key in enumerate(MARGIN_KEYS)
@@ -167,7 +169,7 @@ def margin_thresholds(scored: Scored) -> dict[str, float]:
     """Return the logit above which each margin term is said (Youden on validation)."""
     margin = scored.catalogue.margin.numpy().astype(np.float64)
     rows = ~np.isnan(margin[:, 0])
-    logits = scored.own.crop.margin.numpy().astype(np.float64)
+    logits = scored.own.crop.margin.astype(np.float64)
     return {
         key: youden_threshold(margin[rows, index], logits[rows, index])
         if rows.any()

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from inference.model import LesionNet, Reading
+from inference.network import LesionNet, Logits, TorchNetwork
 from inference.training.data import Batch, Catalogue, Sampler, read_catalogue
 from inference.training.evaluate import quick_scores
 
@@ -93,7 +93,9 @@ def train(
             loss = run.advance()
             bar.update(task, completed=run.step, description=f"loss {loss:.3f}")
             if run.step % check_every == 0 or run.share >= 1:
-                scores = quick_scores(run.average, validation, recipe.last_side)
+                scores = quick_scores(
+                    TorchNetwork(run.average), validation, recipe.last_side
+                )
                 log.info(
                     "validated",
                     step=run.step,
@@ -218,7 +220,7 @@ def _side(recipe: Recipe, share: float) -> int:
     return recipe.side if share < 1 - recipe.last_share else recipe.last_side
 
 
-def total_loss(reading: Reading, batch: Batch) -> Tensor:
+def total_loss(reading: Logits, batch: Batch) -> Tensor:
     """Return the weighted sum of all tasks' losses; absent labels weigh nothing."""
     loss = masked_binary(reading.malignancy, batch.malignancy)
     loss = loss + 0.2 * masked_binary(reading.lesion, batch.lesion)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,15 +20,9 @@ from inference.assess import (
     frame_box,
     orientation_of,
 )
-from inference.model import (
-    MARGIN_KEYS,
-    WEIGHTS,
-    Fusion,
-    LesionNet,
-    ModelRecord,
-    save_model,
-)
+from inference.network import LesionNet, TorchNetwork, load_model
 from inference.preprocess import RegionView
+from inference.record import MARGIN_KEYS, WEIGHTS, Fusion, ModelRecord, Network
 from inference.select import ImageHeader
 from node.domain import lexicon
 from node.domain.errors import ErrorKind, NodeError
@@ -83,16 +76,14 @@ def image(uid: str = "2.25.7", seed: int = 1, **changes: object) -> ImageToRead:
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def network() -> Network:
     torch.manual_seed(3)
-    directory = tmp_path_factory.mktemp("weights")
-    save_model(LesionNet(), RECORD, directory)
-    return directory
+    return TorchNetwork(LesionNet())
 
 
 @pytest.fixture(scope="module")
-def reader(weights: Path) -> Reader:
-    return Reader(threads=1, weights=weights)
+def reader(network: Network) -> Reader:
+    return Reader(network, RECORD)
 
 
 def read(reader: Reader, images: Sequence[ImageToRead]) -> StudyReading:
@@ -124,9 +115,9 @@ def test_box_and_outline_lie_inside_the_region(reader: Reader) -> None:
         assert lesion.box.y0 - 1 <= y <= lesion.box.y1 + 1
 
 
-def test_same_images_give_the_same_reading(weights: Path) -> None:
-    first = read(Reader(threads=1, weights=weights), [image()])
-    second = read(Reader(threads=1, weights=weights), [image()])
+def test_same_images_give_the_same_reading(network: Network) -> None:
+    first = read(Reader(network, RECORD), [image()])
+    second = read(Reader(network, RECORD), [image()])
     assert first.findings == second.findings
     assert np.array_equal(first.heat_maps[0].pixels, second.heat_maps[0].pixels)
     assert first.model == second.model
@@ -179,30 +170,44 @@ def test_store_that_is_away_is_not_taken_for_an_unreadable_image(
         read(reader, [ImageToRead(header(), fail)])
 
 
-def test_cine_is_read_in_five_frames_and_names_the_frame(reader: Reader) -> None:
-    reading = read(
-        reader,
-        [image(sop_class_uid="1.2.840.10008.5.1.4.1.1.3.1", number_of_frames=12)],
-    )
+def test_cine_is_read_in_as_many_frames_as_set_and_names_the_frame(
+    network: Network,
+) -> None:
+    cine = image(sop_class_uid="1.2.840.10008.5.1.4.1.1.3.1", number_of_frames=12)
+    assert read(Reader(network, RECORD, cine_frames=3), [cine]).frames_read == 3
+    reading = read(Reader(network, RECORD), [cine])
     assert reading.frames_read == 5
     (lesion,) = reading.findings.lesions
     assert lesion.image is not None
     assert 1 <= lesion.image.frame <= 12
 
 
-def test_breast_without_lesion_is_category_1(tmp_path: Path) -> None:
-    save_model(
-        LesionNet(), replace(RECORD, lesion_threshold=1e9, threshold=1.1), tmp_path
-    )
-    reading = read(Reader(threads=1, weights=tmp_path), [image()])
+def test_long_cine_costs_a_bounded_number_of_frames(reader: Reader) -> None:
+    asked: list[int] = []
+    most = 0
+
+    def frames(indices: Sequence[int]) -> np.ndarray:
+        nonlocal most
+        asked.extend(indices)
+        most = max(most, len(indices))
+        return np.concatenate([speckle(index) for index in indices])
+
+    about = header(sop_class_uid="1.2.840.10008.5.1.4.1.1.3.1", number_of_frames=2000)
+    assert read(reader, [ImageToRead(about, frames)]).frames_read == 5
+    assert len(asked) == 20
+    assert most == 4
+
+
+def test_breast_without_lesion_is_category_1(network: Network) -> None:
+    record = replace(RECORD, lesion_threshold=1e9, threshold=1.1)
+    reading = read(Reader(network, record), [image()])
     assert reading.findings.category == "1"
     assert reading.findings.lesions == ()
 
 
-def test_suspicious_region_is_never_called_normal(tmp_path: Path) -> None:
+def test_suspicious_region_is_never_called_normal(network: Network) -> None:
     record = replace(RECORD, lesion_threshold=1e9, threshold=0.0)
-    save_model(LesionNet(), record, tmp_path)
-    reading = read(Reader(threads=1, weights=tmp_path), [image()])
+    reading = read(Reader(network, record), [image()])
     assert len(reading.findings.lesions) == 1
 
 
@@ -245,7 +250,7 @@ def test_taller_than_wide_is_not_parallel() -> None:
 def test_box_is_never_empty_and_never_leaves_the_region(edges: list[float]) -> None:
     x0, x1 = sorted(edges[:2])
     y0, y1 = sorted(edges[2:])
-    view = RegionView(torch.zeros(1), 256, 256, PixelBox(30, 40, 130, 90))
+    view = RegionView(np.zeros((1, 1), np.uint8), 256, 256, PixelBox(30, 40, 130, 90))
     box = frame_box(view, (x0, y0, x1, y1))
     assert box.x0 >= 30
     assert box.y0 >= 40
@@ -263,8 +268,9 @@ def test_released_model_finds_a_phantoms_lesion_where_it_is() -> None:
     phantom = build_phantom((mass,), seed=5)
     rgb = np.repeat(phantom.pixels[None, :, :, None], 3, axis=3)
     about = header(rows=rgb.shape[1], columns=rgb.shape[2], regions=(), simulated=True)
+    network, record = load_model()
     reading = read(
-        Reader(threads=2, read_simulated=True),
+        Reader(TorchNetwork(network), record, read_simulated=True),
         [ImageToRead(about, lambda indices: rgb[list(indices)])],
     )
     (lesion,) = reading.findings.lesions

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from inference.model import load_model
+from inference.network import TorchNetwork, load_model
 from inference.training.data import Sampler, birads_targets, read_catalogue
 from inference.training.evaluate import report
 from inference.training.measures import (
@@ -201,7 +201,9 @@ def test_training_resumes_releases_and_is_scored(tree: Path, tmp_path: Path) -> 
     assert "calcifications" not in record.speaks_on
     assert "echo_pattern" not in record.speaks_on
     loaded, again = load_model(tmp_path / "weights")
-    figures = report(loaded, again, read_catalogue(tree, "test"), rounds=20)
+    figures = report(
+        TorchNetwork(loaded), again, read_catalogue(tree, "test"), rounds=20
+    )
     json.dumps(figures)
     assert figures["pooled"]["n"] == 12
     assert figures["normal"]["normals"] == 1

@@ -4,19 +4,18 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from inference.model import (
+from inference.network import LesionNet, TorchNetwork, load_model, save_model
+from inference.record import (
     BIRADS_STEPS,
     CHOICE_KEYS,
     MARGIN_KEYS,
     Fusion,
-    LesionNet,
     ModelRecord,
-    load_model,
     read_record,
-    save_model,
 )
 from node.domain import lexicon
 from node.domain.errors import ErrorKind, NodeError
@@ -103,7 +102,16 @@ def test_every_head_speaks_the_lexicon() -> None:
 
 
 def test_mask_has_a_quarter_of_the_windows_side() -> None:
-    reading = LesionNet().eval()(torch.zeros(2, 1, 96, 96))
+    reading = TorchNetwork(LesionNet())(np.zeros((2, 1, 96, 96), np.float32))
     assert reading.mask.shape == (2, 24, 24)
     assert reading.birads.shape == (2, len(BIRADS_STEPS) - 1)
     assert reading.features.shape == (2, 2048, 3, 3)
+
+
+def test_evidence_adds_up_to_the_malignancy_logit() -> None:
+    network = LesionNet()
+    random = np.random.default_rng(1)
+    reading = TorchNetwork(network)(random.normal(size=(2, 1, 96, 96)).astype("f4"))
+    bias = float(network.malignancy.bias.detach())
+    mean = reading.evidence.mean(axis=(1, 2)) + bias
+    assert mean == pytest.approx(reading.malignancy, abs=1e-5)

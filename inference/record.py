@@ -1,0 +1,153 @@
+"""What a released model is: its record, its weights file, and what its answers mean.
+
+Nothing here needs torch: whoever serves a model reads `model.json`, checks the
+weights against it, and takes answers as arrays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.domain.errors import ErrorKind, NodeError
+
+WEIGHTS = Path(__file__).with_name("weights")
+RECORD_FILE = "model.json"
+
+BIRADS_STEPS = ("2", "3", "4A", "4B", "4C", "5")
+"""Categories in order; the ordinal head answers "above step i" for all but the last."""
+
+MARGIN_KEYS = ("circumscribed", "indistinct", "angular", "microlobulated", "spiculated")
+
+CHOICE_KEYS: dict[str, tuple[str, ...]] = {
+    "shape": ("oval", "round", "irregular"),
+    "orientation": ("parallel", "not_parallel"),
+    "lesion_boundary": ("abrupt_interface", "echogenic_halo"),
+    "echo_pattern": ("anechoic", "hyperechoic", "complex", "hypoechoic", "isoechoic"),
+    "posterior_features": ("none", "enhancement", "shadowing", "combined"),
+    "calcifications": ("absent", "in_mass"),
+}
+"""Single-choice heads and their keys, in the order of their logits.
+
+`calcifications` knows only what its training labels know: none seen, or in the
+mass. Macro-calcification and calcification outside a mass have no public label.
+"""
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a network says about n windows: logits, float32.
+
+    `malignancy`, `lesion`: (n,). `birads`: (n, 5), logit of "above step i".
+    `margin`: (n, 5). `choices`: field -> (n, keys). `mask`: (n, side/4, side/4).
+    `features`: (n, 2048, side/32, side/32), the last stage of the trunk.
+    `evidence`: (n, side/32, side/32), how much each place added to `malignancy`.
+    """
+
+    malignancy: Array
+    lesion: Array
+    birads: Array
+    margin: Array
+    choices: dict[str, Array]
+    mask: Array
+    features: Array
+    evidence: Array
+
+
+Network = Callable[[Array], Reading]
+"""Takes windows, float32 (n, 1, side, side), as `inference.preprocess` makes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """How the logits of both passes become one calibrated malignancy logit.
+
+    Fitted on the validation split; `whole`, `crop` and `ordinal` weigh the
+    malignancy of the whole region, of the crop, and the mean BI-RADS step logit.
+    """
+
+    whole: float
+    crop: float
+    ordinal: float
+    offset: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """What `model.json` says beside the weights.
+
+    `threshold`: probability at and above which a lesion counts as suspicious.
+    `lesion_threshold`: lesion logit below which a region may be normal.
+    `benign_step`: logit of BI-RADS "above 2" under which a lesion far below any
+    suspicion is category 2 rather than 3. `speaks_on`: field -> keys that the
+    model may say; fields left out are not assessed. `margin_thresholds`: logits.
+    """
+
+    name: str
+    version: str
+    weights: str
+    sha256: str
+    side: int
+    fusion: Fusion
+    threshold: float
+    lesion_threshold: float
+    benign_step: float
+    speaks_on: dict[str, tuple[str, ...]]
+    margin_thresholds: dict[str, float]
+    training: dict[str, Any]
+
+
+def read_record(path: Path) -> ModelRecord:
+    """Return the record at `path`; NodeError(INTEGRITY) when missing or broken."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["fusion"] = Fusion(**content["fusion"])
+        content["speaks_on"] = {
+            field: tuple(keys) for field, keys in content["speaks_on"].items()
+        }
+        return ModelRecord(**content)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise NodeError(
+            f"model record {path.name} cannot be read: {type(error).__name__}",
+            ErrorKind.INTEGRITY,
+        ) from error
+
+
+def write_record(record: ModelRecord, directory: Path) -> None:
+    """Write `model.json` into `directory`."""
+    (directory / RECORD_FILE).write_text(
+        json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n",
+        encoding="utf-8",
+    )
+
+
+def verified_weights(directory: Path = WEIGHTS) -> tuple[bytes, ModelRecord]:
+    """Return the bytes of the released weights and their record, hash checked.
+
+    Raises NodeError(INTEGRITY) in one line: a report must never name a model whose
+    weights are not the ones that were evaluated.
+    """
+    record = read_record(directory / RECORD_FILE)
+    try:
+        content = (directory / record.weights).read_bytes()
+    except OSError as error:
+        raise NodeError(
+            f"model weights {record.weights} are missing", ErrorKind.INTEGRITY
+        ) from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != record.sha256:
+        raise NodeError(
+            f"model weights {record.weights} have SHA-256 {found[:12]}..., "
+            f"model.json says {record.sha256[:12]}...: restore the released file",
+            ErrorKind.INTEGRITY,
+        )
+    return content, record
