@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from inference.model import WEIGHTS, LesionNet, load_model
+from inference.network import LesionNet, TorchNetwork, load_model
+from inference.record import WEIGHTS
 from inference.training.adapters.command import import_command
 from inference.training.data import read_catalogue
 from inference.training.evaluate import report
@@ -94,7 +95,9 @@ def evaluate(
 ) -> None:
     """Score the released model. Look at `test` once, for a model that is final."""
     network, record = load_model(directory)
-    figures = report(network, record, read_catalogue(data, split), rounds=rounds)
+    figures = report(
+        TorchNetwork(network), record, read_catalogue(data, split), rounds=rounds
+    )
     figures["split"] = split
     if json_file is not None:
         text = json.dumps(_without_nan(figures), indent=2, allow_nan=False)
