@@ -20,12 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from inference.author import author_of
+from inference.record import RECORD_FILE, RECORD_FORMAT
 from node.domain.errors import ErrorKind, NodeError
 from node.store.models import KnownModel, Origin
-
-RECORD = "model.json"
-FORMAT = 1
-"""The newest form of a record that this program reads; without `format` it is 1."""
 
 _MAX_RECORD_BYTES = 4 << 20
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
@@ -78,7 +75,7 @@ def read_folder(path: Path) -> ModelFolder:
     content = _record_bytes(path)
     try:
         record = json.loads(content)
-        newer = int(record.get("format", 1)) > FORMAT
+        newer = int(record.get("format", 1)) > RECORD_FORMAT
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise _refused(path, "its record is not a JSON object") from None
     if newer:
@@ -127,12 +124,14 @@ def verify_folder(path: Path) -> ModelFolder:
 
 def _record_bytes(path: Path) -> bytes:
     try:
-        with open(path / RECORD, "rb") as file:
+        with open(path / RECORD_FILE, "rb") as file:
             content = file.read(_MAX_RECORD_BYTES + 1)
     except OSError as error:
-        raise _refused(path, f"{RECORD} cannot be read ({error.strerror})") from None
+        raise _refused(
+            path, f"{RECORD_FILE} cannot be read ({error.strerror})"
+        ) from None
     if len(content) > _MAX_RECORD_BYTES:
-        raise _refused(path, f"{RECORD} is too large")
+        raise _refused(path, f"{RECORD_FILE} is too large")
     return content
 
 
@@ -142,7 +141,7 @@ def _named_files(path: Path, record: Mapping[str, Any]) -> tuple[tuple[str, str]
     named = [(record.get("weights"), record.get("sha256"))]
     named += list(more.items()) if isinstance(more, dict) else [(None, None)]
     for name, digest in named:
-        plain = isinstance(name, str) and _WORD.fullmatch(name) and name != RECORD
+        plain = isinstance(name, str) and _WORD.fullmatch(name) and name != RECORD_FILE
         if not plain:
             raise _refused(path, "its record names a file outside its folder")
         if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
@@ -195,7 +194,7 @@ class Shelf:
                 continue
             if folder.record_sha256 == model.record_sha256:
                 return folder
-            fault = _refused(path, f"{RECORD} was changed after it was added")
+            fault = _refused(path, f"{RECORD_FILE} was changed after it was added")
         raise fault
 
     def keep(self, folder: ModelFolder, *, release: bool = False) -> ModelFolder:
@@ -220,12 +219,12 @@ class Shelf:
                     ErrorKind.CONFLICT,
                 )
         with _naming_full_disks(self.root), self._beside(folder.label) as made:
-            for name in (RECORD, *(name for name, _ in folder.files)):
+            for name in (RECORD_FILE, *(name for name, _ in folder.files)):
                 _bring(folder.path / name, made / name, share=release)
             _fsync(made)
             kept = verify_folder(made)
             if kept.record_sha256 != folder.record_sha256:
-                raise _refused(folder.path, f"{RECORD} was changed meanwhile")
+                raise _refused(folder.path, f"{RECORD_FILE} was changed meanwhile")
             if target.exists():
                 os.rename(target, made.with_suffix(".old"))
             os.rename(made, target)
@@ -247,7 +246,7 @@ class Shelf:
 
 
 def _bring(source: Path, target: Path, *, share: bool) -> None:
-    if share and source.name != RECORD:
+    if share and source.name != RECORD_FILE:
         try:
             os.link(source, target)
             return

@@ -20,6 +20,8 @@ from node.domain.errors import ErrorKind, NodeError
 
 WEIGHTS = Path(__file__).with_name("weights")
 RECORD_FILE = "model.json"
+RECORD_FORMAT = 1
+"""The newest form of a record that this program reads; without `format` it is 1."""
 
 BIRADS_STEPS = ("2", "3", "4A", "4B", "4C", "5")
 """Categories in order; the ordinal head answers "above step i" for all but the last."""
@@ -90,6 +92,7 @@ class ModelRecord:
     `benign_step`: logit of BI-RADS "above 2" under which a lesion far below any
     suspicion is category 2 rather than 3. `speaks_on`: field -> keys that the
     model may say; fields left out are not assessed. `margin_thresholds`: logits.
+    `format`: the form of the record itself.
     """
 
     name: str
@@ -104,12 +107,27 @@ class ModelRecord:
     speaks_on: dict[str, tuple[str, ...]]
     margin_thresholds: dict[str, float]
     training: dict[str, Any]
+    format: int = RECORD_FORMAT
 
 
 def read_record(path: Path) -> ModelRecord:
-    """Return the record at `path`; NodeError(INTEGRITY) when missing or broken."""
+    """Return the record at `path`; NodeError(INTEGRITY) when missing or broken.
+
+    A record of a newer form, or one that names weights outside its folder, is
+    refused: half of what it says would be misunderstood.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if int(content.get("format", 1)) > RECORD_FORMAT:
+            raise NodeError(
+                f"model record {path.name} is of a newer form; install that release",
+                ErrorKind.INTEGRITY,
+            )
+        if Path(content["weights"]).name != content["weights"]:
+            raise NodeError(
+                f"model record {path.name} names a file outside its folder",
+                ErrorKind.INTEGRITY,
+            )
         content["fusion"] = Fusion(**content["fusion"])
         content["speaks_on"] = {
             field: tuple(keys) for field, keys in content["speaks_on"].items()
