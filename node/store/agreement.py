@@ -125,7 +125,7 @@ async def record(tx: "Transaction", compared: ComparedReport) -> None:
     )
     await tx.executemany(
         "insert into agreement_values (report_id, model, lesion, field, ai_value,"
-        " signed_value, leading) values ($1, $2, $3, $4, $5, $6, $7)",
+        " signed_value, leads) values ($1, $2, $3, $4, $5, $6, $7)",
         [
             (compared.report_id, compared.model, *_row_of(row))
             for row in compared.comparisons
@@ -199,7 +199,7 @@ async def _withdrawn(tx: "Transaction", report_id: UUID, model: str) -> Counter[
     """Delete a comparison; return what it takes from the counts."""
     delta: Counter[_Cell] = Counter()
     rows = await tx.fetch(
-        "select r.machine, r.signed_at, v.field, v.leading, v.ai_value, v.signed_value"
+        "select r.machine, r.signed_at, v.field, v.leads, v.ai_value, v.signed_value"
         " from agreement_reports r join agreement_values v using (report_id, model)"
         " where r.report_id = $1 and r.model = $2",
         report_id,
@@ -208,7 +208,7 @@ async def _withdrawn(tx: "Transaction", report_id: UUID, model: str) -> Counter[
     for row in rows:
         starts = piece_of(row["signed_at"].date())
         values = (row["ai_value"], row["signed_value"])
-        delta[starts, row["machine"], row["field"], row["leading"], *values] -= 1
+        delta[starts, row["machine"], row["field"], row["leads"], *values] -= 1
     await tx.execute(
         "delete from agreement_reports where report_id = $1 and model = $2",
         report_id,
@@ -223,13 +223,13 @@ async def _count(tx: "Transaction", model: str, delta: Counter[_Cell]) -> None:
     if not changed:
         return
     await tx.execute(
-        "insert into agreement_counts (model, starts, machine, field, leading,"
+        "insert into agreement_counts (model, starts, machine, field, leads,"
         " ai_value, signed_value, n)"
         " select $1, * from unnest($2::date[], $3::text[], $4::text[], $5::bool[],"
-        "  $6::text[], $7::text[], $8::int[]) as t(starts, machine, field, leading,"
+        "  $6::text[], $7::text[], $8::int[]) as t(starts, machine, field, leads,"
         "  ai_value, signed_value, n)"
-        " order by starts, machine, field, leading, ai_value, signed_value"
-        " on conflict (model, starts, machine, field, leading, ai_value, signed_value)"
+        " order by starts, machine, field, leads, ai_value, signed_value"
+        " on conflict (model, starts, machine, field, leads, ai_value, signed_value)"
         " do update set n = agreement_counts.n + excluded.n",
         model,
         *map(list, zip(*changed, strict=True)),
@@ -345,12 +345,12 @@ select inside, field, min(signed_at) as first, max(signed_at) as last,
 from (
     select n.inside, n.signed_at, v.field, v.ai_value, v.signed_value,
         v.ai_value is not null and v.signed_value is not null as tried
-    from newest n join agreement_values v using (report_id, model) where v.leading
+    from newest n join agreement_values v using (report_id, model) where v.leads
 ) t group by 1, 2
 """
 _ALL_LEADING = (
     "select field, ai_value, signed_value, sum(n)::int as n from agreement_counts"
-    " where model = $1 and leading group by 1, 2, 3"
+    " where model = $1 and leads group by 1, 2, 3"
 )
 
 

@@ -25,7 +25,7 @@ create table agreement_values (
     field text not null,
     ai_value text,
     signed_value text,
-    leading boolean not null,        -- the one of its field that the drift test counts
+    leads boolean not null,        -- the one of its field that the drift test counts
     primary key (report_id, model, lesion, field),
     foreign key (report_id, model) references agreement_reports on delete cascade
 );
@@ -38,12 +38,12 @@ create table agreement_counts (
     starts date not null,
     machine text not null,
     field text not null,
-    leading boolean not null,
+    leads boolean not null,
     ai_value text,
     signed_value text,
     n integer not null,
     unique nulls not distinct
-        (model, starts, machine, field, leading, ai_value, signed_value)
+        (model, starts, machine, field, leads, ai_value, signed_value)
 );
 
 -- Fields in which the newest judged window differs from what was before.
