@@ -1,7 +1,7 @@
 """Serves the review page, signs people in, and prints the desk QR code.
 
-Everything clinical that the page does goes through /fhir and /dicom-web; here
-are only its files and /auth.
+What the page does to a report goes through /fhir and /dicom-web; here are its
+files and /auth, beside it what only this page shows (/review).
 """
 
 import gzip
@@ -36,6 +36,7 @@ from node.http import (
 from node.store import audit, people, studies
 from node.store.people import SessionKind, User
 from node.store.store import Store
+from review_ui import similar
 
 _DIST = Path(__file__).parent / "dist"
 _PATIENT = re.compile(r"Patient/([0-9a-f-]{36})")
@@ -65,8 +66,12 @@ class ReviewSettings:
 
 
 def routes(store: Store, settings: ReviewSettings) -> list[RouteGroup]:
-    """Return the route groups of the page itself and of /auth."""
-    return [_page_group(settings.assets), _auth_group(store, settings)]
+    """Return the route groups of the page itself, of /auth and of /review."""
+    return [
+        _page_group(settings.assets),
+        _auth_group(store, settings),
+        similar.route_group(),
+    ]
 
 
 # --- the page ----------------------------------------------------------------

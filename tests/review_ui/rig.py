@@ -41,15 +41,15 @@ from node.domain.finding import (
     PixelBox,
 )
 from node.domain.lexicon import FOLLOWUP_FOR_CATEGORY, FieldKey
-from node.domain.report import Report
+from node.domain.report import Conclusions, Report, ReportStatus
 from node.domain.uids import heat_map_uid, result_uid
 from node.http import HttpSettings, RouteGroup, make_app
-from node.store import people, reports, studies
+from node.store import cases, people, reports, studies
 from node.store.overlays import write_overlay
 from node.store.store import Store
-from node.workflow.reporting import draft_report
+from node.workflow.reporting import draft_report, revise_report
 from review_ui import server
-from tests.factories import ALGORITHM
+from tests.factories import ALGORITHM, DOCTOR
 from tests.fhir.rig import TEXTS, make_settings
 from tests.intake import receive_object
 
@@ -95,13 +95,47 @@ class Node:
 
     async def receive(self, case: Case) -> Report:
         """Take in a study and publish its reading; return the drafted report."""
-        phantom, dataset = await self.receive_images(case)
-        report = await _draft(self.store, case, phantom, dataset)
+        report = await self.draft(case)
         payload = {"report_id": str(report.id), "version": 1}
         await encode_report(self.store, payload, RESULTS)
         await publish_report(self.store, self.settings, payload)
+        return report
+
+    async def draft(self, case: Case) -> Report:
+        """Take in a study and draft its report; nobody is told of it yet."""
+        phantom, dataset = await self.receive_images(case)
+        report = await _draft(self.store, case, phantom, dataset)
         self.reports.append(report)
         return report
+
+    async def keep_vector(self, report: Report, *values: float) -> None:
+        """Keep what the network saw in the report's lesion, zero beyond `values`."""
+        (lesion,) = report.current.findings.lesions
+        vector = [*values, *[0.0] * (cases.DIMENSIONS - len(values))]
+        async with self.store.db.transaction() as tx:
+            await cases.write_vectors(
+                tx,
+                report,
+                model_sha="ab" * 32,
+                vectors={lesion.tracking_uid: vector},
+                at=self.store.clock(),
+            )
+
+    async def sign(
+        self, report: Report, status: ReportStatus = ReportStatus.FINAL
+    ) -> Report:
+        """Let a physician sign the report as it is, or change its status."""
+        async with self.store.db.transaction() as tx:
+            return await revise_report(
+                self.store,
+                tx,
+                report.id,
+                status,
+                report.current.findings,
+                Conclusions(),
+                author=DOCTOR,
+                reason="because",
+            )
 
 
 @asynccontextmanager

@@ -15,6 +15,7 @@ import { History } from './history';
 import { KeyMap } from './keymap';
 import { type Action, interpret, isTyping, NOTHING } from './keys';
 import { SignSheet } from './sign';
+import { Similar } from './similar';
 import { Work } from './work';
 
 export function Review({ id }: { id: string }) {
@@ -46,6 +47,7 @@ export function Review({ id }: { id: string }) {
               onLesion={(lesion) => work.selectLesion(lesion)}
               onChange={(next) => work.change(next)}
             />
+            <Similar report={report} lesion={work.lesion.value} />
             <Priors rows={work.priors.value} />
           </div>
           <Footer work={work} report={report} draft={draft} />
