@@ -76,7 +76,8 @@ class Database:
                 await self._listening
             self._listening = None
         try:
-            await asyncio.wait_for(self._pool.close(), ACQUIRE_TIMEOUT_S)
+            async with asyncio.timeout(ACQUIRE_TIMEOUT_S):
+                await self._pool.close()
         except (OSError, TimeoutError, *_BROKEN, *_AWAY):
             self._pool.terminate()
 
@@ -129,7 +130,8 @@ class Database:
         self._subscribed.clear()
         self._listening = asyncio.create_task(self._keep_listening())
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._subscribed.wait(), ACQUIRE_TIMEOUT_S)
+            async with asyncio.timeout(ACQUIRE_TIMEOUT_S):
+                await self._subscribed.wait()
 
     async def _keep_listening(self) -> None:
         lost_before = False

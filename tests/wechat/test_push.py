@@ -379,3 +379,20 @@ async def test_the_worker_survives_a_database_that_goes_away(bench: Bench) -> No
     await bench.wechat.wait_until_sent(1)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_the_worker_ends_when_told_in_the_moment_it_is_woken(
+    bench: Bench,
+) -> None:
+    for ticks in range(5):
+        worker = PushWorker(bench.records, bench.api, bench.settings, bench.clock)
+        running = asyncio.create_task(worker.run())
+        async with asyncio.timeout(10):
+            while not worker._woken._waiters:
+                await asyncio.sleep(0.001)
+        worker.wake()
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        running.cancel()
+        done, _ = await asyncio.wait({running}, timeout=10)
+        assert done, f"still running when cancelled {ticks} ticks after waking"

@@ -94,8 +94,10 @@ class PushWorker:
                     pass
             except NodeError as error:
                 log.warning("push.waiting", reason=error.message)
+            # wait_for of Python 3.11 loses a cancellation that meets the event.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), IDLE_POLL_S)
+                async with asyncio.timeout(IDLE_POLL_S):
+                    await self._woken.wait()
 
     async def deliver_next(self) -> bool:
         """Handle one due push. Returns False when none is due."""
