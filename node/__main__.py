@@ -16,6 +16,7 @@ from rich.table import Table
 
 from config.settings import Settings, SettingsError, load_settings
 from node.domain.access import Role
+from node.domain.consent import ConsentScope
 from node.domain.errors import ErrorKind, NodeError
 from node.logs import configure_logging
 
@@ -31,9 +32,13 @@ cli = typer.Typer(
 users = typer.Typer(help="Accounts of people and machines.", no_args_is_help=True)
 keys = typer.Typer(help="The keys of all stored data.", no_args_is_help=True)
 audit = typer.Typer(help="The audit trail.", no_args_is_help=True)
+consent = typer.Typer(help="What patients agree to.", no_args_is_help=True)
+export = typer.Typer(help="Data that leave the node.", no_args_is_help=True)
 cli.add_typer(users, name="user")
 cli.add_typer(keys, name="keys")
 cli.add_typer(audit, name="audit")
+cli.add_typer(consent, name="consent")
+cli.add_typer(export, name="export")
 
 console = Console()
 # One fault is one line, also in a log file.
@@ -281,6 +286,94 @@ def verify_audit() -> None:
 
     count = _with_store(lambda store: administration.verify_audit(store))
     console.print(f"{count} entries, the chain holds")
+
+
+OfPatient = Annotated[
+    str, typer.Argument(metavar="STUDY", help="A Study Instance UID of the patient.")
+]
+Scope = Annotated[ConsentScope, typer.Option(help="What she agrees to.")]
+
+
+@consent.command("give")
+def give_consent(study: OfPatient, scope: Scope = ConsentScope.RESEARCH) -> None:
+    """Record that a patient agrees. Without it nothing of hers is exported."""
+    from node.administration import ADMINISTRATOR
+    from node.workflow.consent import give_consent as give
+
+    _with_store(lambda store: give(store, study, scope, by=ADMINISTRATOR))
+    console.print(f"consent to {scope.value} recorded")
+
+
+@consent.command("withdraw")
+def withdraw_consent(study: OfPatient, scope: Scope = ConsentScope.RESEARCH) -> None:
+    """Record that a patient no longer agrees. Earlier exports stay where they are."""
+    from node.administration import ADMINISTRATOR
+    from node.workflow.consent import withdraw_consent as withdraw
+
+    _with_store(lambda store: withdraw(store, study, scope, by=ADMINISTRATOR))
+    console.print(f"consent to {scope.value} withdrawn")
+
+
+@consent.command("show")
+def show_consents(study: OfPatient) -> None:
+    """Show what a patient agreed to, and when she withdrew it."""
+    from node.workflow.consent import show_consents as show
+
+    table = Table("scope", "given", "withdrawn")
+    for one in _with_store(lambda store: show(store, study)):
+        given = f"{one.given_at:%Y-%m-%d %H:%M} {one.given_by}"
+        withdrawn = (
+            f"{one.withdrawn_at:%Y-%m-%d %H:%M} {one.withdrawn_by}"
+            if one.withdrawn_at
+            else ""
+        )
+        table.add_row(one.scope.value, given, withdrawn)
+    console.print(table if table.row_count else "no consent recorded")
+
+
+@export.command("training")
+def export_training(
+    target: Annotated[Path, typer.Option("--to", help="Gets site/manifest.csv.")],
+    since: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="Only what was signed since then."),
+    ] = None,
+    dicom: Annotated[
+        bool, typer.Option("--dicom", help="Also de-identified DICOM objects.")
+    ] = False,
+    whole_frames: Annotated[
+        bool,
+        typer.Option(help="Also images without a region; look at their margins."),
+    ] = False,
+) -> None:
+    """Write signed images of consenting patients, de-identified, for training."""
+    from dicom_scp.export import export_training as write
+    from node.administration import ADMINISTRATOR
+
+    with Progress(
+        TextColumn("reports"), BarColumn(), MofNCompleteColumn(), console=console
+    ) as progress:
+        task = progress.add_task("", total=None)
+        done = _with_store(
+            lambda store: write(
+                store,
+                target,
+                since=since.date() if since else None,
+                by=ADMINISTRATOR,
+                dicom=dicom,
+                whole_frames=whole_frames,
+                progress=lambda ready, total: progress.update(
+                    task, completed=ready, total=total
+                ),
+            )
+        )
+    for reason, count in sorted(done.left_out.items()):
+        console.print(f"left out: {count} x {reason}")
+    console.print(
+        f"{done.images} images of {len(done.patients)} patients,"
+        f" {done.lines_of_text} lines of text blacked out;"
+        " look at the pictures before you give them away"
+    )
 
 
 def _with_store(work: Callable[[Any], Awaitable[T]]) -> T:

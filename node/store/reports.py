@@ -124,6 +124,12 @@ async def _disclosures(
     )
 
 
+async def all_ids(tx: "Transaction") -> list[UUID]:
+    """Return the ids of all reports, oldest first."""
+    rows = await tx.fetch("SELECT id FROM report ORDER BY created_at, id")
+    return [row["id"] for row in rows]
+
+
 async def version_count(tx: "Transaction", report_id: UUID) -> int:
     """Return how many versions the report has, 0 when there is none yet."""
     count: int = await tx.fetchval(
