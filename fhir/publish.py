@@ -14,8 +14,8 @@ from fhir.search import accession_criterion, index_of
 from fhir.settings import FhirSettings
 from fhir.wire import Json, parse, with_identity
 from node.domain.errors import ErrorKind, NodeError
-from node.domain.report import AuthorKind, Report
-from node.store import reports, resources, studies
+from node.domain.report import Author, AuthorKind, Report
+from node.store import models, reports, resources, studies
 from node.store.resources import Stored
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ async def _publish(
         return
     exam = await write_exam(tx, store, settings, report)
     author = report.current.author
-    model = settings.models.get(author.id)
-    await write_once(tx, store, mapping.to_device(author, model))
+    await write_once(tx, store, await _device(tx, author))
     targets = []
     for observation in mapping.to_observations(report, exam):
         written = await put(tx, store, observation, report.patient_id)
@@ -68,6 +67,15 @@ async def _publish(
         source=f"ImagingStudy/{report.study_instance_uid}",
     )
     await put(tx, store, {**provenance, "id": marker}, report.patient_id)
+
+
+async def _device(tx: "Transaction", author: Author) -> Json:
+    """Return the Device that drafted, whether or not it is the one in use now."""
+    known = await models.find(tx, author.id)
+    model = None
+    if known is not None:
+        model = mapping.Model(known.name, known.version, known.weights_sha256)
+    return mapping.to_device(author, model)
 
 
 def marker_of(report: Report) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fhir.mapping import Model, Systems
+from fhir.mapping import Systems
 from node.domain import lexicon
 from node.domain.disclosure import TierText
 from node.domain.errors import ErrorKind, NodeError
@@ -16,7 +16,7 @@ class FhirSettings:
     `base_url` ends in /fhir and is what other systems see. `hook_hosts` are the
     hosts, with or without port, that a Subscription may call: nothing else on
     the hospital's network can be reached through us. `texts` has one entry for
-    every BI-RADS category. `models` names the Devices that draft reports.
+    every BI-RADS category.
     """
 
     base_url: str
@@ -28,7 +28,6 @@ class FhirSettings:
     relay_url: str = ""
     relay_secret: bytes = field(default=b"", repr=False)
     give_up_after_s: float = 72 * 3600
-    models: Mapping[str, Model] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         missing = sorted(set(lexicon.CATEGORIES) - set(self.texts))

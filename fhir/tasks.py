@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from node.store.store import Store
 
 _LIMIT = 200
+# Work that no doctor waits for, or knows of: an engineer sees it in `doctor`.
+_UNSEEN = frozenset({"assess_shadow"})
 # What did not happen, in the words of a department: Chinese, English.
 _WORDS = {
     "assess_study": ("AI 阅片未完成", "The AI reading was not completed"),
@@ -39,13 +41,17 @@ _CAUSES_ZH = (
 async def failed_tasks(tx: "Transaction", store: "Store") -> list[Json]:
     """Return a Task for every job that ended without success, newest first."""
     letters = await store.jobs.dead(tx, _LIMIT)
-    return [await _to_task(tx, store, letter) for letter in letters]
+    return [
+        await _to_task(tx, store, letter)
+        for letter in letters
+        if letter.kind not in _UNSEEN
+    ]
 
 
 async def failed_task(tx: "Transaction", store: "Store", task_id: str) -> Json:
     """Return the Task of one failed job; NOT_FOUND when it is not among them."""
     for letter in await store.jobs.dead(tx, _LIMIT):
-        if str(letter.id) == task_id:
+        if str(letter.id) == task_id and letter.kind not in _UNSEEN:
             return await _to_task(tx, store, letter)
     raise NodeError(f"Task/{task_id} is not known", ErrorKind.NOT_FOUND)
 

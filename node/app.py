@@ -1,16 +1,16 @@
 """Wires settings, store and the parts of the product into the processes of a node."""
 
 import asyncio
-import json
 import signal
 import tomllib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import uvloop
@@ -24,13 +24,16 @@ from dicom_scp.scp import ScpSettings, run_scp
 from dicom_scp.scu import Destination, send_instance
 from dicom_scp.sr import Equipment
 from fhir import rest, subscriptions
-from fhir.mapping import Model, Systems
+from fhir.mapping import Systems
 from fhir.publish import publish_report
 from fhir.settings import FhirSettings
+from inference.models import ModelFolder, Shelf
 from node.domain.disclosure import TierText
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.report import ReportStatus
 from node.http import HttpSettings, RouteGroup, make_app
+from node.store.jobs import Jobs
+from node.store.models import ModelRole
 from node.store.store import Store, open_store
 from node.worker import Handler, Periodic, Worker
 from node.workflow.agreement import (
@@ -39,9 +42,17 @@ from node.workflow.agreement import (
     compare_the_rest,
     watch_drift,
 )
-from node.workflow.completion import CompletionSettings, close_due_studies
+from node.workflow.completion import (
+    ASSESS_STUDY,
+    CompletionSettings,
+    close_due_studies,
+)
+from node.workflow.reporting import ASSESS_SHADOW
 from review_ui import agreement, server
 from wechat.relay.settings import RelaySettings
+
+if TYPE_CHECKING:
+    from inference.loaded import Serving
 
 COMPLETION_EVERY_S = 0.5
 HOUSEKEEPING_EVERY_S = 3600.0
@@ -146,7 +157,6 @@ def fhir_settings_of(settings: Settings) -> FhirSettings:
         hook_hosts=frozenset(settings.fhir.hook_hosts),
         relay_url=relay.url if relay.enabled else "",
         relay_secret=_hook_secret(settings) if relay.enabled else b"",
-        models=_models(settings),
     )
 
 
@@ -156,21 +166,14 @@ def drift_settings_of(settings: Settings) -> DriftSettings:
     return DriftSettings(chosen.agreement_window, chosen.drift_alpha)
 
 
-def _models(settings: Settings) -> dict[str, Model]:
-    """Return the Device behind the weights in use, without loading them."""
-    from inference.author import author_of
-
-    folder = _weights_of(settings)
-    try:
-        record = json.loads((folder / "model.json").read_text("utf-8"))
-    except OSError:
-        return {}
-    name, version, digest = record["name"], record["version"], record["sha256"]
-    return {author_of(name, version, digest).id: Model(name, version, digest)}
+def shelf_of(settings: Settings) -> Shelf:
+    """Return where the models of this installation lie."""
+    return Shelf(settings.data / "models", _WEIGHTS)
 
 
-def _weights_of(settings: Settings) -> Path:
-    return _below_data(settings, settings.inference.weights) or _WEIGHTS
+def pinned_model(settings: Settings) -> Path | None:
+    """Return the folder of the one model that a setting allows to read, if any."""
+    return _below_data(settings, settings.inference.weights)
 
 
 def _below_data(settings: Settings, path: str) -> Path | None:
@@ -347,38 +350,83 @@ def run_inference_role(settings: Settings) -> None:
 
 
 async def _inference(settings: Settings) -> None:
-    from inference.assess import Reader
-    from inference.network import TorchNetwork, load_model, use_threads
+    from inference.loaded import LoadedModels
     from inference.reading import ReadingSettings, assess_study
+    from inference.shadow import assess_shadow
+
+    reading = ReadingSettings(ReportStatus(settings.fhir.ai_report_status))
+    async with opened(settings) as store:
+        loaded = LoadedModels(
+            store,
+            shelf_of(settings),
+            partial(load_model, settings),
+            pinned=pinned_model(settings),
+        )
+
+        async def read_study(job: Mapping[str, Any]) -> None:
+            async with loaded.reading(ModelRole.ACTIVE) as reader:
+                await assess_study(store, job, reader, reading)
+
+        workers = [
+            Worker(
+                store.jobs,
+                {ASSESS_STUDY: read_study},
+                width=2,
+            ),
+            # Never in the way of a reading that somebody waits for.
+            Worker(
+                Jobs(store.db, store.ring, store.clock),
+                {ASSESS_SHADOW: partial(assess_shadow, store, loaded)},
+                width=1,
+                behind=(ASSESS_STUDY,),
+            ),
+        ]
+        following = asyncio.create_task(loaded.keep_following())
+        # Without a model jobs wait: a claimed one would end as failed work.
+        await _work_until_told(*workers, after=loaded.until_active())
+        following.cancel()
+        await loaded.close()
+
+
+def load_model(settings: Settings, folder: ModelFolder, role: ModelRole) -> Serving:
+    """Load the model in a verified folder into this process. Blocks."""
+    from inference.assess import Reader
+    from inference.loaded import Serving
+    from inference.network import TorchNetwork, use_threads
+    from inference.network import load_model as load_network
+    from inference.unfamiliar import read_familiarity
 
     chosen = settings.inference
-    weights = _weights_of(settings)
     use_threads(chosen.threads)
-    network, record = await asyncio.to_thread(load_model, weights)
+    module, record = load_network(folder.path)
+    network = TorchNetwork(module)
     reader = Reader(
-        TorchNetwork(network),
+        network,
         record,
         read_simulated=chosen.read_simulated,
         cine_frames=chosen.cine_frames,
+        familiarity=read_familiarity(folder.path, record),
     )
-    reading = ReadingSettings(ReportStatus(settings.fhir.ai_report_status))
-    async with opened(settings) as store:
-        worker = Worker(
-            store.jobs,
-            {"assess_study": lambda job: assess_study(store, job, reader, reading)},
-            width=2,
-        )
-        await _work_until_told(worker)
+    return Serving(reader, network)
 
 
-async def _work_until_told(worker: Worker) -> None:
+async def _work_until_told(
+    *workers: Worker, after: Coroutine[Any, Any, object] | None = None
+) -> None:
+    """Run `workers`, once `after` has ended if given, until SIGTERM or SIGINT."""
     stop = stop_event()
-    working = asyncio.create_task(worker.run())
     stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if after is not None:
+        awaited = asyncio.create_task(after)
+        await asyncio.wait({awaited, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        awaited.cancel()
+    if not stopping.done():
+        working = {asyncio.create_task(worker.run()) for worker in workers}
+        await asyncio.wait({*working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for worker in workers:
+            worker.stop()
+        await asyncio.gather(*working)
     stopping.cancel()
-    worker.stop()
-    await working
 
 
 def run_relay_role(settings: Settings) -> None:

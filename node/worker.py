@@ -45,7 +45,10 @@ class Periodic:
 
 
 class Worker:
-    """Runs handlers for the kinds of jobs it knows, `width` of them side by side."""
+    """Runs handlers for the kinds of jobs it knows, `width` of them side by side.
+
+    It takes none while a job of a kind in `behind` is due or under way anywhere.
+    """
 
     def __init__(
         self,
@@ -54,11 +57,13 @@ class Worker:
         *,
         periodic: Sequence[Periodic] = (),
         width: int = 4,
+        behind: Sequence[str] = (),
     ) -> None:
         self._jobs = jobs
         self._handlers = handlers
         self._periodic = periodic
         self._width = width
+        self._behind = behind
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._stopping = asyncio.Event()
 
@@ -78,7 +83,7 @@ class Worker:
         kinds = list(self._handlers)
         while not self._stopping.is_set():
             try:
-                job = await self._jobs.claim(kinds, self._name)
+                job = await self._jobs.claim(kinds, self._name, behind=self._behind)
                 if job is None:
                     await self._pause(self._jobs.wait(kinds))
                 else:

@@ -127,10 +127,17 @@ class Jobs:
                 return waiting
             # It ended between the two statements: promise the work anew.
 
-    async def claim(self, kinds: Sequence[str], worker: str) -> Job | None:
-        """Take the oldest job that is due, or None; its attempt counts from here."""
+    async def claim(
+        self, kinds: Sequence[str], worker: str, *, behind: Sequence[str] = ()
+    ) -> Job | None:
+        """Take the oldest job that is due, or None; its attempt counts from here.
+
+        None too while a job of a kind in `behind` is due or under way.
+        """
         if self._wake is not None:
             self._wake.clear()  # what is deferred from here on is not seen below
+        if behind and await self._any_due(behind):
+            return None
         for _ in range(_GROUP_RACES):
             try:
                 async with self._database.transaction() as tx:
@@ -141,6 +148,16 @@ class Jobs:
                 continue  # another worker took a job of the same group just now
             return None if row is None else self._job(row, worker)
         return None
+
+    async def _any_due(self, kinds: Sequence[str]) -> bool:
+        async with self._database.connection() as connection:
+            found = await connection.fetchval(
+                "select true from jobs where kind = any($1) and (state = 'running'"
+                " or (state = 'ready' and not_before <= $2)) limit 1",
+                list(kinds),
+                self._clock(),
+            )
+        return bool(found)
 
     async def heartbeat(self, job: Job) -> bool:
         """Renew the lease; False when another worker has taken the job over."""

@@ -13,11 +13,13 @@ from node.domain.report import (
     Report,
     ReportStatus,
 )
-from node.store import audit, cases, reports, studies
+from node.store import audit, cases, models, reports, studies
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
     from node.store.store import Store
+
+ASSESS_SHADOW = "assess_shadow"
 
 
 async def draft_report(
@@ -32,8 +34,9 @@ async def draft_report(
 ) -> Report:
     """Write the algorithm's reading of a study as the newest version of its report.
 
-    Defers the FHIR and SR projections in the same transaction. RULE when a
-    physician has already worked on the report (`Report.draft`).
+    Defers the FHIR and SR projections in the same transaction, and the reading by
+    the shadow where one was chosen. RULE when a physician has already worked on
+    the report (`Report.draft`).
     """
     study = await studies.study(tx, study_instance_uid)
     if study is None:
@@ -50,6 +53,7 @@ async def draft_report(
     )
     await _write(store, tx, report, role="algorithm")
     await _defer(store, tx, "publish_report", report)
+    await _ask_shadow(store, tx, report, study.generation)
     return report
 
 
@@ -122,6 +126,23 @@ async def _write(store: "Store", tx: "Transaction", report: Report, role: str) -
     if report.last_signed() is not None:
         # A withdrawn report takes its comparison back.
         await _defer(store, tx, "compare_report", report)
+
+
+async def _ask_shadow(
+    store: "Store", tx: "Transaction", report: Report, generation: int
+) -> None:
+    """Let the silent model read the same images; nobody waits for it."""
+    shadow = await models.chosen(tx, models.ModelRole.SHADOW)
+    if shadow is None or shadow.model_id is None:
+        return
+    uid = report.study_instance_uid
+    await store.jobs.defer(
+        tx,
+        ASSESS_SHADOW,
+        {"study_instance_uid": uid, "generation": generation},
+        key=f"{uid}/{generation}",
+        patient_id=report.patient_id,
+    )
 
 
 async def _defer(store: "Store", tx: "Transaction", kind: str, report: Report) -> None:

@@ -12,7 +12,7 @@ import aiohttp
 import fhirkit
 from aiohttp import web
 
-from fhir.mapping import Model, Systems
+from fhir.mapping import Systems
 from fhir.publish import publish_report
 from fhir.rest import route_group
 from fhir.settings import FhirSettings
@@ -24,10 +24,11 @@ from node.domain.finding import Findings
 from node.domain.report import Report, ReportStatus
 from node.domain.study import PatientIdentity, ReceivedInstance
 from node.http import HttpSettings, RouteGroup, make_app
-from node.store import people, studies
+from node.store import models, people, studies
+from node.store.models import KnownModel, Origin
 from node.store.store import Store
 from node.workflow.reporting import draft_report
-from tests.factories import ALGORITHM, make_findings, make_patient
+from tests.factories import ALGORITHM, NOW, make_findings, make_patient
 
 JSON = {"Content-Type": "application/fhir+json"}
 STUDY_UID = "2.25.3001"
@@ -37,6 +38,16 @@ TEXTS = {
     key: TierText(f"文{key}", f"text {key}", f"建议{key}", f"advice {key}")
     for key in lexicon.CATEGORIES
 }
+MODEL = KnownModel(
+    ALGORITHM.id,
+    "breast ResNet50",
+    "1.0.0",
+    weights_sha256="ab" * 32,
+    record_sha256="cd" * 32,
+    origin=Origin.RELEASE,
+    added_at=NOW,
+    added_by="release",
+)
 
 
 @dataclass(frozen=True)
@@ -163,7 +174,6 @@ def make_settings(base_url: str, **changes: Any) -> FhirSettings:
         department_phone="010-55551234",
         hook_hosts=frozenset({"127.0.0.1", "localhost"}),
         relay_secret=b"test secret",
-        models={ALGORITHM.id: Model("breast ResNet50", "1.0.0", "ab" * 32)},
     )
     return replace(settings, **changes)
 
@@ -217,6 +227,7 @@ async def publish_draft(
 ) -> Report:
     """Draft a report of a stored study as the algorithm and publish it."""
     async with store.db.transaction() as tx:
+        await models.register(tx, MODEL)
         report = await draft_report(
             store,
             tx,

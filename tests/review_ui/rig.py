@@ -26,7 +26,6 @@ from dicom_scp.results import ResultSettings, encode_report
 from dicom_scp.scanner import Patient, View, build_instance, invalid_id_number
 from dicom_scp.simulator import GE_LIKE
 from dicom_scp.sr import Equipment, to_part10
-from fhir.mapping import Model
 from fhir.publish import publish_report
 from fhir.rest import route_group
 from fhir.settings import FhirSettings
@@ -146,7 +145,6 @@ async def running_node(store: Store, assets: Path) -> AsyncIterator[Node]:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         settings = make_settings(
             f"{url}/fhir",
-            models={ALGORITHM.id: Model("sononode breast", "0.1.0", "ab" * 32)},
         )
         review = server.ReviewSettings(
             assets=assets, texts=TEXTS, department_phone="010-55551234"
