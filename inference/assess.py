@@ -1,20 +1,25 @@
 """Reads the images of a study and drafts what the algorithm has to say.
 
-The most suspicious lesion over all readable images is reported, one per study.
-Every image that was not read is named with its reason. A field that the model may
-not speak on is left out: absent is "not assessed", never "normal".
+Each place in the breast that shows something is a lesion, told from all its views
+(`inference.aggregate`). Every image that was not read is named with its reason. A
+field that the model may not speak on is left out: absent is "not assessed", never
+"normal".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.aggregate import Sight, lesions_of
 from inference.explain import activation_map, heat_map
+from inference.place import Place
 from inference.preprocess import Array, RegionView, view_region
 from inference.record import (
     BIRADS_STEPS,
@@ -35,6 +40,8 @@ from inference.select import (
     sharpest,
 )
 from inference.two_pass import RegionAnswers, read_regions, sigmoid
+from inference.unfamiliar import Familiarity, refuse_texture
+from node.domain import lexicon
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.finding import (
     Extent,
@@ -56,15 +63,6 @@ UNREADABLE_PIXELS = frozenset(
 
 CINE_FRAMES = 5
 CANDIDATES_PER_BIN = 4
-
-CATEGORY_LIKELIHOODS = (
-    ("3", 0.02),
-    ("4A", 0.10),
-    ("4B", 0.50),
-    ("4C", 0.95),
-    ("5", 1.01),
-)
-"""Likelihood of malignancy below which each category holds (ACR BI-RADS Atlas)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,28 +111,39 @@ class StudyReading:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """One frame ready to be read."""
+    """One frame ready to be read; its pixels are decoded again where they are drawn."""
 
-    header: ImageHeader
+    image: ImageToRead
     region: UsableRegion
     index: int
-    pixels: Frames
     view: RegionView
+
+    @property
+    def uid(self) -> str:
+        """Return the SOP Instance UID of the image."""
+        return self.image.header.sop_instance_uid
 
     @property
     def reference(self) -> ImageReference:
         """Return the frame as DICOM counts it, from 1 on."""
-        header = self.header
-        return ImageReference(
-            header.sop_class_uid, header.sop_instance_uid, self.index + 1
-        )
+        return ImageReference(self.image.header.sop_class_uid, self.uid, self.index + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawing:
+    """What one frame shows, in pixels and millimetres of the whole frame."""
+
+    box: PixelBox
+    outline: Points
+    extent: Extent | None
 
 
 class Reader:
     """A model that reads studies: its network, and the record that says what it means.
 
-    `cine_frames`: how many frames of one cine are read. Safe to call from several
-    threads at once when the network is.
+    `cine_frames`: how many frames of one cine are read. `familiarity`: what the model
+    was trained on; images far from it are refused. Safe to call from several threads
+    at once when the network is.
     """
 
     def __init__(
@@ -144,11 +153,13 @@ class Reader:
         *,
         read_simulated: bool = False,
         cine_frames: int = CINE_FRAMES,
+        familiarity: Familiarity | None = None,
     ) -> None:
         self._network = network
         self._record = record
         self._read_simulated = read_simulated
         self._cine_frames = cine_frames
+        self._familiarity = familiarity
 
     @property
     def identity(self) -> ModelIdentity:
@@ -160,12 +171,12 @@ class Reader:
         self,
         images: Sequence[ImageToRead],
         *,
-        tracking_uid: Callable[[int], str],
+        tracking_uid: Callable[[Place], str],
     ) -> StudyReading:
         """Return the draft for a study; same images, same answer.
 
-        `tracking_uid` gives the UID of the n-th lesion, from 1 on (TID 1410), and
-        must give the same one when the study is read again.
+        `tracking_uid` gives the UID of the lesion at a place (TID 1410), and must
+        give the same one when the study is read again.
         """
         frames: list[_Frame] = []
         not_read: list[NotRead] = []
@@ -175,20 +186,28 @@ class Reader:
                 not_read.append(chosen)
             else:
                 frames += chosen
-        if not frames:
-            return self._reading(Findings(not_read=tuple(not_read)), (), 0)
-        lesion, picture = self._read_frames(frames, tracking_uid(1))
+        lesions: list[Lesion] = []
+        pictures: list[HeatMapPicture] = []
+        count = 0
+        if frames:
+            answers = read_regions(
+                self._network,
+                np.stack([frame.view.pixels for frame in frames]),
+                np.array([[frame.view.rows, frame.view.columns] for frame in frames]),
+                self._record.side,
+            )
+            rows = self._familiar_rows(frames, answers)
+            count = len(rows)
+            not_read += _left_out(frames, rows)
+            for lesion, picture in self._lesions(frames, answers, rows, tracking_uid):
+                lesions.append(lesion)
+                pictures.append(picture)
         findings = Findings(
-            lesions=(lesion,) if lesion else (),
-            category=lesion.category if lesion else "1",
+            lesions=tuple(lesions),
+            category=_overall(lesions) if count else None,
             not_read=tuple(not_read),
         )
-        return self._reading(findings, (picture,) if picture else (), len(frames))
-
-    def _reading(
-        self, findings: Findings, pictures: tuple[HeatMapPicture, ...], count: int
-    ) -> StudyReading:
-        return StudyReading(findings, pictures, self.identity, count)
+        return StudyReading(findings, tuple(pictures), self.identity, count)
 
     def _choose_frames(self, image: ImageToRead) -> list[_Frame] | NotRead:
         header = image.header
@@ -204,66 +223,97 @@ class Reader:
         refused = refuse_pixels(pixels, region, header.sop_instance_uid)
         if refused is not None:
             return refused
-        return [
-            _Frame(header, region, index, frame, view_region(frame, region.box))
-            for index, frame in zip(indices, pixels, strict=True)
-        ]
+        frames, reasons = [], []
+        for index, frame in zip(indices, pixels, strict=True):
+            view = view_region(frame, region.box)
+            reason = refuse_texture(view.pixels[: view.rows, : view.columns])
+            if reason is None:
+                frames.append(_Frame(image, region, index, view))
+            else:
+                reasons.append(reason)
+        # One poor frame of a cine says nothing of the others.
+        return frames or reasons[0].of(header.sop_instance_uid)
 
-    def _read_frames(
-        self, frames: Sequence[_Frame], tracking_uid: str
-    ) -> tuple[Lesion | None, HeatMapPicture | None]:
-        answers = read_regions(
-            self._network,
-            np.stack([frame.view.pixels for frame in frames]),
-            np.array([[frame.view.rows, frame.view.columns] for frame in frames]),
-            self._record.side,
-        )
-        seen = shows_lesion(answers, self._record)
-        if not seen.any():
-            return None, None
-        suspicion = fused_logits(answers, self._record.fusion)
-        row = int(np.where(seen, suspicion, -np.inf).argmax())
-        probability = float(sigmoid(suspicion[row]))
-        frame = frames[row]
-        lesion = self._lesion(frame, answers, row, probability, tracking_uid)
-        evidence = activation_map(
-            self._network, frame.view, answers.windows[row], self._record.side
-        )
-        picture = HeatMapPicture(
-            tracking_uid,
-            frame.reference,
-            heat_map(frame.pixels, frame.view, evidence),
-        )
-        return lesion, picture
+    def _familiar_rows(
+        self, frames: Sequence[_Frame], answers: RegionAnswers
+    ) -> tuple[int, ...]:
+        """Return the frames that look like what the model was trained on.
 
-    def _lesion(
+        Simulated images are known not to, and read only where a site asks for it.
+        """
+        if self._familiarity is None:
+            return tuple(range(len(frames)))
+        near = self._familiarity.distance(answers.whole.pooled) <= 1
+        return tuple(
+            row
+            for row, frame in enumerate(frames)
+            if near[row] or frame.image.header.simulated
+        )
+
+    def _lesions(
         self,
-        frame: _Frame,
+        frames: Sequence[_Frame],
         answers: RegionAnswers,
-        row: int,
-        probability: float,
-        tracking_uid: str,
-    ) -> Lesion:
-        view = frame.view
-        box = frame_box(view, answers.boxes[row].tolist())
-        outline = tuple(
-            view.to_frame(float(x), float(y)) for x, y in answers.outlines[row]
-        )
-        scale = frame.region.mm_per_pixel
-        header = frame.header
-        return Lesion(
-            tracking_uid=tracking_uid,
-            image=frame.reference,
-            box=box,
-            outline=outline,
-            laterality=header.laterality if header.laterality in ("L", "R") else None,
-            extent=extent_mm(box, outline, scale) if scale else None,
-            descriptors=describe(answers, row, self._record),
-            category=category_for(
-                probability, float(answers.crop.birads[row, 0]), self._record
-            ),
-            probability=Decimal(f"{probability:.3f}"),
-        )
+        rows: Sequence[int],
+        tracking_uid: Callable[[Place], str],
+    ) -> Iterator[tuple[Lesion, HeatMapPicture]]:
+        """Yield the lesions of the study, worst first, each with its explanation."""
+        shown = shows_lesion(answers, self._record)
+        suspicion = fused_logits(answers, self._record.fusion)
+        drawings = {row: _draw(frames[row], answers, row) for row in rows}
+        sights = [
+            Sight(
+                frames[row].uid,
+                frames[row].image.header.place,
+                float(suspicion[row]),
+                bool(shown[row]),
+                frames[row].image.header.plane,
+                drawings[row].extent,
+            )
+            for row in rows
+        ]
+        for seen in lesions_of(sights):
+            row = rows[seen.drawn]
+            frame, uid = frames[row], tracking_uid(seen.place)
+            lesion = Lesion(
+                tracking_uid=uid,
+                image=frame.reference,
+                box=drawings[row].box,
+                outline=drawings[row].outline,
+                laterality=seen.place.laterality,
+                clock=seen.place.clock,
+                distance_from_nipple_mm=seen.place.distance_from_nipple_mm,
+                extent=seen.extent,
+                descriptors=describe(answers, row, self._record),
+                category=category_for(seen.suspicion, self._record.category_cuts),
+                probability=Decimal(f"{probability_of(seen.suspicion):.3f}"),
+            )
+            evidence = activation_map(
+                self._network, frame.view, answers.windows[row], self._record.side
+            )
+            pixels = frame.image.frames([frame.index])[0]
+            picture = heat_map(pixels, frame.view, evidence)
+            yield lesion, HeatMapPicture(uid, frame.reference, picture)
+
+
+def _overall(lesions: Sequence[Lesion]) -> str:
+    """Return the category of a study that was read: its worst lesion's, or 1."""
+    given = [lesion.category for lesion in lesions if lesion.category is not None]
+    return lexicon.worst_category(given) or "1"
+
+
+def _left_out(frames: Sequence[_Frame], rows: Sequence[int]) -> list[NotRead]:
+    """Return the images of which no frame is familiar."""
+    kept = {frames[row].uid for row in rows}
+    left = dict.fromkeys(frame.uid for frame in frames if frame.uid not in kept)
+    return [Reason.UNFAMILIAR.of(uid) for uid in left]
+
+
+def _draw(frame: _Frame, answers: RegionAnswers, row: int) -> _Drawing:
+    view, scale = frame.view, frame.region.mm_per_pixel
+    box = frame_box(view, answers.boxes[row].tolist())
+    outline = tuple(view.to_frame(float(x), float(y)) for x, y in answers.outlines[row])
+    return _Drawing(box, outline, extent_mm(box, outline, scale) if scale else None)
 
 
 def fused_logits(answers: RegionAnswers, fusion: Fusion) -> Array:
@@ -293,18 +343,17 @@ def lesion_logits(answers: RegionAnswers) -> Array:
     return np.maximum(answers.whole.lesion, answers.crop.lesion)
 
 
-def category_for(probability: float, above_benign: float, record: ModelRecord) -> str:
-    """Return the BI-RADS category whose likelihood band holds `probability`.
+def probability_of(suspicion: float) -> float:
+    """Return the probability of malignancy, 0 to 1, from its calibrated logit."""
+    return 0.5 * (1 + math.tanh(0.5 * suspicion))
 
-    Category and probability can so never contradict each other. Below 2 % the
-    ordinal head's logit of "above 2" tells benign (2) from probably benign (3).
+
+def category_for(suspicion: float, cuts: Sequence[float]) -> str:
+    """Return the BI-RADS category of a lesion, 2 to 5, from its malignancy logit.
+
+    A more probable cancer never gets a lower category.
     """
-    for category, below in CATEGORY_LIKELIHOODS:
-        if probability < below:
-            if category == "3" and above_benign < record.benign_step:
-                return BIRADS_STEPS[0]
-            return category
-    raise NodeError("probability is 0 to 1", ErrorKind.INVALID)
+    return BIRADS_STEPS[bisect_right(cuts, suspicion)]
 
 
 def describe(

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from inference.assess import ImageToRead
+from inference.place import place_of, plane_of
 from inference.select import ImageHeader
 from node.imaging import StoredImage, ultrasound_regions, why_undecodable
 
@@ -34,7 +35,6 @@ def image_to_read(
 
 def header_of(header: Dataset, transfer_syntax_uid: str) -> ImageHeader:
     """Return the facts of a header; what is absent or malformed stays neutral."""
-    laterality = _text(header, "ImageLaterality") or _text(header, "Laterality")
     return ImageHeader(
         sop_class_uid=_text(header, "SOPClassUID"),
         sop_instance_uid=_text(header, "SOPInstanceUID"),
@@ -44,7 +44,8 @@ def header_of(header: Dataset, transfer_syntax_uid: str) -> ImageHeader:
         image_type=tuple(str(part) for part in header.get("ImageType", None) or ()),
         regions=ultrasound_regions(header),
         body_part_examined=_text(header, "BodyPartExamined"),
-        laterality=laterality or None,
+        place=place_of(header),
+        plane=plane_of(header),
         ultrasound_color_data_present=_number(header, "UltrasoundColorDataPresent", 0)
         == 1,
         decodable=why_undecodable(transfer_syntax_uid) is None,

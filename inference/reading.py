@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,11 @@ from pydicom.dataset import Dataset
 from inference.assess import HeatMapPicture, Reader, StudyReading
 from inference.author import author_of
 from inference.images import image_to_read
+from inference.place import Place
 from node.domain import lexicon
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.finding import HeatMap
-from node.domain.report import ReportStatus
+from node.domain.report import Report, ReportStatus
 from node.domain.study import Origin, StudyStatus
 from node.domain.uids import heat_map_uid, result_uid
 from node.imaging import StoredImage
@@ -63,10 +64,14 @@ async def assess_study(
             return
         stored = await studies.instances_of(tx, store, uid, Origin.RECEIVED)
         sealer = await store.ring.patient(tx, study.patient_id)
-        number = 1 + await reports.version_count(tx, reports.report_id_for(uid))
-    reading = await asyncio.to_thread(_read, store, uid, stored, reader)
+        report_id = reports.report_id_for(uid)
+        number = 1 + await reports.version_count(tx, report_id)
+        earlier = await reports.read(tx, store, report_id) if number > 1 else None
+    reading = await asyncio.to_thread(
+        read_stored, store, stored, reader, tracking_uids(report_id, earlier)
+    )
     maps = await asyncio.to_thread(
-        _keep_overlays, store, sealer, reports.report_id_for(uid), number, reading
+        _keep_overlays, store, sealer, report_id, number, reading
     )
     await _draft(store, uid, generation, number, reading, maps, settings)
     log.info(
@@ -77,9 +82,39 @@ async def assess_study(
     )
 
 
-def _read(
-    store: Store, uid: str, stored: Sequence[StoredInstance], reader: Reader
+def tracking_uids(report_id: UUID, earlier: Report | None) -> Callable[[Place], str]:
+    """Return what names a lesion by its place, the same in every version.
+
+    A lesion that an earlier version found at a place keeps its UID, whatever that
+    was made from.
+    """
+    known: dict[Place, str] = {}
+    for version in earlier.versions if earlier is not None else ():
+        for lesion in version.findings.lesions:
+            place = Place(
+                lesion.laterality, lesion.clock, lesion.distance_from_nipple_mm
+            )
+            known.setdefault(place, lesion.tracking_uid)
+    taken = set(known.values())
+
+    def tracking_uid(place: Place) -> str:
+        if place in known:
+            return known[place]
+        uid = result_uid(report_id, 0, f"lesion/{place.key}")
+        if uid in taken:  # by a lesion elsewhere, named before places counted
+            uid = result_uid(report_id, 0, f"lesion/{place.key}/other")
+        return uid
+
+    return tracking_uid
+
+
+def read_stored(
+    store: Store,
+    stored: Sequence[StoredInstance],
+    reader: Reader,
+    tracking_uid: Callable[[Place], str],
 ) -> StudyReading:
+    """Return what `reader` says about stored instances. Blocks."""
     images = [
         image_to_read(
             Dataset.from_json(json.loads(instance.metadata)),
@@ -88,12 +123,7 @@ def _read(
         )
         for instance in stored
     ]
-    report_id = reports.report_id_for(uid)
-    return reader.read_study(
-        # The lesion keeps its UID through every version of the report.
-        images,
-        tracking_uid=lambda n: result_uid(report_id, 0, f"lesion/{n}"),
-    )
+    return reader.read_study(images, tracking_uid=tracking_uid)
 
 
 def _opener(store: Store, instance: StoredInstance) -> Any:

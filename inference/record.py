@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,20 @@ from node.domain.errors import ErrorKind, NodeError
 
 WEIGHTS = Path(__file__).with_name("weights")
 RECORD_FILE = "model.json"
-RECORD_FORMAT = 1
-"""The newest form of a record that this program reads; without `format` it is 1."""
+RECORD_FORMAT = 2
+"""The newest form of a record that this program reads; without `format` it is 1.
+
+Form 1 has no cut points of categories: the ACR's bands of likelihood hold.
+"""
 
 BIRADS_STEPS = ("2", "3", "4A", "4B", "4C", "5")
 """Categories in order; the ordinal head answers "above step i" for all but the last."""
+
+ACR_CUTS = tuple(math.log(p / (1 - p)) for p in (0.005, 0.02, 0.10, 0.50, 0.95))
+"""Logits of the likelihoods of malignancy at which 3, 4A, 4B, 4C and 5 begin.
+
+ACR BI-RADS Atlas; 2 is "essentially 0 %", taken as half a per cent.
+"""
 
 MARGIN_KEYS = ("circumscribed", "indistinct", "angular", "microlobulated", "spiculated")
 
@@ -89,10 +99,11 @@ class ModelRecord:
 
     `threshold`: probability at and above which a lesion counts as suspicious.
     `lesion_threshold`: lesion logit below which a region may be normal.
-    `benign_step`: logit of BI-RADS "above 2" under which a lesion far below any
-    suspicion is category 2 rather than 3. `speaks_on`: field -> keys that the
-    model may say; fields left out are not assessed. `margin_thresholds`: logits.
-    `format`: the form of the record itself.
+    `speaks_on`: field -> keys that the model may say; fields left out are not
+    assessed. `margin_thresholds`: logits. `category_cuts`: rising malignancy logits
+    at which BI-RADS 3, 4A, 4B, 4C and 5 begin, after the use of the categories by
+    the radiologists of the training sets. `files`: SHA-256 of each file beside the
+    weights that belongs to the model. `format`: the form of the record itself.
     """
 
     name: str
@@ -103,10 +114,11 @@ class ModelRecord:
     fusion: Fusion
     threshold: float
     lesion_threshold: float
-    benign_step: float
     speaks_on: dict[str, tuple[str, ...]]
     margin_thresholds: dict[str, float]
     training: dict[str, Any]
+    category_cuts: tuple[float, ...] = ACR_CUTS
+    files: dict[str, str] = field(default_factory=dict)
     format: int = RECORD_FORMAT
 
 
@@ -130,14 +142,26 @@ def read_record(path: Path) -> ModelRecord:
             )
         content["fusion"] = Fusion(**content["fusion"])
         content["speaks_on"] = {
-            field: tuple(keys) for field, keys in content["speaks_on"].items()
+            name: tuple(keys) for name, keys in content["speaks_on"].items()
         }
-        return ModelRecord(**content)
+        content["category_cuts"] = _cuts(content.get("category_cuts", ACR_CUTS))
+        content.pop("benign_step", None)  # of form 1
+        return ModelRecord(**content | {"format": RECORD_FORMAT})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise NodeError(
             f"model record {path.name} cannot be read: {type(error).__name__}",
             ErrorKind.INTEGRITY,
         ) from error
+
+
+def _cuts(values: Sequence[float]) -> tuple[float, ...]:
+    """Return the cut points; ValueError unless each category follows the one below."""
+    cuts = tuple(float(value) for value in values)
+    if len(cuts) != len(BIRADS_STEPS) - 1 or not all(map(math.isfinite, cuts)):
+        raise ValueError("category cuts are not five numbers")
+    if list(cuts) != sorted(cuts):
+        raise ValueError("category cuts do not rise")
+    return cuts
 
 
 def write_record(record: ModelRecord, directory: Path) -> None:

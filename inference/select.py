@@ -16,6 +16,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.place import NOWHERE, Place, Plane
 from node.domain.finding import NotRead, PixelBox
 from node.domain.study import UltrasoundRegion
 
@@ -37,6 +38,9 @@ TISSUE_CHARACTERISATION = 0x0200
 
 OTHER_MODES = 0x0002 | 0x0004 | 0x0008 | 0x0010 | 0x0020 | 0x0040 | 0x0100
 """Bits of Image Type value 4 for M-mode, CW, PW, colour, colour M-mode, 3D, power."""
+
+MOST_PIXELS = 16_000_000
+"""Four times the largest screen of an ultrasound machine."""
 
 SHORTEST_SIDE_PX = 48
 """A smaller region holds too little speckle for the network to have an opinion."""
@@ -100,6 +104,26 @@ class Reason(Enum):
         "图像无内容，AI 未阅读",
         "The image is blank",
     )
+    TOO_LARGE = (
+        "too_large",
+        "图像尺寸超出超声图像范围，AI 未阅读",
+        "The image is larger than any ultrasound image",
+    )
+    BAD_VALUES = (
+        "bad_values",
+        "图像像素值无效，AI 未阅读",
+        "The pixel values are not grey levels or colours",
+    )
+    NO_SPECKLE = (
+        "no_speckle",
+        "图像无超声散斑纹理（文字界面、图形等），AI 未阅读",
+        "No speckle of ultrasound: a text screen, a drawing or another picture",
+    )
+    UNFAMILIAR = (
+        "unfamiliar",
+        "图像与 AI 学习过的乳腺超声图像差异过大，AI 未阅读",
+        "Too unlike the breast ultrasound images that AI has learned from",
+    )
     SIMULATED = (
         "simulated",
         "模拟图像，AI 未阅读",
@@ -133,7 +157,8 @@ class ImageHeader:
     image_type: tuple[str, ...] = ()
     regions: tuple[UltrasoundRegion, ...] = ()
     body_part_examined: str = ""
-    laterality: str | None = None
+    place: Place = NOWHERE
+    plane: Plane | None = None
     ultrasound_color_data_present: bool = False
     decodable: bool | None = None
     simulated: bool = False
@@ -183,6 +208,8 @@ def refuse_pixels(
     """
     if not len(frames):
         return Reason.NO_FRAMES.of(sop_instance_uid)
+    if frames.dtype != np.uint8:  # NaN is a number of another type
+        return Reason.BAD_VALUES.of(sop_instance_uid)
     box = region.box
     inside = frames[:, box.y0 : box.y1, box.x0 : box.x1]
     if any(has_flow_colours(frame) for frame in inside):
@@ -262,6 +289,8 @@ def _why_not(header: ImageHeader, read_simulated: bool) -> Reason | None:
         return Reason.NOT_BREAST
     if header.number_of_frames < 1 or header.rows < 1 or header.columns < 1:
         return Reason.NO_FRAMES
+    if header.rows * header.columns > MOST_PIXELS:
+        return Reason.TOO_LARGE
     if header.decodable is False:
         return Reason.UNDECODABLE
     modes = _modes(header.image_type)

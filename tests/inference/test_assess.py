@@ -19,31 +19,20 @@ from inference.assess import (
     extent_mm,
     frame_box,
     orientation_of,
+    probability_of,
 )
 from inference.network import LesionNet, TorchNetwork, load_model
+from inference.place import Place, Plane
 from inference.preprocess import RegionView
-from inference.record import MARGIN_KEYS, WEIGHTS, Fusion, ModelRecord, Network
+from inference.record import ACR_CUTS, BIRADS_STEPS, WEIGHTS, Network
 from inference.select import ImageHeader
 from node.domain import lexicon
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.finding import PixelBox
 from node.domain.lexicon import FieldKey
 from node.domain.study import UltrasoundRegion
+from tests.inference.records import RECORD
 
-RECORD = ModelRecord(
-    name="tiny",
-    version="0",
-    weights="tiny.safetensors",
-    sha256="",
-    side=64,
-    fusion=Fusion(0.5, 0.5, 0.2, 0.0),
-    threshold=0.2,
-    lesion_threshold=-1e9,
-    benign_step=0.0,
-    speaks_on={"orientation": ("parallel", "not_parallel")},
-    margin_thresholds=dict.fromkeys(MARGIN_KEYS, 0.0),
-    training={},
-)
 REGION = UltrasoundRegion(40, 20, 359, 279, 1, 1, 3, 3, 0.02, 0.01)
 
 
@@ -56,7 +45,7 @@ def header(uid: str = "2.25.7", **changes: object) -> ImageHeader:
             columns=400,
             regions=(REGION,),
             body_part_examined="BREAST",
-            laterality="L",
+            place=Place("L"),
         ),
         **changes,  # type: ignore[arg-type]
     )
@@ -64,7 +53,8 @@ def header(uid: str = "2.25.7", **changes: object) -> ImageHeader:
 
 def speckle(seed: int, count: int = 1) -> np.ndarray:
     random = np.random.default_rng(seed)
-    grey = random.rayleigh(45, (count, 300, 400)).clip(0, 255).astype(np.uint8)
+    grains = random.rayleigh(45, (count, 75, 100)).clip(0, 255).astype(np.uint8)
+    grey = np.kron(grains, np.ones((1, 4, 4), np.uint8))
     grey[:, 120:180, 150:260] //= 4
     return np.repeat(grey[..., None], 3, axis=3)
 
@@ -87,7 +77,7 @@ def reader(network: Network) -> Reader:
 
 
 def read(reader: Reader, images: Sequence[ImageToRead]) -> StudyReading:
-    return reader.read_study(images, tracking_uid=lambda n: f"2.25.99.{n}")
+    return reader.read_study(images, tracking_uid=lambda place: f"2.25.99.{place.key}")
 
 
 def test_study_gets_one_lesion_from_its_most_suspicious_image(reader: Reader) -> None:
@@ -98,7 +88,7 @@ def test_study_gets_one_lesion_from_its_most_suspicious_image(reader: Reader) ->
         for uid, seed in (("2.25.1", 1), ("2.25.2", 2))
     ]
     assert lesion.probability == max(p for p in alone if p is not None)
-    assert lesion.tracking_uid == "2.25.99.1"
+    assert lesion.tracking_uid == "2.25.99.L"
     assert reading.frames_read == 2
     assert reading.findings.category == lesion.category
 
@@ -194,7 +184,7 @@ def test_long_cine_costs_a_bounded_number_of_frames(reader: Reader) -> None:
 
     about = header(sop_class_uid="1.2.840.10008.5.1.4.1.1.3.1", number_of_frames=2000)
     assert read(reader, [ImageToRead(about, frames)]).frames_read == 5
-    assert len(asked) == 20
+    assert len(asked) == 20 + 1  # the drawn one again
     assert most == 4
 
 
@@ -209,6 +199,115 @@ def test_suspicious_region_is_never_called_normal(network: Network) -> None:
     record = replace(RECORD, lesion_threshold=1e9, threshold=0.0)
     reading = read(Reader(network, record), [image()])
     assert len(reading.findings.lesions) == 1
+
+
+def test_two_places_are_two_lesions_each_with_its_own_explanation(
+    reader: Reader,
+) -> None:
+    reading = read(
+        reader,
+        [
+            image("2.25.1", 1, place=Place("L", 3)),
+            image("2.25.2", 2, place=Place("R", 9)),
+            image("2.25.3", 3, place=Place("L", 3)),
+        ],
+    )
+    lesions = reading.findings.lesions
+    assert {(lesion.laterality, lesion.clock) for lesion in lesions} == {
+        ("L", 3),
+        ("R", 9),
+    }
+    given = [lesion.probability for lesion in lesions if lesion.probability is not None]
+    assert given == sorted(given, reverse=True)
+    assert reading.findings.category == reading.findings.worst_category
+    drawn = {lesion.tracking_uid: lesion.image for lesion in lesions}
+    assert {p.tracking_uid: p.image for p in reading.heat_maps} == drawn
+
+
+def test_two_views_of_one_place_give_one_probability_and_three_axes(
+    reader: Reader,
+) -> None:
+    views = [
+        image("2.25.1", 1, place=Place("L", 3), plane=Plane.RADIAL),
+        image("2.25.2", 2, place=Place("L", 3), plane=Plane.ANTIRADIAL),
+    ]
+    (lesion,) = read(reader, views).findings.lesions
+    alone = [read(reader, [view]).findings.lesions[0] for view in views]
+    known = [float(one.probability) for one in alone if one.probability is not None]
+    assert lesion.probability is not None
+    assert min(known) <= float(lesion.probability) <= max(known)
+    widths = {one.extent.width_mm for one in alone if one.extent is not None}
+    assert lesion.extent is not None
+    assert {lesion.extent.width_mm, lesion.extent.length_mm} == widths
+
+
+def test_late_image_leaves_the_uids_of_other_places_alone(reader: Reader) -> None:
+    first = image("2.25.1", 1, place=Place("L", 3))
+    late = image("2.25.2", 2, place=Place("R", 9))
+    before = {lesion.tracking_uid for lesion in read(reader, [first]).findings.lesions}
+    after = {
+        lesion.tracking_uid for lesion in read(reader, [late, first]).findings.lesions
+    }
+    assert before < after
+
+
+class Strange:
+    """A model that is familiar with the given images only."""
+
+    def __init__(self, *near: bool) -> None:
+        self._near = near
+
+    def distance(self, features: np.ndarray) -> np.ndarray:
+        assert features.shape == (len(self._near), 2048)
+        return np.where(self._near, 0.5, 1.5)
+
+
+def test_unfamiliar_image_is_named_and_the_rest_is_read(network: Network) -> None:
+    reader = Reader(network, RECORD, familiarity=Strange(True, False))  # type: ignore[arg-type]
+    reading = read(reader, [image("2.25.1"), image("2.25.2", 2)])
+    (refused,) = reading.findings.not_read
+    assert (refused.sop_instance_uid, refused.reason) == ("2.25.2", "unfamiliar")
+    assert reading.frames_read == 1
+    assert len(reading.findings.lesions) == 1
+
+
+def test_study_with_nothing_familiar_gets_no_category(network: Network) -> None:
+    reader = Reader(network, RECORD, familiarity=Strange(False))  # type: ignore[arg-type]
+    reading = read(reader, [image()])
+    assert reading.findings.category is None
+    assert reading.findings.lesions == ()
+
+
+def test_simulated_image_need_not_be_familiar(network: Network) -> None:
+    reader = Reader(
+        network,
+        RECORD,
+        read_simulated=True,
+        familiarity=Strange(False),  # type: ignore[arg-type]
+    )
+    assert len(read(reader, [image(simulated=True)]).findings.lesions) == 1
+
+
+def test_cine_is_unfamiliar_only_when_all_its_frames_are(network: Network) -> None:
+    near = Strange(False, False, True, False, False)
+    reader = Reader(network, RECORD, familiarity=near)  # type: ignore[arg-type]
+    reading = read(reader, [image(number_of_frames=12)])
+    assert reading.frames_read == 1
+    assert reading.findings.not_read == ()
+
+
+def test_picture_without_speckle_is_named(reader: Reader) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (1, 300, 400, 1), np.uint8)
+    pixels = np.repeat(noise, 3, axis=3)
+    reading = read(reader, [ImageToRead(header(), lambda indices: pixels)])
+    assert reading.findings.not_read[0].reason == "no_speckle"
+    assert reading.findings.category is None
+
+
+def test_pixels_that_are_no_numbers_are_named(reader: Reader) -> None:
+    pixels = np.full((1, 300, 400, 3), np.nan)
+    reading = read(reader, [ImageToRead(header(), lambda indices: pixels)])  # type: ignore[arg-type]
+    assert reading.findings.not_read[0].reason == "bad_values"
 
 
 def test_heat_map_holds_the_region_only(reader: Reader) -> None:
@@ -232,13 +331,18 @@ def test_size_of_a_tiny_lesion_is_not_rounded_to_zero() -> None:
     assert extent.height_mm == Decimal("0.1")
 
 
-@given(st.floats(0, 1), st.floats(-5, 5))
-def test_category_never_contradicts_the_probability(p: float, above: float) -> None:
-    key = category_for(p, above, RECORD)
-    ceiling = {"2": 0.02, "3": 0.02, "4A": 0.1, "4B": 0.5, "4C": 0.95, "5": 1.01}
-    floor = {"2": 0.0, "3": 0.0, "4A": 0.02, "4B": 0.1, "4C": 0.5, "5": 0.95}
-    assert floor[key] <= p < ceiling[key]
-    lexicon.category(key)
+@given(st.floats(-20, 20), st.floats(-20, 20))
+def test_more_suspicion_never_gives_a_lower_category(one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    ranks = [BIRADS_STEPS.index(category_for(s, ACR_CUTS)) for s in (low, high)]
+    assert ranks == sorted(ranks)
+    lexicon.category(category_for(one, ACR_CUTS))
+
+
+def test_category_begins_at_its_cut() -> None:
+    assert category_for(ACR_CUTS[1], ACR_CUTS) == "4A"
+    assert category_for(float(np.nextafter(ACR_CUTS[1], -9)), ACR_CUTS) == "3"
+    assert category_for(probability_of(0.0), ACR_CUTS) == "4C"
 
 
 def test_taller_than_wide_is_not_parallel() -> None:

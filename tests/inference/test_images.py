@@ -5,6 +5,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from inference.images import header_of, image_to_read
+from inference.place import NOWHERE, Place
 from inference.select import UsableRegion, select_region
 from node.domain.study import UltrasoundRegion
 
@@ -31,7 +32,7 @@ def make_dataset() -> Dataset:
 
 def test_header_of_a_calibrated_b_mode_image_is_usable() -> None:
     header = header_of(make_dataset(), SYNTAX)
-    assert header.laterality == "R"
+    assert header.place == Place("R")
     assert header.regions == (
         UltrasoundRegion(10, 20, 389, 279, 1, 1, 3, 3, 0.01, 0.02),
     )
@@ -43,13 +44,13 @@ def test_header_of_a_calibrated_b_mode_image_is_usable() -> None:
 def test_image_laterality_precedes_the_series_laterality() -> None:
     dataset = make_dataset()
     dataset.ImageLaterality = "L"
-    assert header_of(dataset, SYNTAX).laterality == "L"
+    assert header_of(dataset, SYNTAX).place == Place("L")
 
 
 def test_header_without_image_attributes_is_neutral_not_an_error() -> None:
     header = header_of(Dataset(), SYNTAX)
     assert (header.rows, header.number_of_frames, header.image_type) == (0, 1, ())
-    assert header.laterality is None
+    assert header.place == NOWHERE
 
 
 def test_syntax_without_decoder_is_known_before_any_pixel_is_touched() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from inference.models import ModelFolder, Shelf, read_folder, verify_folder
+from inference.record import RECORD_FORMAT
 from node.domain.errors import ErrorKind, NodeError
 from node.store.models import Origin
 from tests.factories import NOW
@@ -78,7 +79,7 @@ REFUSED = {
     "more files that are none": (rewrite(files=[1]), "outside its folder"),
     "no digest": (rewrite(sha256=None), "no SHA-256"),
     "half a digest": (rewrite(sha256="abc"), "no SHA-256"),
-    "newer form": (rewrite(format=2), "newer form"),
+    "newer form": (rewrite(format=RECORD_FORMAT + 1), "newer form"),
     "form that is no number": (rewrite(format="x"), "not a JSON object"),
     "name with a path": (rewrite(name="../tiny"), "no plain name"),
     "no version": (rewrite(version=None), "no plain name"),

@@ -13,27 +13,17 @@ from inference.record import (
     BIRADS_STEPS,
     CHOICE_KEYS,
     MARGIN_KEYS,
-    Fusion,
-    ModelRecord,
     read_record,
 )
 from node.domain import lexicon
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.lexicon import FieldKey
+from tests.inference import records as tiny
 
-RECORD = ModelRecord(
-    name="tiny",
-    version="0",
-    weights="tiny.safetensors",
-    sha256="",
-    side=64,
-    fusion=Fusion(0.5, 0.5, 0.2, 0.0),
-    threshold=0.2,
+RECORD = replace(
+    tiny.RECORD,
     lesion_threshold=-50.0,
-    benign_step=0.0,
     speaks_on={"shape": ("oval", "irregular"), "orientation": ("parallel",)},
-    margin_thresholds=dict.fromkeys(MARGIN_KEYS, 0.0),
-    training={},
 )
 
 

@@ -77,6 +77,8 @@ def test_image_without_regions_is_read_whole_and_uncalibrated() -> None:
         ({"body_part_examined": "THYROID"}, Reason.NOT_BREAST),
         ({"number_of_frames": 0}, Reason.NO_FRAMES),
         ({"rows": 0}, Reason.NO_FRAMES),
+        ({"rows": 1, "columns": 1, "regions": ()}, Reason.TOO_SMALL),
+        ({"rows": 9000, "columns": 9000}, Reason.TOO_LARGE),
         ({"decodable": False}, Reason.UNDECODABLE),
         ({"simulated": True}, Reason.SIMULATED),
         ({"image_type": ("ORIGINAL", "PRIMARY", "", "0011")}, Reason.OTHER_MODE),
@@ -167,7 +169,14 @@ def test_blank_image_is_refused() -> None:
     assert refused.reason == "blank"
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 6, 87, 500])
+def test_values_that_are_no_grey_levels_are_refused() -> None:
+    frames = np.full((1, 480, 640, 3), np.nan)
+    refused = refuse_pixels(frames, region_of(HEADER), "2.25.1")  # type: ignore[arg-type]
+    assert refused is not None
+    assert refused.reason == "bad_values"
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 87, 500, 2000])
 def test_time_bins_cover_a_cine_without_gap_or_overlap(count: int) -> None:
     bins = frame_bins(count, 5)
     assert [index for span in bins for index in span] == list(range(count))
