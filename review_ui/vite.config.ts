@@ -6,7 +6,7 @@ export default defineConfig({
   build: { target: 'es2022', modulePreload: { polyfill: false }, assetsInlineLimit: 0 },
   server: {
     proxy: Object.fromEntries(
-      ['/auth', '/fhir', '/dicom-web'].map((path) => [path, 'http://127.0.0.1:8080']),
+      ['/auth', '/fhir', '/dicom-web', '/review'].map((path) => [path, 'http://127.0.0.1:8080']),
     ),
   },
 });

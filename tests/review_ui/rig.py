@@ -40,6 +40,7 @@ from node.domain.finding import (
     PixelBox,
 )
 from node.domain.lexicon import FOLLOWUP_FOR_CATEGORY, FieldKey
+from node.domain.outcome import CaseOutcome, Method, RecordedOutcome
 from node.domain.report import Conclusions, Report, ReportStatus
 from node.domain.uids import heat_map_uid, result_uid
 from node.http import HttpSettings, RouteGroup, make_app
@@ -135,6 +136,14 @@ class Node:
                 author=DOCTOR,
                 reason="because",
             )
+
+    async def tell_outcome(self, report: Report, outcome: CaseOutcome) -> None:
+        """Record what a biopsy said of the report's examination."""
+        entry = RecordedOutcome(
+            None, outcome, Method.BIOPSY, self.store.clock(), DOCTOR.id
+        )
+        async with self.store.db.transaction() as tx:
+            await cases.record_outcome(tx, report, entry)
 
 
 @asynccontextmanager

@@ -1,9 +1,10 @@
 import { useEffect } from 'preact/hooks';
+import { AgreementPage } from '../agreement/page';
 import { language, switchLanguage, t } from '../i18n';
 import { Review } from '../report/review';
 import { Login } from '../session/login';
 import { Worklist } from '../worklist/worklist';
-import { hrefOf, leave, listen, me, notice, resume, route, session } from './state';
+import { hrefOf, leave, listen, may, me, notice, resume, route, session } from './state';
 
 export function App() {
   useEffect(() => {
@@ -24,12 +25,18 @@ export function App() {
         <div class="shell" hidden={state === 'expired'}>
           <TopBar />
           <Notice />
-          {route.value.screen === 'report' ? <Review key={route.value.id} id={route.value.id} /> : <Worklist />}
+          <Screen />
         </div>
       )}
       {state !== 'in' && <Login expired={state === 'expired'} />}
     </>
   );
+}
+
+function Screen() {
+  const to = route.value;
+  if (to.screen === 'report') return <Review key={to.id} id={to.id} />;
+  return to.screen === 'agreement' && may('read_agreement') ? <AgreementPage /> : <Worklist />;
 }
 
 function TopBar() {
@@ -41,6 +48,15 @@ function TopBar() {
       </a>
       <div id="top-slot" class="slot" />
       <nav aria-label={t('app.name')}>
+        {may('read_agreement') && (
+          <a
+            class="button quiet"
+            href={hrefOf({ screen: 'agreement' })}
+            aria-current={route.value.screen === 'agreement' ? 'page' : undefined}
+          >
+            {t('agreement.menu')}
+          </a>
+        )}
         <span class="who">{me.value?.display}</span>
         <button type="button" class="quiet" onClick={switchLanguage}>
           {t('app.language')}
