@@ -9,7 +9,7 @@ where the lesion is, never an input.
 
 from __future__ import annotations
 
-import csv
+import copy
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,12 +17,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from inference.preprocess import reduce_grey
 from inference.record import BIRADS_STEPS, CHOICE_KEYS, MARGIN_KEYS
+from inference.training.manifest import (
+    MARGIN_PREFIX,
+    TERMS,
+    Row,
+    read_listing,
+    read_pair,
+)
 from inference.training.windows import (
     box_windows,
     cut_windows,
@@ -31,37 +37,7 @@ from inference.training.windows import (
 )
 
 SETS = ("busi", "breast", "busbra")
-_MANIFEST_TERMS: dict[str, tuple[str, Mapping[str, str]]] = {
-    "shape": ("shape", {"oval": "oval", "round": "round", "irregular": "irregular"}),
-    "orientation": (
-        "orientation",
-        {"parallel": "parallel", "not parallel": "not_parallel"},
-    ),
-    "lesion_boundary": (
-        "boundary",
-        {"abrupt interface": "abrupt_interface", "echogenic halo": "echogenic_halo"},
-    ),
-    "echo_pattern": (
-        "echogenicity",
-        {
-            "anechoic": "anechoic",
-            "hyperechoic": "hyperechoic",
-            "complex cystic/solid": "complex",
-            "hypoechoic": "hypoechoic",
-            "isoechoic": "isoechoic",
-        },
-    ),
-    "posterior_features": (
-        "posterior",
-        {
-            "none": "none",
-            "enhancement": "enhancement",
-            "shadowing": "shadowing",
-            "combined": "combined",
-        },
-    ),
-    "calcifications": ("calcification", {"none": "absent", "in mass": "in_mass"}),
-}
+"""The sets that the shipped model is trained on."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +48,9 @@ class Catalogue:
     `masks`: like `pixels`, 0 or 255. `sizes`: (n, 2) rows, columns in use.
     `boxes`: float (n, 4) x0, y0, x1, y1 half-open in cached pixels, NaN without lesion.
     `malignancy`, `lesion`: float (n,). `birads`: (n, 5). `margin`: (n, 5).
-    `choices`: field -> int64 (n,), -1 when unlabelled.
+    `choices`: field -> int64 (n,), -1 when unlabelled. A lesion without a drawn mask
+    has an empty mask and no box. `rows`: the manifest's own columns, where it came
+    from one; `notices`: a line for each thing that was passed over.
     """
 
     names: tuple[str, ...]
@@ -88,6 +66,8 @@ class Catalogue:
     birads: Tensor
     margin: Tensor
     choices: dict[str, Tensor]
+    rows: tuple[Row, ...] = ()
+    notices: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -95,7 +75,10 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows and their targets; labels that a window cannot carry are absent."""
+    """Windows and their targets; labels that a window cannot carry are absent.
+
+    `masks` of a lesion that nobody has drawn are NaN throughout.
+    """
 
     windows: Tensor
     masks: Tensor
@@ -106,42 +89,36 @@ class Batch:
     choices: dict[str, Tensor]
 
 
-def read_catalogue(data: Path, split: str, sets: Iterable[str] = SETS) -> Catalogue:
-    """Read one split of the manifests under `data` into memory."""
-    rows: list[tuple[str, dict[str, str]]] = []
-    for name in sets:
-        manifest = data / name / "manifest.csv"
-        if not manifest.exists():
-            continue
-        with manifest.open(newline="", encoding="utf-8") as lines:
-            rows += [
-                (name, row)
-                for row in csv.DictReader(lines)
-                if row["shipped"] == "1" and row["split"] == split
-            ]
-    if not rows:
-        raise FileNotFoundError(
-            f"no manifest of {', '.join(sets)} has rows of split {split}"
-        )
-    images = [_read_image(data, row) for _, row in rows]
-    labels = [row for _, row in rows]
+def read_catalogue(
+    data: Path, split: str, sets: Iterable[str] | None = SETS
+) -> Catalogue:
+    """Read one split of the manifests under `data` into memory.
+
+    `sets`: names of folders; None takes every folder with a manifest. Raises
+    DataFault, one line with file, row and mend, for data that cannot be trusted.
+    """
+    listing = read_listing(data, split, sets)
+    rows = listing.rows
+    images = [_read_image(row) for row in rows]
     return Catalogue(
-        names=tuple(row["id"] for row in labels),
-        sets=tuple(name for name, _ in rows),
-        groups=tuple(row["group_id"] for row in labels),
-        categories=tuple(row["birads"].upper() for row in labels),
+        names=tuple(row["id"] for row in rows),
+        sets=tuple(row.set for row in rows),
+        groups=tuple(row.group for row in rows),
+        categories=tuple(row["birads"].upper() for row in rows),
         pixels=torch.stack([image for image, _, _ in images]),
         masks=torch.stack([mask for _, mask, _ in images]),
         sizes=torch.tensor([size for _, _, size in images]),
         boxes=torch.stack([box_of_mask(mask) for _, mask, _ in images]),
-        malignancy=torch.tensor([_malignancy(row) for row in labels]),
-        lesion=torch.tensor([float(row["label"] != "normal") for row in labels]),
-        birads=torch.tensor([birads_targets(row["birads"]) for row in labels]),
-        margin=torch.tensor([_margin(row) for row in labels]),
+        malignancy=torch.tensor([_malignancy(row) for row in rows]),
+        lesion=torch.tensor([float(row["label"] != "normal") for row in rows]),
+        birads=torch.tensor([birads_targets(row["birads"]) for row in rows]),
+        margin=torch.tensor([_margin(row) for row in rows]),
         choices={
-            field: torch.tensor([_choice(field, row) for row in labels])
+            field: torch.tensor([_choice(field, row) for row in rows])
             for field in CHOICE_KEYS
         },
+        rows=rows,
+        notices=listing.notices,
     )
 
 
@@ -172,30 +149,32 @@ def box_of_mask(mask: Tensor) -> Tensor:
     )
 
 
-def _malignancy(row: Mapping[str, str]) -> float:
+def _malignancy(row: Row) -> float:
     return {"malignant": 1.0, "benign": 0.0}.get(row["label"], math.nan)
 
 
-def _margin(row: Mapping[str, str]) -> list[float]:
+def _margin(row: Row) -> list[float]:
     # BUSI and BUS-BRA carry no margin labels; BrEaST's come from radiologists.
-    return [float(row[f"margin_{key}"] or "nan") for key in MARGIN_KEYS]
+    terms = [row[MARGIN_PREFIX + key] for key in MARGIN_KEYS]
+    known = all(term in ("0", "1") for term in terms)
+    return [float(term) if known else math.nan for term in terms]
 
 
-def _choice(field: str, row: Mapping[str, str]) -> int:
-    column, terms = _MANIFEST_TERMS[field]
+def _choice(field: str, row: Row) -> int:
+    column, terms = TERMS[field]
     key = terms.get(row[column])
     return CHOICE_KEYS[field].index(key) if key is not None else -1
 
 
-def _read_image(
-    data: Path, row: Mapping[str, str]
-) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    with Image.open(data / row["file"]) as image:
-        pixels, rows, columns = reduce_grey(image)
+def _read_image(row: Row) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    image, drawn = read_pair(row)
+    pixels, rows, columns = reduce_grey(image)
     mask = np.zeros_like(pixels)
-    if row["mask"]:
-        with Image.open(data / row["mask"]) as drawn:
-            mask, _, _ = reduce_grey(drawn)
+    if drawn is not None and row["label"] != "normal":
+        mask, _, _ = reduce_grey(drawn)
+        if mask.max() < 128:
+            # A lesion of a few pixels fades when the image is reduced.
+            mask = np.where(mask >= max(int(mask.max()), 1), np.uint8(255), np.uint8(0))
     return torch.from_numpy(pixels), torch.from_numpy(mask), (rows, columns)
 
 
@@ -210,16 +189,18 @@ class Sampler:
         self, catalogue: Catalogue, *, weights: Mapping[str, float], seed: int
     ) -> None:
         self._catalogue = catalogue
+        self._seed = seed
         self._random = torch.Generator().manual_seed(seed)
         by_set = torch.tensor([weights.get(name, 1.0) for name in catalogue.sets])
         normal = torch.where(catalogue.lesion > 0, 1.0, weights.get("normal", 1.0))
         self._weights = by_set * normal
 
-    def state(self) -> Tensor:
-        return self._random.get_state()
-
-    def restore(self, state: Tensor) -> None:
-        self._random.set_state(state)
+    def at(self, step: int) -> Sampler:
+        """Return a sampler whose next batch depends on the seed and `step` alone."""
+        other = copy.copy(self)
+        seed = (self._seed * 1_000_003 + step) % 2**63
+        other._random = torch.Generator().manual_seed(seed)
+        return other
 
     def batch(
         self, size: int, side: int, *, crop_share: float, background_share: float
@@ -230,11 +211,13 @@ class Sampler:
             self._weights, size, replacement=True, generator=self._random
         )
         kind = self._uniform(size)
-        has_lesion = known.lesion[rows] > 0
-        crop = (kind < crop_share) & has_lesion
-        background = (kind > 1 - background_share) & ~crop
+        drawn = ~torch.isnan(known.boxes[rows, 0])
+        crop = (kind < crop_share) & drawn
+        # Somewhere in an image whose lesion nobody drawn may be the lesion itself.
+        placed = drawn | (known.lesion[rows] == 0)
+        background = (kind > 1 - background_share) & ~crop & placed
         windows = self._jitter_whole(known.sizes[rows])
-        cropped = self._jitter_crop(known.boxes[rows])
+        cropped = self._jitter_crop(known.boxes[rows].nan_to_num(0.0))
         small = self._anywhere(known.sizes[rows])
         windows = torch.where(crop[:, None], cropped, windows)
         windows = torch.where(background[:, None], small, windows)
@@ -257,9 +240,12 @@ class Sampler:
         target = functional.avg_pool2d(masks[:, None], 4)[:, 0]
         shown = masks.gt(0.5).sum(dim=(1, 2)) > 0
         # A background window that happens to catch lesion keeps its mask only.
+        unplaced = (known.lesion[rows] > 0) & torch.isnan(known.boxes[rows, 0])
+        shown = shown | unplaced
         silent = background | ((known.lesion[rows] > 0) & ~shown)
         present = torch.where(background & shown, math.nan, shown.float())
         nan = torch.full((), math.nan)
+        target = torch.where(unplaced[:, None, None], nan, target)
         return Batch(
             windows=windows,
             masks=target,

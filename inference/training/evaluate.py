@@ -6,19 +6,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inference.assess import (
-    CATEGORY_LIKELIHOODS,
     category_for,
     describe,
     fused_logits,
     lesion_logits,
     orientation_of,
+    probability_of,
     shows_lesion,
 )
 from inference.preprocess import cut_windows
@@ -30,42 +31,53 @@ from inference.record import (
     Network,
 )
 from inference.training.data import Catalogue
+from inference.training.heat import pointing_figures
 from inference.training.measures import (
     auc,
     calibration_error,
+    compare_areas,
+    delong_interval,
     interval,
     kappa,
     macro_f1,
+    mean_known,
     sensitivity,
+    sensitivity_at,
     specificity,
+    youden_index,
 )
+from inference.training.subgroups import Suspicions, subgroup_table
 from inference.two_pass import RegionAnswers, read_boxes, read_regions, sigmoid
 from node.domain.lexicon import FieldKey
 
 Array = NDArray[np.float64]
 
-SUSPICIOUS = dict(CATEGORY_LIKELIHOODS)["3"]
-"""From this probability on a lesion is drafted as 4A or higher."""
-
 
 @dataclass(frozen=True)
 class Scored:
-    """A catalogue with the network's answers: its own way, and with the true boxes."""
+    """A catalogue with the network's answers: its own way, and with the true boxes.
+
+    `oracle` is None where nobody asked; images without a true box keep their own.
+    """
 
     catalogue: Catalogue
     own: RegionAnswers
-    oracle: RegionAnswers
+    oracle: RegionAnswers | None
     dice: Array
 
 
-def score(network: Network, catalogue: Catalogue, side: int) -> Scored:
-    """Read every image of a catalogue; images without lesion keep their own box."""
+def score(
+    network: Network, catalogue: Catalogue, side: int, *, oracle: bool = False
+) -> Scored:
+    """Read every image of a catalogue, with `oracle` also around the true boxes."""
     pixels, sizes = catalogue.pixels.numpy(), catalogue.sizes.numpy()
     own = read_regions(network, pixels, sizes, side)
-    known = catalogue.boxes.numpy()
-    boxes = np.where(np.isnan(known), own.boxes, known)
-    oracle = read_boxes(network, pixels, sizes, boxes, side, whole=own.whole)
-    return Scored(catalogue, own, oracle, _dice(catalogue, own))
+    given = None
+    if oracle:
+        known = catalogue.boxes.numpy()
+        boxes = np.where(np.isnan(known), own.boxes, known)
+        given = read_boxes(network, pixels, sizes, boxes, side, whole=own.whole)
+    return Scored(catalogue, own, given, _dice(catalogue, own))
 
 
 def _dice(catalogue: Catalogue, answers: RegionAnswers) -> Array:
@@ -81,48 +93,78 @@ def _dice(catalogue: Catalogue, answers: RegionAnswers) -> Array:
     whole = (masks > 127).sum(axis=(1, 2)) * per_pixel
     both = (truth & found).sum(axis=(1, 2))
     dice = 2 * both / (whole + found.sum(axis=(1, 2))).clip(min=1)
-    dice[catalogue.lesion.numpy() == 0] = np.nan
+    dice[np.isnan(catalogue.boxes.numpy()[:, 0])] = np.nan
     return np.asarray(dice, dtype=np.float64)
 
 
 def quick_scores(network: Network, catalogue: Catalogue, side: int) -> dict[str, float]:
     """Return the few figures that are watched while training."""
-    scored = score(network, catalogue, side)
+    scored = score(network, catalogue, side, oracle=True)
     truth = catalogue.malignancy.numpy().astype(np.float64)
     keep = ~np.isnan(truth)
     ways = {
         "whole": scored.own.whole.malignancy,
         "crop": scored.own.crop.malignancy,
-        "oracle": scored.oracle.crop.malignancy,
         "both": scored.own.whole.malignancy + scored.own.crop.malignancy,
     }
-    result = {
-        name: auc(truth[keep], way[keep].astype(np.float64))
-        for name, way in ways.items()
-    }
+    if scored.oracle is not None:
+        ways["oracle"] = scored.oracle.crop.malignancy
+    result = {name: auc(truth[keep], way[keep]) for name, way in ways.items()}
     for name in sorted(set(catalogue.sets)):
         rows = keep & (np.array(catalogue.sets) == name)
-        result[name] = auc(truth[rows], ways["both"][rows].astype(np.float64))
-    result["dice"] = float(np.nanmean(scored.dice))
+        result[name] = auc(truth[rows], ways["both"][rows])
+    result["dice"] = mean_known(scored.dice)
     return result
 
 
 def report(
-    network: Network, record: ModelRecord, catalogue: Catalogue, *, rounds: int = 1000
-) -> dict[str, Any]:
-    """Return every figure of the model card for one split, with 95 % intervals."""
-    scored = score(network, catalogue, record.side)
+    network: Network,
+    record: ModelRecord,
+    catalogue: Catalogue,
+    *,
+    rounds: int = 1000,
+    oracle: bool = False,
+) -> tuple[Scored, dict[str, Any]]:
+    """Return the answers and every figure of the model card for one split.
+
+    Intervals are 95 %. With `oracle` also what a true box would gain. A split may
+    hold one class only, or lesions without masks: what cannot be measured is NaN.
+    """
+    scored = score(network, catalogue, record.side, oracle=oracle)
     sets = np.array(catalogue.sets)
     lesions = (catalogue.malignancy == catalogue.malignancy).numpy()
-    figures: dict[str, Any] = {"model": record.name, "sha256": record.sha256}
-    for name in ("pooled", *sorted(set(catalogue.sets))):
+    figures: dict[str, Any] = {
+        "model": record.name,
+        "version": record.version,
+        "sha256": record.sha256,
+        "sets": sorted(set(catalogue.sets)),
+        "images": len(catalogue),
+        "threshold": record.threshold,
+    }
+    for name in ("pooled", *figures["sets"]):
         rows = lesions & ((sets == name) | (name == "pooled"))
         figures[name] = _malignancy_figures(scored, record, rows, rounds)
-    figures["busbra_per_case"] = _per_case(scored, record, sets == "busbra", rounds)
+    figures["per_case"] = _per_case_figures(scored, record, lesions, rounds)
     figures["normal"] = _normal_figures(scored, record)
     figures["birads"] = _category_figures(scored, record, rounds)
     figures["fields"] = _field_figures(scored, record)
-    return figures
+    figures["heat_map"] = pointing_figures(
+        network, catalogue, scored.own, record.side, rounds=rounds
+    )
+    figures["subgroups"] = subgroup_table(
+        catalogue, suspicions(scored, record), rounds=rounds
+    )
+    figures["notices"] = list(catalogue.notices)
+    return scored, figures
+
+
+def suspicions(scored: Scored, record: ModelRecord) -> Suspicions:
+    """Return what was said about the lesions whose diagnosis is known."""
+    truth = scored.catalogue.malignancy.numpy().astype(np.float64)
+    rows = np.flatnonzero(~np.isnan(truth))
+    chance = probabilities(scored.own, record)[rows]
+    called = (chance >= record.threshold).astype(np.float64)
+    return Suspicions(truth[rows], chance, called, rows)
 
 
 def _malignancy_figures(
@@ -131,32 +173,89 @@ def _malignancy_figures(
     truth = scored.catalogue.malignancy.numpy().astype(np.float64)[rows]
     groups = [g for g, kept in zip(scored.catalogue.groups, rows, strict=True) if kept]
     chance = probabilities(scored.own, record)[rows]
-    oracle = probabilities(scored.oracle, record)[rows]
+    plain = uncalibrated(scored.own)[rows]
     called = (chance >= record.threshold).astype(np.float64)
-    suspicious = (chance >= SUSPICIOUS).astype(np.float64)
+    from_4a = probability_of(record.category_cuts[1])
+    suspicious = (chance >= from_4a).astype(np.float64)
     dice = scored.dice[rows]
-    with_interval = {
+    with_interval: dict[str, Callable[[NDArray[np.int64]], float]] = {
         "auc": lambda i: auc(truth[i], chance[i]),
-        "auc_oracle_roi": lambda i: auc(truth[i], oracle[i]),
         "sensitivity": lambda i: sensitivity(truth[i], called[i]),
         "specificity": lambda i: specificity(truth[i], called[i]),
+        "sensitivity_at_90_specificity": lambda i: sensitivity_at(
+            truth[i], chance[i], 0.90
+        ),
         "sensitivity_4a": lambda i: sensitivity(truth[i], suspicious[i]),
         "specificity_4a": lambda i: specificity(truth[i], suspicious[i]),
         "ece": lambda i: calibration_error(truth[i], chance[i]),
-        "dice": lambda i: float(np.nanmean(dice[i])),
+        "dice": lambda i: mean_known(dice[i]),
     }
     figures: dict[str, Any] = {
         name: interval(measure, groups, rounds=rounds)
         for name, measure in with_interval.items()
     }
+    figures["auc_delong"] = delong_interval(truth, chance, groups)
+    if scored.oracle is not None:
+        figures |= _oracle_figures(scored, record, rows, rounds)
+    index, threshold = youden_index(truth, chance)
     ways = {
         "auc_whole_only": scored.own.whole.malignancy,
         "auc_crop_only": scored.own.crop.malignancy,
     }
-    figures |= {k: auc(truth, v[rows].astype(np.float64)) for k, v in ways.items()}
+    figures |= {k: auc(truth, v[rows]) for k, v in ways.items()}
+    figures["youden_index"] = index
+    figures["youden_threshold"] = threshold
+    figures["ece_uncalibrated"] = calibration_error(truth, plain)
+    figures["brier"] = mean_known((chance - truth) ** 2)
     figures["n"] = int(rows.sum())
     figures["malignant"] = int(truth.sum())
+    figures["at_threshold"] = _two_by_two(truth, called)
     return figures
+
+
+def _oracle_figures(
+    scored: Scored, record: ModelRecord, rows: NDArray[np.bool_], rounds: int
+) -> dict[str, Any]:
+    """Return what the model gains when it is handed the true box.
+
+    Only lesions that somebody has drawn; the paired difference is given box less own.
+    """
+    assert scored.oracle is not None  # noqa: S101 - the caller has looked
+    drawn = rows & ~np.isnan(scored.catalogue.boxes.numpy()[:, 0])
+    truth = scored.catalogue.malignancy.numpy().astype(np.float64)[drawn]
+    groups = [g for g, kept in zip(scored.catalogue.groups, drawn, strict=True) if kept]
+    own = probabilities(scored.own, record)[drawn]
+    given = probabilities(scored.oracle, record)[drawn]
+    both = interval(
+        lambda i: auc(truth[i], given[i]) - auc(truth[i], own[i]), groups, rounds=rounds
+    )
+    return {
+        "auc_oracle_roi": interval(
+            lambda i: auc(truth[i], given[i]), groups, rounds=rounds
+        ),
+        "oracle_gain": {
+            **asdict(compare_areas(truth, given, own, groups)),
+            "bootstrap_low": both["low"],
+            "bootstrap_high": both["high"],
+            "n": int(drawn.sum()),
+        },
+    }
+
+
+def _two_by_two(truth: Array, called: Array) -> dict[str, int]:
+    bad, said = truth > 0.5, called > 0.5
+    return {
+        "true_positive": int((bad & said).sum()),
+        "false_negative": int((bad & ~said).sum()),
+        "false_positive": int((~bad & said).sum()),
+        "true_negative": int((~bad & ~said).sum()),
+    }
+
+
+def uncalibrated(answers: RegionAnswers) -> Array:
+    """Return the chance that the malignancy heads state themselves, both passes."""
+    mean = (answers.whole.malignancy + answers.crop.malignancy) / 2
+    return sigmoid(mean.astype(np.float32)).astype(np.float64)
 
 
 def probabilities(answers: RegionAnswers, record: ModelRecord) -> Array:
@@ -171,20 +270,36 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
-def _per_case(
-    scored: Scored, record: ModelRecord, rows: NDArray[np.bool_], rounds: int
+def _per_case_figures(
+    scored: Scored, record: ModelRecord, lesions: NDArray[np.bool_], rounds: int
 ) -> dict[str, Any]:
-    """Return the AUC over cases: the mean logit of all images of a case."""
-    if not rows.any():
-        return {}
-    names = np.array(scored.catalogue.groups)
+    """Return the AUC over cases, the mean logit of all images of a case.
+
+    For sets that have several images of one case.
+    """
     logits = fused_logits(scored.own, record.fusion)
     truth = scored.catalogue.malignancy.numpy()
-    cases = sorted(set(names[rows]))
-    mean = np.array([logits[names == case].mean() for case in cases])
-    worst = np.array([truth[names == case].max() for case in cases])
-    value = interval(lambda i: auc(worst[i], mean[i]), cases, rounds=rounds)
-    return {"auc": value, "n": len(cases)}
+    names, sets = np.array(scored.catalogue.groups), np.array(scored.catalogue.sets)
+    result = {}
+    for name in sorted(set(scored.catalogue.sets)):
+        rows = lesions & (sets == name)
+        cases = sorted(set(names[rows].tolist()))
+        if len(cases) == int(rows.sum()):
+            continue
+        members = [rows & (names == case) for case in cases]
+        mean = np.array([float(logits[kept].mean()) for kept in members])
+        worst = np.array([float(truth[kept].max()) for kept in members])
+        result[name] = {
+            "auc": _case_interval(worst, mean, cases, rounds),
+            "n": len(cases),
+        }
+    return result
+
+
+def _case_interval(
+    truth: Array, score: Array, cases: list[str], rounds: int
+) -> dict[str, float]:
+    return interval(lambda i: auc(truth[i], score[i]), cases, rounds=rounds)
 
 
 def _normal_figures(scored: Scored, record: ModelRecord) -> dict[str, Any]:
@@ -204,22 +319,25 @@ def _normal_figures(scored: Scored, record: ModelRecord) -> dict[str, Any]:
 def _category_figures(
     scored: Scored, record: ModelRecord, rounds: int
 ) -> dict[str, Any]:
-    """Compare the drafted category with the radiologist's, 4A-4C taken as 4 if need be.
+    """Compare the drafted category with the radiologist's, set by set.
 
-    Weighted kappa on BrEaST over 2, 3, 4A, 4B, 4C, 5; on BUS-BRA over 2, 3, 4, 5.
+    Weighted kappa over 2, 3, 4A, 4B, 4C, 5, or over 2, 3, 4, 5 in sets that do not
+    subdivide 4.
     """
     known = scored.catalogue
-    chance = probabilities(scored.own, record)
-    above = scored.own.crop.birads[:, 0]
     drafted = [
-        category_for(float(p), float(a), record)
-        for p, a in zip(chance, above, strict=True)
+        category_for(float(logit), record.category_cuts)
+        for logit in fused_logits(scored.own, record.fusion)
     ]
-    return {
-        name: _category_agreement(known, drafted, name, scale, rounds)
-        for name, scale in (("breast", BIRADS_STEPS), ("busbra", ("2", "3", "4", "5")))
-        if any(_graded(known, row, name, scale) for row in range(len(known)))
-    }
+    result = {}
+    for name in sorted(set(known.sets)):
+        given = {
+            known.categories[r] for r in range(len(known)) if known.sets[r] == name
+        }
+        scale = ("2", "3", "4", "5") if "4" in given else BIRADS_STEPS
+        if given & set(scale):
+            result[name] = _category_agreement(known, drafted, name, scale, rounds)
+    return result
 
 
 def _category_agreement(
@@ -260,7 +378,7 @@ def _field_figures(scored: Scored, record: ModelRecord) -> dict[str, Any]:
         rows = np.flatnonzero(truth >= 0)
         if not len(rows):
             continue
-        figures = _choice_figures(scored, field, rows)
+        figures = _choice_figures(scored, field, rows, truth[rows])
         figures["spoken"] = sorted(record.speaks_on.get(field, ()))
         if figures["spoken"]:
             spoken = [r for r in rows if FieldKey(field) in said[r]]
@@ -277,22 +395,25 @@ def _field_figures(scored: Scored, record: ModelRecord) -> dict[str, Any]:
 
 
 def _choice_figures(
-    scored: Scored, field: str, rows: NDArray[np.int64]
+    scored: Scored, field: str, rows: NDArray[np.int64], truth: NDArray[np.int64]
 ) -> dict[str, Any]:
-    truth = scored.catalogue.choices[field].numpy()[rows]
-    logits = scored.own.crop.choices[field][rows]
-    chances = softmax(logits).astype(np.float64)
+    """Return how well a head tells its terms apart, whether it may speak or not."""
+    chances = softmax(scored.own.crop.choices[field][rows])
     keys = CHOICE_KEYS[field]
     one_against_rest = {
         key: {
             "n": int((truth == index).sum()),
-            "auc": auc(
-                (truth == index).astype(float), chances[:, index].astype(np.float64)
-            ),
+            "auc": auc((truth == index).astype(float), chances[:, index]),
         }
         for index, key in enumerate(keys)
     }
-    return {"n": len(rows), "keys": one_against_rest}
+    best = chances.argmax(axis=1).astype(float)
+    return {
+        "n": len(rows),
+        "keys": one_against_rest,
+        "head_kappa": kappa(truth.astype(float), best, len(keys)),
+        "head_macro_f1": macro_f1(truth.astype(float), best, range(len(keys))),
+    }
 
 
 def _margin_figures(

@@ -141,6 +141,9 @@ def read_listing(data: Path, split: str, sets: Iterable[str] | None = None) -> L
             )
         if not found:
             notices.append(f"{name}: skipped, its manifest lists no image")
+        if sets is None and any(row["modality"] not in ("", "US") for row in found):
+            notices.append(f"{name}: skipped, not ultrasound: name the set to read it")
+            continue
         rows += found
     used = [row for row in rows if row.shipped and row["split"] != "excluded"]
     _check_unique(rows)
@@ -316,7 +319,8 @@ def _check_leak(rows: Sequence[Row]) -> None:
 
 def _check_labels(row: Row) -> list[str]:
     """Refuse a label nobody can mean; return a line about terms left out."""
-    if row["label"] not in LABELS:
+    # Without a label a drawn lesion is a lesion whose end nobody knows yet.
+    if row["label"] not in LABELS and not (row["label"] == "" and row["mask"]):
         raise DataFault(
             f"{row.place}: label is {row['label']!r}, not one of {', '.join(LABELS)}"
         )

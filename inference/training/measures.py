@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
-def auc(truth: Array, score: Array) -> float:
+def auc(truth: Array, score: NDArray[np.floating[Any]]) -> float:
     """Return the area under the ROC curve, ties half; NaN when a class is absent."""
     positive, negative = score[truth > 0.5], np.sort(score[truth <= 0.5])
     if not len(positive) or not len(negative):
@@ -252,6 +253,8 @@ def interval(
     """
     names = np.array(groups)
     members = [np.flatnonzero(names == name) for name in np.unique(names)]
+    if not members:
+        return {"value": math.nan, "low": math.nan, "high": math.nan}
     random = np.random.default_rng(seed)
     values = []
     for _ in range(rounds):
@@ -264,6 +267,12 @@ def interval(
         "low": float(low),
         "high": float(high),
     }
+
+
+def mean_known(values: Array) -> float:
+    """Return the mean of the values that are numbers; NaN when there is none."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def _placements(own: Array, others: Array) -> Array:

@@ -5,7 +5,7 @@ Every choice is made on the validation split and written into the model's record
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,36 @@ from torch.nn import functional
 
 from inference.assess import fused_logits, lesion_logits
 from inference.network import TorchNetwork, save_model
-from inference.record import CHOICE_KEYS, MARGIN_KEYS, Fusion, ModelRecord
+from inference.preprocess import whole_windows
+from inference.record import (
+    CHOICE_KEYS,
+    MARGIN_KEYS,
+    Array,
+    Fusion,
+    ModelRecord,
+    Network,
+)
+from inference.training.categories import Graded, fit_cuts
 from inference.training.data import Catalogue
 from inference.training.evaluate import (
     Scored,
     orientation_agreement,
+    probabilities,
     score,
     softmax,
+    uncalibrated,
 )
-from inference.training.measures import auc, threshold_for_sensitivity, youden_threshold
-from inference.two_pass import RegionAnswers, sigmoid
+from inference.training.manifest import DataFault
+from inference.training.measures import (
+    auc,
+    calibration_error,
+    threshold_for_sensitivity,
+    youden_threshold,
+)
+from inference.two_pass import RegionAnswers, read_windows, sigmoid
+from inference.unfamiliar import FILE as FAMILIARITY
+from inference.unfamiliar import fit as fit_familiarity
+from inference.unfamiliar import write_familiarity
 
 NAME = "sononode-breast-resnet50"
 WANTED_SENSITIVITY = 0.90
@@ -47,9 +67,14 @@ def release(
     version: str,
     side: int,
     training: dict[str, Any],
+    trained_on: Catalogue | None = None,
 ) -> ModelRecord:
-    """Fit calibration and thresholds, decide on which fields to speak, write it all."""
-    scored = score(TorchNetwork(network), validation, side)
+    """Fit calibration and thresholds, decide on which fields to speak, write it all.
+
+    Images unlike those of `trained_on` will be refused; without it, none are.
+    """
+    reading = TorchNetwork(network)
+    scored = score(reading, validation, side)
     fusion = fit_fusion(scored.own, validation.malignancy)
     truth = validation.malignancy.numpy().astype(np.float64)
     known = ~np.isnan(truth)
@@ -65,24 +90,67 @@ def release(
             truth[known], chance[known], WANTED_SENSITIVITY
         ),
         lesion_threshold=lesion_threshold(scored),
-        benign_step=benign_step(scored),
         speaks_on=spoken_fields(scored),
         margin_thresholds=margin_thresholds(scored),
         training=training,
+        category_cuts=fit_cuts(graded(scored, fusion)),
     )
+    if trained_on is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        familiarity = fit_familiarity(
+            whole_features(reading, trained_on, side), scored.own.whole.pooled
+        )
+        digest = write_familiarity(familiarity, directory)
+        record = replace(record, files=record.files | {FAMILIARITY: digest})
     return save_model(network, record, directory)
 
 
-def fit_fusion(
-    answers: RegionAnswers, malignancy: Tensor, *, ridge: float = 0.01
-) -> Fusion:
-    """Fit the weights of both passes and the ordinal head by logistic regression.
-
-    Weights are kept from turning negative: more suspicion in one part must never
-    mean less in the whole.
-    """
+def fit_fusion(answers: RegionAnswers, malignancy: Tensor) -> Fusion:
+    """Fit the weights of both passes and the ordinal head by logistic regression."""
     known = ~torch.isnan(malignancy)
-    parts = torch.from_numpy(
+    if len(set(malignancy[known].tolist())) < 2:
+        raise DataFault(
+            "the validation split needs benign and malignant lesions: "
+            "without both there is nothing to calibrate on"
+        )
+    return _fitted(_parts(answers)[known], malignancy[known])
+
+
+def calibration_figures(
+    scored: Scored, record: ModelRecord, *, folds: int = 5, seed: int = 20261121
+) -> dict[str, float]:
+    """Return the calibration error before fitting, after, and on cases left out.
+
+    The fit was made on the very split, so "after" flatters; "left out" fits on four
+    fifths of the patients and measures on the last.
+    """
+    malignancy = scored.catalogue.malignancy
+    known = ~torch.isnan(malignancy)
+    truth = malignancy[known].numpy().astype(np.float64)
+    parts = _parts(scored.own)[known]
+    groups = np.array(scored.catalogue.groups)[known.numpy()]
+    names = np.random.default_rng(seed).permutation(np.unique(groups))
+    crossed = np.full(len(truth), np.nan)
+    for fold in range(folds):
+        out = np.isin(groups, names[fold::folds])
+        if out.any() and 0 < truth[~out].mean() < 1:
+            fusion = _fitted(parts[~out], malignancy[known][~out])
+            weights = torch.tensor([fusion.whole, fusion.crop, fusion.ordinal])
+            logits = parts[out] @ weights + fusion.offset
+            crossed[out] = torch.sigmoid(logits).numpy()
+    done = ~np.isnan(crossed)
+    rows = known.numpy()
+    return {
+        "before": calibration_error(truth, uncalibrated(scored.own)[rows]),
+        "after, on the split it was fitted on": calibration_error(
+            truth, probabilities(scored.own, record)[rows]
+        ),
+        "after, on patients left out": calibration_error(truth[done], crossed[done]),
+    }
+
+
+def _parts(answers: RegionAnswers) -> Tensor:
+    return torch.from_numpy(
         np.stack(
             [
                 answers.whole.malignancy,
@@ -91,8 +159,14 @@ def fit_fusion(
             ],
             axis=1,
         )
-    )[known]
-    truth = malignancy[known]
+    )
+
+
+def _fitted(parts: Tensor, truth: Tensor, *, ridge: float = 0.01) -> Fusion:
+    """Fit weights that are kept from turning negative.
+
+    More suspicion in one part must never mean less in the whole.
+    """
     raw = torch.full((3,), -0.7, requires_grad=True)
     offset = torch.zeros((), requires_grad=True)
     optimiser = torch.optim.LBFGS([raw, offset], max_iter=200)
@@ -119,14 +193,22 @@ def lesion_threshold(scored: Scored) -> float:
     return threshold_for_sensitivity(np.ones(len(logits)), logits, SEEN_LESIONS)
 
 
-def benign_step(scored: Scored) -> float:
-    """Return the "above 2" logit that best parts category 2 from 3 and higher."""
-    above = scored.catalogue.birads[:, 0].numpy().astype(np.float64)
-    known = ~np.isnan(above)
-    if len(set(above[known])) < 2:
-        return -math.inf
-    logits = scored.own.crop.birads[:, 0].astype(np.float64)
-    return youden_threshold(above[known], logits[known])
+def whole_features(network: Network, catalogue: Catalogue, side: int) -> Array:
+    """Return what each image looks like to the network, (n, features)."""
+    windows = whole_windows(catalogue.sizes.numpy())
+    return read_windows(network, catalogue.pixels.numpy(), windows, side).pooled
+
+
+def graded(scored: Scored, fusion: Fusion) -> Graded:
+    """Return the images with the suspicion and the category that each one got."""
+    known = scored.catalogue
+    return Graded(
+        fused_logits(scored.own, fusion).astype(np.float64),
+        np.array(known.sets),
+        np.array(known.groups),
+        np.array(known.categories),
+        known.malignancy.numpy().astype(np.float64),
+    )
 
 
 def spoken_fields(scored: Scored) -> dict[str, tuple[str, ...]]:
@@ -148,7 +230,7 @@ def spoken_fields(scored: Scored) -> dict[str, tuple[str, ...]]:
             if _supported(truth[rows] == index, chances[rows, index])
         )
         covered = np.isin(truth[rows], [keys.index(key) for key in good])
-        if len(good) > 1 and covered.mean() >= LEAST_COVERED:
+        if len(good) > 1 and len(covered) and covered.mean() >= LEAST_COVERED:
             fields[field] = good
     if orientation_agreement(scored)["box"] >= LEAST_KAPPA:
         fields["orientation"] = CHOICE_KEYS["orientation"]

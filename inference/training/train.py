@@ -1,17 +1,26 @@
 """Trains the lesion network: masked losses of many tasks, one schedule, resumable.
 
-From scratch, because no ImageNet ResNet50 is at hand whose licence and source
-could be named. Every loss passes over labels that an image does not have.
+Everything random in step k (which images, how they are turned and marked, which
+features are dropped) is drawn from the seed and k alone. A run that was killed and
+goes on from its last checkpoint therefore ends where it would have ended anyway,
+bit for bit on one thread of one machine, as long as the schedule counts steps and
+not minutes.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import math
+import signal
+import threading
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import structlog
 import torch
@@ -22,31 +31,41 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional
 
-from inference.network import LesionNet, Logits, TorchNetwork
+from inference.network import LesionNet, TorchNetwork
 from inference.training.data import Batch, Catalogue, Sampler, read_catalogue
 from inference.training.evaluate import quick_scores
+from inference.training.initial import SCRATCH, initialise
+from inference.training.losses import total_loss
+from inference.training.runs import write_config, write_log
+from node.domain.errors import ErrorKind, NodeError
 
 log = structlog.get_logger()
+
+_MAY_CHANGE = frozenset({"steps", "minutes", "threads"})
+"""What may differ when a run goes on; anything else would be another run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """Everything that decides what the weights become; written into the model's record.
 
-    `minutes` bounds the run: the schedule follows steps or wall time, whichever is
-    further on, so that a busy machine still ends with an annealed model. Windows have
+    With `minutes` the schedule follows steps or wall time, whichever is further on, so
+    that a busy machine still ends with an annealed model, but a second run gives other
+    weights; without, it follows steps alone. Windows have
     `side_first` pixels for the first `first_share` of the schedule, `last_side` for
     the last `last_share`, and `side` between. `initial` names where weights come
-    from: "scratch", or a file of this network's own weights to go on from.
+    from: "scratch", "imagenet", or a file (`initialise`); `cbam` adds attention.
+
+    Classes are imbalanced (2 benign to 1 malignant, few normals, few lesions with all
+    descriptors): `breast_weight` and `normal_weight` draw those images more often.
+    Malignancy is not reweighed, since its probability is to mean something; the
+    threshold is set afterwards.
     """
 
     steps: int = 5000
-    minutes: float = 60.0
+    minutes: float | None = None
     batch: int = 32
     side_first: int = 96
     side: int = 128
@@ -61,70 +80,99 @@ class Recipe:
     normal_weight: float = 1.6
     last_side: int = 128
     last_share: float = 0.35
-    initial: str = "scratch"
+    initial: str = SCRATCH
+    cbam: bool = False
     average_decay: float = 0.998
     threads: int = 2
     seed: int = 20261121
 
 
 def train(
-    data: Path, checkpoint: Path, recipe: Recipe, *, check_every: int = 250
-) -> nn.Module:
+    data: Path,
+    checkpoint: Path,
+    recipe: Recipe,
+    *,
+    check_every: int = 250,
+    device: str = "auto",
+    stop_after: int | None = None,
+) -> nn.Module | None:
     """Train on `data`, write `checkpoint` at every check, return the averaged network.
 
     Continues from `checkpoint` when it exists. The checkpoint always holds the
-    averaged weights under "average", ready for release.
+    averaged weights under "average", ready for release; its folder gets the run's
+    configuration and the log of checks. SIGTERM, Ctrl-C, and `stop_after` steps in
+    this call write the checkpoint and return None: the run is not done.
     """
     torch.set_num_threads(recipe.threads)
-    torch.manual_seed(recipe.seed)
     training = read_catalogue(data, "train")
     validation = read_catalogue(data, "val")
-    run = _Run(training, recipe)
+    for notice in training.notices:
+        log.warning("data", note=notice)
+    run = Run(training, recipe, device=_device(device))
     if checkpoint.exists():
-        run.restore(torch.load(checkpoint, weights_only=True))
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    ) as bar:
+        run.restore(read_checkpoint(checkpoint))
+    splits = {"train": training, "val": validation}
+    write_config(checkpoint.parent, asdict(recipe), str(run.device), splits)
+    last = math.inf if stop_after is None else run.step + stop_after
+    with _stop_signal() as stopped, _progress() as bar:
         task = bar.add_task("training", total=recipe.steps, completed=run.step)
-        while run.share < 1:
+        while run.share < 1 and run.step < last and not stopped():
             loss = run.advance()
             bar.update(task, completed=run.step, description=f"loss {loss:.3f}")
             if run.step % check_every == 0 or run.share >= 1:
-                scores = quick_scores(
-                    TorchNetwork(run.average), validation, recipe.last_side
-                )
-                log.info(
-                    "validated",
-                    step=run.step,
-                    minutes=round(run.minutes, 1),
-                    loss=round(run.recent_loss, 3),
-                    **{name: round(value, 3) for name, value in scores.items()},
-                )
-                _write(checkpoint, run.state(), scores)
+                _check(run, validation)
+                _write(checkpoint, run)
+    if run.share < 1:
+        log.info("stopped", step=run.step, note="the same command goes on from here")
+        _write(checkpoint, run)
+        return None
+    run.average.cpu()
     return run.average
 
 
-class _Run:
-    """The state of one training run."""
+def _check(run: Run, validation: Catalogue) -> None:
+    side = run.recipe.last_side
+    scores = quick_scores(TorchNetwork(run.average), validation, side)
+    line = {
+        "step": run.step,
+        "loss": run.recent_loss,
+        "learning_rate": run.optimiser.param_groups[0]["lr"],
+        "pieces": run.pieces,
+        **scores,
+    }
+    run.lines.append({**line, "minutes": round(run.minutes, 2)})
+    shown = {k: round(v, 3) for k, v in scores.items()}
+    log.info("validated", step=run.step, loss=round(run.recent_loss, 3), **shown)
 
-    def __init__(self, catalogue: Catalogue, recipe: Recipe) -> None:
+
+class Run:
+    """The state of one training run.
+
+    `pieces`: how many parts a batch is cut into; 1 until memory runs out. `lines`:
+    the log of checks so far.
+    """
+
+    def __init__(
+        self, catalogue: Catalogue, recipe: Recipe, *, device: torch.device
+    ) -> None:
+        torch.manual_seed(recipe.seed)
         self.recipe = recipe
+        self.device = device
         self.network = initial_network(recipe).to(memory_format=torch.channels_last)
+        self.network.to(device)
         self.average = copy.deepcopy(self.network).eval()
         self.optimiser = torch.optim.AdamW(
             _parameter_groups(self.network, recipe.weight_decay),
             lr=recipe.learning_rate,
         )
-        self.sampler = Sampler(
-            catalogue,
-            weights={"breast": recipe.breast_weight, "normal": recipe.normal_weight},
-            seed=recipe.seed,
-        )
         self.step = 0
+        self.pieces = 1
         self.recent_loss = math.nan
+        self.lines: list[dict[str, Any]] = []
+        self._precision = _precision(device)
+        halves = self._precision is torch.float16
+        self._scaler = torch.amp.GradScaler(device.type, enabled=halves)
+        self._feed = _Feed(catalogue, recipe, ahead=8 if device.type == "cuda" else 0)
         self._seconds_before = 0.0
         self._started = time.monotonic()
 
@@ -135,37 +183,67 @@ class _Run:
     @property
     def share(self) -> float:
         """Return how much of the schedule lies behind, 0..1."""
-        return min(
-            1.0, max(self.step / self.recipe.steps, self.minutes / self.recipe.minutes)
-        )
+        done = self.step / self.recipe.steps
+        if self.recipe.minutes is not None:
+            done = max(done, self.minutes / self.recipe.minutes)
+        return min(1.0, done)
 
     def advance(self) -> float:
-        recipe, share = self.recipe, self.share
-        rate = recipe.learning_rate * _schedule(share, recipe.warm_up_share)
+        """Make one step; return the running mean of the loss.
+
+        Out of memory on the GPU, cuts the batch into twice as many pieces, whose
+        gradients add up, and tries again. Batch normalisation then sees smaller
+        batches; the log says from which step on.
+        """
+        rate = self.recipe.learning_rate * _schedule(
+            self.share, self.recipe.warm_up_share
+        )
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        side = _side(recipe, share)
-        batch = self.sampler.batch(
-            recipe.batch,
-            side,
-            crop_share=recipe.crop_share,
-            background_share=recipe.background_share,
-        )
-        self.network.train()
-        windows = batch.windows.to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
-            reading = self.network(windows)
-        loss = total_loss(reading, batch)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), 2.0)
-        self.optimiser.step()
+        batch = self._feed.batch(self.step, _side(self.recipe, self.share))
+        while True:
+            try:
+                value = self._learn(batch)
+                break
+            except torch.OutOfMemoryError as error:
+                self._cut_smaller(len(batch.windows), error)
         self.step += 1
         self._follow()
-        value = float(loss.detach())
         old = value if math.isnan(self.recent_loss) else self.recent_loss
         self.recent_loss = 0.98 * old + 0.02 * value
         return self.recent_loss
+
+    def _learn(self, batch: Batch) -> float:
+        torch.manual_seed(_mixed(self.recipe.seed, self.step))
+        self.network.train()
+        self.optimiser.zero_grad(set_to_none=True)
+        size = len(batch.windows)
+        value = 0.0
+        for rows in torch.arange(size).tensor_split(self.pieces):
+            piece = _moved(batch, rows, self.device)
+            with torch.autocast(self.device.type, self._precision):
+                reading = self.network(piece.windows)
+            loss = total_loss(reading, piece) * (len(rows) / size)
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            value += float(loss.detach())
+        self._scaler.unscale_(self.optimiser)
+        nn.utils.clip_grad_norm_(self.network.parameters(), 2.0)
+        self._scaler.step(self.optimiser)
+        self._scaler.update()
+        return value
+
+    def _cut_smaller(self, size: int, error: Exception) -> None:
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.pieces >= size:
+            raise NodeError(
+                "the GPU has no memory for a single image: free it, or take "
+                "smaller windows",
+                ErrorKind.EXHAUSTED,
+            ) from error
+        self.pieces = min(2 * self.pieces, size)
+        log.warning("out of GPU memory", step=self.step, pieces=self.pieces)
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -178,39 +256,98 @@ class _Run:
             else:
                 value.copy_(current[name])
 
-    def state(self) -> dict[str, object]:
+    def state(self) -> dict[str, Any]:
         return {
             "average": self.average.state_dict(),
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "sampler": self.sampler.state(),
+            "scaler": self._scaler.state_dict(),
             "step": self.step,
+            "pieces": self.pieces,
+            "recent_loss": self.recent_loss,
+            "lines": self.lines,
             "seconds": self.minutes * 60,
             "recipe": asdict(self.recipe),
         }
 
-    def restore(self, state: dict[str, object]) -> None:
-        self.average.load_state_dict(state["average"])  # type: ignore[arg-type]
-        self.network.load_state_dict(state["network"])  # type: ignore[arg-type]
-        self.optimiser.load_state_dict(state["optimiser"])  # type: ignore[arg-type]
-        self.sampler.restore(state["sampler"])  # type: ignore[arg-type]
-        self.step = int(state["step"])  # type: ignore[call-overload]
-        self._seconds_before = float(state["seconds"])  # type: ignore[arg-type]
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was written; NodeError when it is of another run."""
+        before, now = state["recipe"], asdict(self.recipe)
+        known = {field.name for field in fields(Recipe)} - _MAY_CHANGE
+        for name in sorted(known & before.keys()):
+            if before[name] != now[name]:
+                raise NodeError(
+                    f"this run was started with {name} {before[name]}, not "
+                    f"{now[name]}: keep it, or give the run another name",
+                    ErrorKind.CONFLICT,
+                )
+        self.average.load_state_dict(state["average"])
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self._scaler.load_state_dict(state.get("scaler", {}))
+        self.step = int(state["step"])
+        self.pieces = int(state.get("pieces", 1))
+        self.recent_loss = float(state.get("recent_loss", math.nan))
+        self.lines = list(state.get("lines", ()))
+        self._seconds_before = float(state["seconds"])
         self._started = time.monotonic()
 
 
+class _Feed:
+    """Draws the batch of a step, or, for a GPU, those of the next steps in advance."""
+
+    def __init__(self, catalogue: Catalogue, recipe: Recipe, *, ahead: int) -> None:
+        self._sampler = Sampler(
+            catalogue,
+            weights={"breast": recipe.breast_weight, "normal": recipe.normal_weight},
+            seed=recipe.seed,
+        )
+        self._recipe = recipe
+        self._ahead = ahead
+        self._drawn: dict[int, Future[Batch]] = {}
+        self._pool = ThreadPoolExecutor(ahead) if ahead else None
+
+    def batch(self, step: int, side: int) -> Batch:
+        if self._pool is None:
+            return self._draw(step, side)
+        for later in range(step, step + self._ahead):
+            if later not in self._drawn:
+                self._drawn[later] = self._pool.submit(self._draw, later, side)
+        batch = self._drawn.pop(step).result()
+        # Drawn before the schedule moved on to larger windows: draw it again.
+        same = batch.windows.shape[-1] == side
+        return batch if same else self._draw(step, side)
+
+    def _draw(self, step: int, side: int) -> Batch:
+        return self._sampler.at(step).batch(
+            self._recipe.batch,
+            side,
+            crop_share=self._recipe.crop_share,
+            background_share=self._recipe.background_share,
+        )
+
+
+def _moved(batch: Batch, rows: Tensor, device: torch.device) -> Batch:
+    """Return some rows of a batch on the device that learns."""
+
+    def move(part: Tensor) -> Tensor:
+        return part[rows].to(device, non_blocking=True)
+
+    return Batch(
+        windows=move(batch.windows).contiguous(memory_format=torch.channels_last),
+        masks=move(batch.masks),
+        malignancy=move(batch.malignancy),
+        lesion=move(batch.lesion),
+        birads=move(batch.birads),
+        margin=move(batch.margin),
+        choices={field: move(part) for field, part in batch.choices.items()},
+    )
+
+
 def initial_network(recipe: Recipe) -> LesionNet:
-    """Return the network that training starts from; ValueError names a bad file."""
-    network = LesionNet(dropout=recipe.dropout)
-    if recipe.initial == "scratch":
-        return network
-    try:
-        state = load_file(recipe.initial)
-        network.load_state_dict({name: value.float() for name, value in state.items()})
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(
-            f"initial weights {recipe.initial} do not fit: {error}"
-        ) from error
+    """Return the network that training starts from; NodeError names a bad file."""
+    network = LesionNet(dropout=recipe.dropout, cbam=recipe.cbam)
+    initialise(network, recipe.initial)
     return network
 
 
@@ -218,46 +355,6 @@ def _side(recipe: Recipe, share: float) -> int:
     if share < recipe.first_share:
         return recipe.side_first
     return recipe.side if share < 1 - recipe.last_share else recipe.last_side
-
-
-def total_loss(reading: Logits, batch: Batch) -> Tensor:
-    """Return the weighted sum of all tasks' losses; absent labels weigh nothing."""
-    loss = masked_binary(reading.malignancy, batch.malignancy)
-    loss = loss + 0.2 * masked_binary(reading.lesion, batch.lesion)
-    loss = loss + 0.6 * masked_binary(reading.birads, batch.birads)
-    loss = loss + 0.3 * masked_binary(reading.margin, batch.margin)
-    for field, logits in reading.choices.items():
-        loss = loss + 0.1 * masked_choice(logits, batch.choices[field])
-    return loss + mask_loss(reading.mask, batch.masks)
-
-
-def masked_binary(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean binary cross-entropy over the targets that exist (not NaN)."""
-    known = ~torch.isnan(targets)
-    losses = functional.binary_cross_entropy_with_logits(
-        logits.float(), torch.nan_to_num(targets), reduction="none"
-    )
-    return (losses * known).sum() / known.sum().clamp(min=1)
-
-
-def masked_choice(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy over the targets that exist (not -1)."""
-    losses = functional.cross_entropy(
-        logits.float(), targets, ignore_index=-1, reduction="sum"
-    )
-    return losses / (targets >= 0).sum().clamp(min=1)
-
-
-def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return cross-entropy plus soft Dice where the window shows a lesion."""
-    logits = logits.float()
-    entropy = functional.binary_cross_entropy_with_logits(logits, targets)
-    chance = torch.sigmoid(logits)
-    shown = targets.amax(dim=(1, 2)) > 0.5
-    overlap = 2 * (chance * targets).sum(dim=(1, 2)) + 1
-    total = chance.sum(dim=(1, 2)) + targets.sum(dim=(1, 2)) + 1
-    dice = (1 - overlap / total) * shown
-    return entropy + dice.sum() / shown.sum().clamp(min=1)
 
 
 def _schedule(share: float, warm_up: float) -> float:
@@ -278,14 +375,84 @@ def _parameter_groups(
     ]
 
 
-def _write(
-    checkpoint: Path, state: dict[str, object], scores: dict[str, float]
-) -> None:
+def _mixed(seed: int, step: int) -> int:
+    """Return the seed of one step."""
+    return (seed * 1_000_003 + step) % 2**63
+
+
+def _device(name: str) -> torch.device:
+    """Return the device called `name`; "auto" takes a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise NodeError(
+            "no CUDA device here: leave --device out, or say --device cpu",
+            ErrorKind.SETTING,
+        )
+    return torch.device(name)
+
+
+def _precision(device: torch.device) -> torch.dtype:
+    """Return bfloat16; float16, with scaled losses, on GPUs that know no bfloat16."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return torch.float16
+    return torch.bfloat16
+
+
+@contextmanager
+def _stop_signal() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether SIGTERM or Ctrl-C asked for the end."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = {
+        number: signal.signal(number, lambda *_: asked.set())
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+
+
+def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """Return a checkpoint's state; NodeError(INTEGRITY) when it is damaged."""
+    try:
+        state: dict[str, Any] = torch.load(
+            checkpoint, weights_only=True, map_location="cpu"
+        )
+        _ = state["average"], state["recipe"], state["step"]
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        EOFError,
+        TypeError,
+        UnpicklingError,
+    ) as error:
+        raise NodeError(
+            f"checkpoint {checkpoint.name} cannot be read ({type(error).__name__}): "
+            "take it away to start anew",
+            ErrorKind.INTEGRITY,
+        ) from error
+    return state
+
+
+def _write(checkpoint: Path, run: Run) -> None:
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     partial = checkpoint.with_suffix(".partial")
-    torch.save(state, partial)
+    torch.save(run.state(), partial)
     partial.replace(checkpoint)
-    summary = {"step": state["step"], "seconds": state["seconds"], "val": scores}
-    checkpoint.with_suffix(".json").write_text(
-        json.dumps(summary, indent=2), encoding="utf-8"
-    )
+    write_log(checkpoint.parent, run.lines)
