@@ -16,15 +16,14 @@ class BlockAttention(nn.Module):
 
     def __init__(self, channels: int, *, reduction: int = 16, kernel: int = 7) -> None:
         super().__init__()
+        widen = nn.Conv2d(channels // reduction, channels, 1)
         self.channels = nn.Sequential(
-            nn.Conv2d(channels, channels // reduction, 1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(channels // reduction, channels, 1),
+            nn.Conv2d(channels, channels // reduction, 1), nn.ReLU(inplace=True), widen
         )
         self.places = nn.Conv2d(2, 1, kernel, padding=kernel // 2)
-        for last in (self.channels[2], self.places):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        for last in (widen, self.places):
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, features: Tensor) -> Tensor:
         mean = self.channels(features.mean(dim=(2, 3), keepdim=True))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import resnet50
 
+from inference.attention import BlockAttention
 from inference.record import (
     BIRADS_STEPS,
     CHOICE_KEYS,
@@ -29,6 +30,9 @@ from inference.record import (
     verified_weights,
     write_record,
 )
+
+WIDTHS = (256, 512, 1024, 2048)
+"""Channels after each stage of the trunk."""
 
 PYRAMID_CHANNELS = 64
 
@@ -48,9 +52,12 @@ class Logits:
 
 
 class LesionNet(nn.Module):
-    """A ResNet50 with heads on its pooled last stage and a pyramid for the mask."""
+    """A ResNet50 with heads on its pooled last stage and a pyramid for the mask.
 
-    def __init__(self, *, dropout: float = 0.0) -> None:
+    `cbam`: attention after each stage, off unless weights were trained with it.
+    """
+
+    def __init__(self, *, dropout: float = 0.0, cbam: bool = False) -> None:
         super().__init__()
         trunk = resnet50(weights=None, zero_init_residual=True)
         trunk.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
@@ -59,7 +66,7 @@ class LesionNet(nn.Module):
             [trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4]
         )
         self.dropout = nn.Dropout(dropout)
-        width = 2048
+        width = WIDTHS[-1]
         self.malignancy = nn.Linear(width, 1)
         self.lesion = nn.Linear(width, 1)
         self.birads = nn.Linear(width, len(BIRADS_STEPS) - 1)
@@ -68,13 +75,14 @@ class LesionNet(nn.Module):
             {field: nn.Linear(width, len(keys)) for field, keys in CHOICE_KEYS.items()}
         )
         self.lateral = nn.ModuleList(
-            [
-                nn.Conv2d(channels, PYRAMID_CHANNELS, 1)
-                for channels in (256, 512, 1024, 2048)
-            ]
+            [nn.Conv2d(channels, PYRAMID_CHANNELS, 1) for channels in WIDTHS]
         )
         self.smooth = nn.ModuleList([_conv_block(PYRAMID_CHANNELS) for _ in range(4)])
         self.mask = nn.Conv2d(PYRAMID_CHANNELS, 1, 1)
+        # Made last, so that the same seed gives the same heads with and without it.
+        self.attention = nn.ModuleList(
+            [BlockAttention(width) if cbam else nn.Identity() for width in WIDTHS]
+        )
 
     def forward(self, windows: Tensor) -> Logits:
         stages = self._stages(windows)
@@ -94,8 +102,8 @@ class LesionNet(nn.Module):
     def _stages(self, windows: Tensor) -> list[Tensor]:
         outputs = []
         x = self.stem(windows)
-        for stage in self.stages:
-            x = stage(x)
+        for stage, attention in zip(self.stages, self.attention, strict=True):
+            x = attention(stage(x))
             outputs.append(x)
         return outputs
 
@@ -176,10 +184,11 @@ def load_model(directory: Path = WEIGHTS) -> tuple[LesionNet, ModelRecord]:
 
 def network_of(content: bytes) -> LesionNet:
     """Return the network with the weights of a safetensors file, in float32."""
-    network = LesionNet()
+    state = load(content)
+    network = LesionNet(cbam=any(name.startswith("attention.") for name in state))
     kinds = network.state_dict()
     network.load_state_dict(
-        {name: value.to(kinds[name].dtype) for name, value in load(content).items()}
+        {name: value.to(kinds[name].dtype) for name, value in state.items()}
     )
     return network.eval()
 

@@ -1,0 +1,1 @@
+"""The papers' comparison tables, run on public stand-ins for their private images."""
