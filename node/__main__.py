@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from config.settings import Settings, SettingsError, load_settings
+from node import models_commands
 from node.domain.access import Role
 from node.domain.consent import ConsentScope
 from node.domain.errors import ErrorKind, NodeError
@@ -37,6 +38,7 @@ export = typer.Typer(help="Data that leave the node.", no_args_is_help=True)
 cli.add_typer(users, name="user")
 cli.add_typer(keys, name="keys")
 cli.add_typer(audit, name="audit")
+cli.add_typer(models_commands.cli, name="models")
 cli.add_typer(consent, name="consent")
 cli.add_typer(export, name="export")
 

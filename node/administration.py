@@ -13,7 +13,7 @@ from node.domain.access import Role
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
 from node.installation import attached
-from node.store import audit, keys, people, studies
+from node.store import audit, keys, models, people, studies
 from node.store.database import Transaction
 from node.store.store import Store
 from node.workflow.agreement import DriftReport, judge
@@ -52,6 +52,7 @@ async def examine(store: Store, settings: Settings) -> list[Finding]:
         counts = await studies.counts(tx)
         dead = await store.jobs.dead(tx)
         judged = await judge(tx, app.drift_settings_of(settings))
+        findings += await _models(tx)
     held = ", ".join(f"{count} {name}" for name, count in counts.items())
     findings.append(Finding("archive", True, held))
     free_mb = shutil.disk_usage(settings.data).free >> 20
@@ -83,6 +84,22 @@ def _agreement(judged: DriftReport) -> Finding:
     else:
         told = f"{judged.reports} signed reports compared, no change"
     return Finding("agreement of AI and doctors", not judged.drifted, told)
+
+
+async def _models(tx: Transaction) -> list[Finding]:
+    """Look at what the reading process says of the models that were chosen."""
+    findings = []
+    for role in models.ModelRole:
+        state = await models.state(tx, role)
+        if state is None or (state.serving is None and not state.trouble):
+            continue
+        told = state.trouble
+        if state.serving is not None:
+            label = (await models.read(tx, state.serving)).label
+            verb = "reads" if role is models.ModelRole.ACTIVE else "reads along"
+            told = f"{told}; {label} goes on" if told else f"{label} {verb}"
+        findings.append(Finding(f"{role} model", not state.trouble, told))
+    return findings
 
 
 async def _try(what: str, looking: Awaitable[int], told: str) -> Finding:

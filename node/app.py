@@ -388,7 +388,7 @@ async def _inference(settings: Settings) -> None:
         await loaded.close()
 
 
-def load_model(settings: Settings, folder: ModelFolder, role: ModelRole) -> Serving:
+def load_model(settings: Settings, folder: ModelFolder, role: ModelRole) -> "Serving":
     """Load the model in a verified folder into this process. Blocks."""
     from inference.assess import Reader
     from inference.loaded import Serving
