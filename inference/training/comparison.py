@@ -223,6 +223,8 @@ def write_table(
         "box is handed to it. Intervals: 95 %, bootstrap over patients, of the mean "
         "over seeds; single seeds in brackets behind.",
         *[f"- {note}" for note in notes],
+        "- torchvision's own ImageNet weights are compared by `--start "
+        "imagenet=imagenet`, or a local file of them by its path.",
         "",
         "| start | steps | AUC own | AUC oracle | gain own | Dice |",
         "|---|---|---|---|---|---|",
