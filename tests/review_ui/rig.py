@@ -47,8 +47,9 @@ from node.http import HttpSettings, RouteGroup, make_app
 from node.store import cases, people, reports, studies
 from node.store.overlays import write_overlay
 from node.store.store import Store
+from node.workflow.agreement import DriftSettings
 from node.workflow.reporting import draft_report, revise_report
-from review_ui import server
+from review_ui import agreement, server
 from tests.factories import ALGORITHM, DOCTOR
 from tests.fhir.rig import TEXTS, make_settings
 from tests.intake import receive_object
@@ -167,6 +168,7 @@ async def running_node(store: Store, assets: Path) -> AsyncIterator[Node]:
             route_group(store, settings, "0.1.0"),
             images,
             *server.routes(store, review),
+            agreement.route_group(DriftSettings(window=60)),
         ]
         runner = web.AppRunner(make_app(store, HttpSettings(), groups), access_log=None)
         await runner.setup()

@@ -17,6 +17,7 @@ const ROWS: readonly [readonly string[], MessageKey][] = [
   [['⇧ Enter'], 'keys.sign'],
   [['N'], 'keys.next'],
   [['D'], 'keys.history'],
+  [['S'], 'keys.similar'],
   [['Esc'], 'keys.back'],
   [['?'], 'keys.help'],
 ];

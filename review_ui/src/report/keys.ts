@@ -40,6 +40,7 @@ export type Action =
         | 'next'
         | 'help'
         | 'history'
+        | 'similar'
         | 'back';
     };
 
@@ -73,6 +74,7 @@ const PLAIN: Record<string, Action> = {
   u: { does: 'undo' },
   n: { does: 'next' },
   d: { does: 'history' },
+  s: { does: 'similar' },
   '?': { does: 'help' },
   Escape: { does: 'back' },
 };

@@ -15,7 +15,7 @@ import { History } from './history';
 import { KeyMap } from './keymap';
 import { type Action, interpret, isTyping, NOTHING } from './keys';
 import { SignSheet } from './sign';
-import { Similar } from './similar';
+import { Similar, SIMILAR } from './similar';
 import { Work } from './work';
 
 export function Review({ id }: { id: string }) {
@@ -298,6 +298,9 @@ function act(work: Work, action: Action): void {
       return undefined;
     case 'history':
       return open(work, 'history');
+    case 'similar':
+      document.getElementById(SIMILAR)?.focus();
+      return undefined;
     case 'help':
       return open(work, 'keys');
     case 'next': {

@@ -7,6 +7,9 @@ import { explain, hrefOf, may, say } from '../app/state';
 import { shownNumber, t } from '../i18n';
 import { OUTCOMES, outcomeKey, outcomeOf, outcomeWords } from './outcome';
 
+/** Where the keyboard goes to. */
+export const SIMILAR = 'similar';
+
 interface Props {
   report: Report;
   lesion: Lesion | null;
@@ -16,6 +19,7 @@ export function Similar({ report, lesion }: Props) {
   const found = useSignal<SimilarCases | null>(null);
   const fault = useSignal<string | null>(null);
   const asked = useSignal(0);
+  const heading = useId();
   const number = lesion?.number ?? null;
   useEffect(() => {
     if (number === null || !may('compare_cases')) return undefined;
@@ -33,10 +37,10 @@ export function Similar({ report, lesion }: Props) {
   }, [report.id, report.version, number, asked.value]);
   if (number === null || !may('compare_cases')) return null;
   return (
-    <section class="similar" aria-busy={found.value === null && fault.value === null}>
-      <h2>
+    <section class="similar" id={SIMILAR} tabIndex={-1} aria-labelledby={heading} aria-busy={found.value === null && fault.value === null}>
+      <h2 id={heading}>
         {t('similar.title')}
-        <span class="ai">{t('form.aiMark')}</span>
+        <span class="ai">{t('form.aiMark')}</span> <kbd>S</kbd>
       </h2>
       <p class="hint">{t('similar.lead')}</p>
       {fault.value !== null && <Failed text={fault.value} onRetry={() => (asked.value += 1)} />}
@@ -91,18 +95,13 @@ function Card({ row }: { row: SimilarCase }) {
       )}
       <strong>BI-RADS {category}</strong>
       <span class={row.outcome ? `ending ${row.outcome.ending}` : 'absent'}>{outcomeWords(row.outcome)}</span>
-      <span class="hint">
-        {t('similar.similarity', { value: shownNumber(row.similarity, 2) })} · {row.signedOn}
-      </span>
+      <span class="hint">{t('similar.similarity', { value: shownNumber(row.similarity, 2) })}</span>
+      <span class="hint">{t('similar.signedOn', { month: row.signedOn })}</span>
       {row.reportId !== null && (
         // In a tab of its own: the draft at hand stays as it is.
-        <a
-          href={hrefOf({ screen: 'report', id: row.reportId })}
-          target="_blank"
-          rel="noopener"
-          aria-label={t('similar.openLong', { place: row.place })}
-        >
+        <a href={hrefOf({ screen: 'report', id: row.reportId })} target="_blank" rel="noopener">
           {t('similar.open')}
+          <span class="unseen">{t('similar.openLong', { place: row.place })}</span>
         </a>
       )}
     </li>
