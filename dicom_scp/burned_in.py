@@ -27,6 +27,9 @@ _STROKE = 5
 _CONTRASTS = (110, 70, 45, 30)
 """Levels above the surroundings, tried one after the other: bright text, then faint."""
 _HEIGHT = (5, 28)
+_FAINT = 45
+_FAINT_HEIGHT, _FAINT_FILL = 7, 0.45
+"""Faint strokes must be taller and fuller to be letters: noise has thin ones too."""
 _FEWEST_GLYPHS = 3
 _FEWEST_NEIGHBOURS = 2
 _MARGIN = 3
@@ -74,7 +77,8 @@ def text_boxes(picture: Picture) -> list[PixelBox]:
     lines: list[PixelBox] = []
     for contrast in _CONTRASTS:
         strokes = _components(above > contrast)
-        seeds = [_around(run) for run in _lines([g for g in strokes if _is_sign(g)])]
+        runs = _lines([g for g in strokes if _is_sign(g)])
+        seeds = [_around(run) for run in runs if contrast > _FAINT or _is_full(run)]
         for line in _with_neighbours(seeds, strokes):
             lines.append(_clipped(_grown(line, strokes), grey.shape[:2]))
     return lines
@@ -200,6 +204,11 @@ def _is_text(run: Sequence[_Glyph]) -> bool:
         and close >= len(gaps) / 2
         and single >= len(run) / 2
     )
+
+
+def _is_full(run: Sequence[_Glyph]) -> bool:
+    fill = sum(g.area / (g.width * g.height) for g in run) / len(run)
+    return fill >= _FAINT_FILL and run[0].height >= _FAINT_HEIGHT
 
 
 def _components(mask: Mask) -> list[_Glyph]:

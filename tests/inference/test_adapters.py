@@ -19,6 +19,7 @@ from inference.training.adapters.duplicates import near_pairs, picture_hash
 from inference.training.adapters.importing import SPLITS, draw_splits, import_set
 from inference.training.adapters.pictures import lesion_mask, open_picture, reduce
 from inference.training.data import read_catalogue
+from inference.training.manifest import read_listing
 from node.domain.lexicon import FieldKey
 from node.domain.manifest import COLUMNS
 
@@ -154,6 +155,7 @@ def plant_busbra(root: Path) -> None:
 
 def plant_mias(root: Path) -> None:
     folder = root / "all-mias"
+    folder.mkdir(parents=True)
     for number in range(1, 5):
         grey = picture(300 + number, 1024, 1024)
         save(grey, folder / f"mdb{number:03d}.pgm")
@@ -437,6 +439,17 @@ def test_training_reads_an_imported_set(tmp_path: Path) -> None:
     catalogue = read_catalogue(tmp_path / "target", "train", sets=("busbra",))
     assert len(catalogue) > 0
     assert set(catalogue.categories) <= {"3", "5"}
+
+
+def test_training_passes_over_other_pictures_unless_named(tmp_path: Path) -> None:
+    for name in ("busbra", "mias", "inbreast"):
+        PLANTED[name](tmp_path / name)
+        import_set(name, tmp_path / name, tmp_path / "target", side=64)
+    listing = read_listing(tmp_path / "target", "train")
+    assert {row.set for row in listing.rows} == {"busbra"}
+    assert any("mias: skipped, not ultrasound" in line for line in listing.notices)
+    rows = manifest(tmp_path / "target" / "inbreast")
+    assert rows["inbreast_20586934"]["split"] != "excluded"
 
 
 def test_a_descriptor_survives_the_import(tmp_path: Path) -> None:

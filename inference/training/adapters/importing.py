@@ -227,9 +227,12 @@ def _manifest_rows(
         for file, index in inside:
             one = kept[index]
             group = str(group_of[one.example.group])
+            exclude = _why_excluded(one, contradict)
             cells: dict[str, object] = {
-                **_identity_cells(name, one, contradict),
-                "split": "excluded" if contradict else split_of[group],
+                **_identity_cells(name, one),
+                "shipped": 0 if exclude else 1,
+                "exclude": exclude,
+                "split": "excluded" if exclude else split_of[group],
                 "group_id": group,
                 "dup_cluster": f"d{number:05d}",
                 "dup_cluster_size": len(cluster),
@@ -238,6 +241,15 @@ def _manifest_rows(
             }
             rows.append(row_of(cells.items()))
     return sorted(rows, key=lambda row: row["id"]), contradicting
+
+
+def _why_excluded(one: _Kept, contradict: bool) -> str:
+    """Return why nothing can be learned from an image; empty when it can."""
+    if contradict:
+        return "duplicates with other labels"
+    if one.example.label is None and not one.cells["mask"]:
+        return "no outcome known and no lesion marked"
+    return ""
 
 
 def _contradict(cluster: Sequence[_Kept]) -> bool:
@@ -249,14 +261,12 @@ def _contradict(cluster: Sequence[_Kept]) -> bool:
     return len({frozenset(labels) for labels in told.values()}) > 1
 
 
-def _identity_cells(name: str, one: _Kept, contradict: bool) -> dict[str, object]:
+def _identity_cells(name: str, one: _Kept) -> dict[str, object]:
     return {
         "id": one.example.id,
         "set": name,
         "file": one.file,
-        "shipped": 0 if contradict else 1,
         "label": one.example.label,
-        "exclude": "duplicates with other labels" if contradict else "",
         "lesion_linked": 0,
         "birads": (one.example.birads or "").lower(),
         "modality": one.example.modality.value,
