@@ -306,7 +306,7 @@ def test_picture_without_speckle_is_named(reader: Reader) -> None:
 
 def test_pixels_that_are_no_numbers_are_named(reader: Reader) -> None:
     pixels = np.full((1, 300, 400, 3), np.nan)
-    reading = read(reader, [ImageToRead(header(), lambda indices: pixels)])  # type: ignore[arg-type]
+    reading = read(reader, [ImageToRead(header(), lambda indices: pixels)])
     assert reading.findings.not_read[0].reason == "bad_values"
 
 

@@ -18,6 +18,19 @@ test('a lesion is read with its place, size, probability and the AI frame', () =
   expect(lesion!.probability).toBeCloseTo(0.912);
 });
 
+test('two lesions stay two, each with its own place, heat map and fields', () => {
+  const second = OBSERVATIONS.filter((row) => row['id'].includes('-l1')).map((row) =>
+    JSON.parse(JSON.stringify(row).replaceAll(`${REPORT_ID}-l1`, `${REPORT_ID}-l2`).replaceAll('1.2.3.9', '1.2.3.10')),
+  );
+  const result = ['l1', 'l2', 'category', 'advice'].map((name) => ({ reference: `Observation/${REPORT_ID}-${name}` }));
+  const { lesions } = reportWith(second, undefined, { result });
+  expect(lesions.map((row) => [row.number, row.heatMap])).toEqual([
+    [1, '1.2.3.9'],
+    [2, '1.2.3.10'],
+  ]);
+  expect(lesions[1]!.fields.shape).toMatchObject({ id: `${REPORT_ID}-l2-shape`, value: ['irregular'] });
+});
+
 test('not assessed, none seen and several terms stay three different things', () => {
   const { fields } = reportWith().lesions[0]!;
   expect(fields.orientation.value).toBeNull();
