@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from inference.aggregate import Sight, lesions_of
 from inference.explain import activation_map, heat_map
+from inference.likeness import lesion_vector
 from inference.place import Place
 from inference.preprocess import Array, RegionView, view_region
 from inference.record import (
@@ -100,13 +101,15 @@ class StudyReading:
     """What the algorithm says about a study.
 
     `findings.category` is None when no image could be read.
-    `frames_read` counts the frames that the network saw.
+    `frames_read` counts the frames that the network saw. `vectors`: what the network
+    saw in each lesion, by tracking UID, to find others like it (`inference.likeness`).
     """
 
     findings: Findings
     heat_maps: tuple[HeatMapPicture, ...]
     model: ModelIdentity
     frames_read: int
+    vectors: Mapping[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +191,7 @@ class Reader:
                 frames += chosen
         lesions: list[Lesion] = []
         pictures: list[HeatMapPicture] = []
+        vectors: dict[str, tuple[float, ...]] = {}
         count = 0
         if frames:
             answers = read_regions(
@@ -199,15 +203,19 @@ class Reader:
             rows = self._familiar_rows(frames, answers)
             count = len(rows)
             not_read += _left_out(frames, rows)
-            for lesion, picture in self._lesions(frames, answers, rows, tracking_uid):
+            for lesion, picture, vector in self._lesions(
+                frames, answers, rows, tracking_uid
+            ):
                 lesions.append(lesion)
                 pictures.append(picture)
+                if vector:
+                    vectors[lesion.tracking_uid] = vector
         findings = Findings(
             lesions=tuple(lesions),
             category=_overall(lesions) if count else None,
             not_read=tuple(not_read),
         )
-        return StudyReading(findings, tuple(pictures), self.identity, count)
+        return StudyReading(findings, tuple(pictures), self.identity, count, vectors)
 
     def _choose_frames(self, image: ImageToRead) -> list[_Frame] | NotRead:
         header = image.header
@@ -256,8 +264,8 @@ class Reader:
         answers: RegionAnswers,
         rows: Sequence[int],
         tracking_uid: Callable[[Place], str],
-    ) -> Iterator[tuple[Lesion, HeatMapPicture]]:
-        """Yield the lesions of the study, worst first, each with its explanation."""
+    ) -> Iterator[tuple[Lesion, HeatMapPicture, tuple[float, ...]]]:
+        """Yield the lesions of the study, worst first, with explanation and vector."""
         shown = shows_lesion(answers, self._record)
         suspicion = fused_logits(answers, self._record.fusion)
         drawings = {row: _draw(frames[row], answers, row) for row in rows}
@@ -293,7 +301,8 @@ class Reader:
             )
             pixels = frame.image.frames([frame.index])[0]
             picture = heat_map(pixels, frame.view, evidence)
-            yield lesion, HeatMapPicture(uid, frame.reference, picture)
+            vector = lesion_vector(answers.crop.pooled[row])
+            yield lesion, HeatMapPicture(uid, frame.reference, picture), vector
 
 
 def _overall(lesions: Sequence[Lesion]) -> str:

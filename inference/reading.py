@@ -25,7 +25,7 @@ from node.domain.report import Report, ReportStatus
 from node.domain.study import Origin, StudyStatus
 from node.domain.uids import heat_map_uid, result_uid
 from node.imaging import StoredImage
-from node.store import reports, studies
+from node.store import cases, reports, studies
 from node.store.overlays import write_overlay
 from node.workflow.reporting import draft_report
 
@@ -180,3 +180,10 @@ async def _draft(
         )
         if report.current.number != number:
             raise NodeError("the report changed meanwhile", ErrorKind.CONFLICT)
+        await cases.write_vectors(
+            tx,
+            report,
+            model_sha=model.weights_sha256,
+            vectors=reading.vectors,
+            at=store.clock(),
+        )

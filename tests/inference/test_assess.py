@@ -113,6 +113,14 @@ def test_same_images_give_the_same_reading(network: Network) -> None:
     assert first.model == second.model
 
 
+def test_each_lesion_has_a_vector_to_find_others_by(reader: Reader) -> None:
+    left, right = image("2.25.1", 1), image("2.25.2", 2, place=Place("R"))
+    reading = read(reader, [left, right])
+    assert set(reading.vectors) == {"2.25.99.L", "2.25.99.R"}
+    alone = read(reader, [right]).vectors["2.25.99.R"]
+    assert reading.vectors["2.25.99.R"] == pytest.approx(alone, abs=1e-4)
+
+
 def test_only_fields_that_the_model_may_speak_on_are_described(reader: Reader) -> None:
     (lesion,) = read(reader, [image()]).findings.lesions
     assert set(lesion.descriptors) == {FieldKey.ORIENTATION}
