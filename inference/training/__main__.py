@@ -21,6 +21,7 @@ from inference.training.publish import evaluated_catalogue, publish, write_repor
 from inference.training.recipes.reproduce import reproduce
 from inference.training.runs import CHECKPOINT, without_nan, write_json
 from inference.training.shortcuts import shortcut_figures
+from inference.training.strangers import measure_strangers
 from inference.training.train import Recipe
 from inference.training.train import train as run_training
 from node.domain.errors import NodeError
@@ -30,6 +31,7 @@ app.command("import")(import_command)
 app.add_typer(pretraining, name="pretrain")
 app.command("compare-initial")(compare_initial)
 app.command("reproduce")(reproduce)
+app.command("strangers")(measure_strangers)
 
 Data = Annotated[
     Path,
