@@ -87,8 +87,9 @@ class LoadedModels:
         self._pinned = pinned
         self._held: dict[ModelRole, _Held] = {}
         self._told: dict[ModelRole, ModelState] = {}
-        self._tried: dict[ModelRole, tuple[int, float]] = {}
+        self._tried: dict[ModelRole | None, tuple[int, float]] = {}
         self._adopted = False
+        self._release_trouble = ""
         self._active = asyncio.Event()
         self._following = asyncio.Lock()
 
@@ -149,21 +150,27 @@ class LoadedModels:
         for role in ModelRole:
             await self._replace(role, None)
 
-    # --- the model of the release -------------------------------------------------
+    # --- the model of the release -----------------------------------------------------
 
     async def _adopt_release(self) -> None:
         """Put the model that came with the software on shelf and file, verified."""
+        if not self._may_try(None, 0):
+            return
+        self._tried[None] = 0, asyncio.get_running_loop().time()
         try:
             folder = await asyncio.to_thread(verify_folder, self._shelf.release)
             model = folder.known(Origin.RELEASE, at=self._store.clock(), by=RELEASE)
             if self._pinned is None:
                 await adopt_release(self._store, model)
+            # The next release takes the files away, a step back needs them.
             await asyncio.to_thread(self._shelf.keep, folder, release=True)
         except NodeError as error:
             if error.kind is ErrorKind.UNAVAILABLE:
                 raise
             log.error("models.release", error=error.message)
-        self._adopted = True
+            self._release_trouble = error.message
+        else:
+            self._adopted = True
 
     # --- following ----------------------------------------------------------------
 
@@ -178,11 +185,8 @@ class LoadedModels:
             return
         if wanted is None:
             await self._replace(role, None)
-            if role is ModelRole.ACTIVE:
-                told = "the model of this release cannot be used; see the log"
-                await self._tell(role, 0, told)
-            else:
-                await self._tell(role, 0, "")
+            ails = self._release_trouble if role is ModelRole.ACTIVE else ""
+            await self._tell(role, 0, ails)
             return
         held = self._held.get(role)
         if held is not None and held.model.model_id == wanted.model.model_id:
@@ -206,7 +210,7 @@ class LoadedModels:
         model = folder.known(Origin.SETTING, at=at, by="inference.weights")
         return _Wanted(0, model, partial(read_folder, path))
 
-    def _may_try(self, role: ModelRole, choice: int) -> bool:
+    def _may_try(self, role: ModelRole | None, choice: int) -> bool:
         tried, at = self._tried.get(role, (None, 0.0))
         return tried != choice or asyncio.get_running_loop().time() - at > TRY_AGAIN_S
 
@@ -340,16 +344,18 @@ def _try_reading(folder: ModelFolder, serving: Serving) -> None:
         )
     try:
         answer = serving.network(_test_windows(folder.side))
-        serving.reader.read_study(_TEST_STUDY, tracking_uid=lambda _: "2.25.1")
+        heads = (answer.malignancy, answer.lesion, answer.birads, answer.margin)
+        numbers = (*heads, *answer.choices.values(), answer.mask)
+        finite = all(np.isfinite(values).all() for values in numbers)
+        if finite:
+            serving.reader.read_study(_TEST_STUDY, tracking_uid=lambda _: "2.25.1")
     except Exception as error:
         log.warning("models.test_failed", model=folder.label, exc_info=True)
         raise NodeError(
             f"{folder.label}: it cannot read a test image ({type(error).__name__})",
             ErrorKind.INTEGRITY,
         ) from None
-    heads = (answer.malignancy, answer.lesion, answer.birads, answer.margin)
-    numbers = (*heads, *answer.choices.values(), answer.mask)
-    if not all(np.isfinite(values).all() for values in numbers):
+    if not finite:
         raise NodeError(
             f"{folder.label}: its answer to a test image is no number",
             ErrorKind.INTEGRITY,
