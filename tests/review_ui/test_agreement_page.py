@@ -69,6 +69,13 @@ async def test_pictures_of_the_agreement_page(
     await page.click("button[data-field=shape]")
     await _picture(page, f"a3-agreement-shape-{language}")
     await _accessible(page)
+    # Nothing is cut off where the figures stand.
+    assert (
+        await page.evaluate(
+            "(o => o.scrollWidth - o.clientWidth)(document.querySelector('.overview'))"
+        )
+        <= 0
+    )
     await page.set_viewport_size({"width": 900, "height": 1700})
     await _picture(page, f"a4-agreement-narrow-{language}")
     await _accessible(page)
@@ -130,11 +137,11 @@ async def test_the_page_is_worked_by_keyboard_and_narrows_to_what_is_asked(
     await _type(page, "3", "w")
     await expect(title).to_have_text("390 signed reports")
     await expect(page.locator(".detail details th[scope=row]").first).to_have_text(
-        "2026-06-08"
+        "2026-06-15"
     )
     machine = page.locator(".heading select").nth(1)
-    await machine.select_option(label="unknown machine (66)")
-    await expect(title).to_have_text("66 signed reports")
+    await machine.select_option(label="unknown machine (58)")
+    await expect(title).to_have_text("58 signed reports")
     await expect(page.locator(".devices tbody tr")).to_have_count(1)
     model = page.locator(".heading select").nth(0)
     await model.select_option(index=2)

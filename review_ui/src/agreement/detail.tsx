@@ -45,8 +45,9 @@ function Confusion({ row }: { row: FieldRow }) {
   const matrix = matrixOf(row);
   return (
     <div class="matrix">
+      <p class="hint">{t('agreement.matrix')}</p>
       <table>
-        <caption>{t('agreement.matrix')}</caption>
+        <caption class="unseen">{fieldWord(row.field)}</caption>
         <thead>
           <tr>
             <td class="corner">{t('agreement.corner')}</td>
@@ -159,7 +160,7 @@ function TrendTable({ row, grain }: { row: FieldRow; grain: 'month' | 'week' }) 
               {t('agreement.compared')}
             </th>
             <th scope="col" class="number">
-              {t('agreement.share')}
+              {t('agreement.rate')}
             </th>
           </tr>
         </thead>
@@ -194,10 +195,10 @@ function Devices({ figures }: { figures: Agreement }) {
               {t('agreement.reports')}
             </th>
             <th scope="col" class="number">
-              {t('agreement.share')}
+              {t('agreement.rate')}
             </th>
             <th scope="col" class="number">
-              {t('agreement.kappa')}
+              Kappa
             </th>
           </tr>
         </thead>

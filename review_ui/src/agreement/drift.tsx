@@ -15,7 +15,7 @@ export function DriftNotice({ drift }: { drift: Drift }) {
   }
   return (
     <section class={alarmed.length > 0 ? 'drift alarm' : 'drift steady'} aria-labelledby="drift-title">
-      <h2 id="drift-title">{t(alarmed.length > 0 ? 'agreement.drift.alarm' : 'agreement.drift.steady')}</h2>
+      <h2 id="drift-title">{t(alarmed.length > 0 ? 'agreement.drift.alarm' : 'agreement.drift.steady', { model })}</h2>
       {alarmed.length > 0 && (
         <>
           <ul>

@@ -3,8 +3,8 @@ import { t } from '../i18n';
 import { fieldWord, kappaText, linesOf, percent, periodWord, rangeText, shareOf } from './figures';
 import { asked, chosenField } from './live';
 
-const LINE = { width: 96, height: 24 };
-const BAR = { width: 84, height: 14 };
+const LINE = { width: 72, height: 24 };
+const BAR = { width: 64, height: 14 };
 
 /** Every field in one line; choosing one shows what lies behind its figure. */
 export function Overview({ figures, chosen }: { figures: Agreement; chosen: string }) {
