@@ -16,7 +16,13 @@ from torch import nn
 
 from inference.network import LesionNet, TorchNetwork, load_model
 from inference.record import ModelRecord
-from inference.training.card import CARD, METRICS, model_card, result_lines
+from inference.training.card import (
+    CARD,
+    METRICS,
+    TEST_FIGURES,
+    model_card,
+    result_lines,
+)
 from inference.training.data import Catalogue, read_catalogue
 from inference.training.evaluate import (
     Scored,
@@ -33,7 +39,7 @@ from inference.training.figures import (
 )
 from inference.training.manifest import DataFault
 from inference.training.release import calibration_figures, release
-from inference.training.runs import CONFIG, read_log, write_json
+from inference.training.runs import CONFIG, read_log, write_config, write_json
 from inference.training.shortcuts import shortcut_figures
 from inference.training.train import read_checkpoint
 
@@ -75,9 +81,13 @@ def publish(
         trained_on=training,
     )
     config = checkpoint.with_name(CONFIG)
-    if config.exists() and config.parent != directory:
+    if not config.exists():
+        splits = {"train": training, "val": validation}
+        write_config(directory, recipe, "not recorded", splits)
+    elif config.parent != directory:
         (directory / CONFIG).write_bytes(config.read_bytes())
     loaded, record = load_model(directory)
+    _forget_other_weights(directory / TEST_FIGURES, record)
     reading = TorchNetwork(loaded)
     log.info("measuring on the validation split")
     scored, figures = report(reading, record, validation, rounds=rounds, oracle=True)
@@ -92,6 +102,13 @@ def publish(
     draw_pictures(directory, scored, record, figures)
     (directory / CARD).write_text(model_card(directory), encoding="utf-8")
     return record
+
+
+def _forget_other_weights(path: Path, record: ModelRecord) -> None:
+    """Take test figures away that the weights which lay here before have earned."""
+    if path.exists() and record.sha256 not in path.read_text(encoding="utf-8"):
+        path.unlink()
+        log.warning("figures of other weights removed", file=path.name)
 
 
 def draw_pictures(

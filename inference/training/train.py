@@ -172,7 +172,7 @@ class Run:
         self._precision = _precision(device)
         halves = self._precision is torch.float16
         self._scaler = torch.amp.GradScaler(device.type, enabled=halves)
-        self._feed = _Feed(catalogue, recipe, ahead=8 if device.type == "cuda" else 0)
+        self._feed = Feed(catalogue, recipe, ahead=8 if device.type == "cuda" else 0)
         self._seconds_before = 0.0
         self._started = time.monotonic()
 
@@ -293,7 +293,7 @@ class Run:
         self._started = time.monotonic()
 
 
-class _Feed:
+class Feed:
     """Draws the batch of a step, or, for a GPU, those of the next steps in advance."""
 
     def __init__(self, catalogue: Catalogue, recipe: Recipe, *, ahead: int) -> None:

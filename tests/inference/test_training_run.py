@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 
 from inference.network import LesionNet, load_model
 from inference.training.__main__ import app, main
+from inference.training.data import read_catalogue
 from inference.training.publish import publish
-from inference.training.train import Recipe, Run, train
+from inference.training.train import Feed, Recipe, Run, train
 from node.domain.errors import ErrorKind, NodeError
 
 RECIPE = Recipe(steps=4, batch=4, side_first=32, side=64, last_side=64, threads=1)
@@ -65,6 +66,16 @@ def test_killed_run_ends_where_it_would_have_ended(
     assert [line["step"] for line in lines] == [2, 4]
     assert json.dumps(lines) == json.dumps(lines_again)
     assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def test_batches_drawn_ahead_for_a_gpu_are_the_same(tree: Path) -> None:
+    catalogue = read_catalogue(tree, "train")
+    once, ahead = (Feed(catalogue, RECIPE, ahead=count) for count in (0, 3))
+    for step, side in enumerate((32, 32, 64, 64)):
+        first, second = once.batch(step, side), ahead.batch(step, side)
+        assert first.windows.shape[-1] == side
+        assert torch.equal(first.windows, second.windows)
+        assert torch.equal(first.masks, second.masks)
 
 
 def test_run_that_is_told_to_stop_keeps_its_last_step(
