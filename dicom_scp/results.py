@@ -31,13 +31,14 @@ from node.domain.finding import Findings
 from node.domain.report import AuthorKind, Report, ReportVersion
 from node.domain.study import Origin, ReceivedInstance
 from node.imaging import read_part10
-from node.store import reports, studies
+from node.store import models, reports, studies
 from node.store.overlays import read_overlay
 from node.workflow.intake import KeptObject, Received, keep_object, store_result
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
     from node.store.keys import Sealer
+    from node.store.models import KnownModel
     from node.store.store import Store
     from node.store.studies import StoredInstance
 
@@ -78,11 +79,12 @@ async def encode_report(
             tx, store, report.study_instance_uid, Origin.RECEIVED
         )
         sealer = await store.ring.patient(tx, report.patient_id)
-    version = report.version(number)
+        version = report.version(number)
+        model = await models.find(tx, version.author.id)
     if not is_encoded(version):
         return
     results = await asyncio.to_thread(
-        _encode, store, sealer, report, version, sources, settings.equipment
+        _encode, store, sealer, report, version, sources, settings.equipment, model
     )
     await _store(store, report, results, settings)
 
@@ -132,6 +134,7 @@ def _encode(
     version: ReportVersion,
     sources: Sequence[StoredInstance],
     equipment: Equipment,
+    model: KnownModel | None,
 ) -> list[_Result]:
     """Return the objects of a version, each durable already. Blocks."""
     headers = image_headers(sources)
@@ -151,6 +154,7 @@ def _encode(
         report_id=report.id,
         equipment=equipment,
         heat_maps=heat_maps,
+        weights_sha256=model.weights_sha256 if model else None,
     )
     return [
         *(_keep(store, heat_map, Origin.HEAT_MAP) for heat_map in heat_maps),

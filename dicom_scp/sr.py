@@ -162,12 +162,16 @@ def build_ai_sr(
     report_id: UUID,
     equipment: Equipment,
     heat_maps: Sequence[Dataset] = (),
+    weights_sha256: str | None = None,
 ) -> Dataset:
     """Return the algorithm's draft: UNVERIFIED, PRELIMINARY, COMPLETE or PARTIAL.
 
     `sources` are the Unicode headers of the study's images, `heat_maps` the
-    Secondary Captures that explain its lesions. A draft that read nothing is
-    still a document: silence would look like a study without findings.
+    Secondary Captures that explain its lesions. `weights_sha256` of the model goes
+    into Algorithm Parameters (TID 4019): the version has its beginning only.
+
+    A draft that read nothing is still a document: silence would look like a study
+    without findings.
     """
     if version.author.kind is not AuthorKind.ALGORITHM:
         raise NodeError("only the algorithm's draft becomes an AI SR", ErrorKind.RULE)
@@ -175,6 +179,7 @@ def build_ai_sr(
     explained = {str(h.SOPInstanceUID): h for h in heat_maps}
     algorithm = AlgorithmIdentification(
         *algorithm_of(version.author),
+        parameters=[f"weights SHA-256 {weights_sha256}"] if weights_sha256 else None,
         family=coded(lexicon.ARTIFICIAL_INTELLIGENCE),
         manufacturer=MANUFACTURER,
     )

@@ -29,7 +29,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from node.domain.access import Identity
 from node.domain.errors import ErrorKind, NodeError
-from node.store import people
+from node.store import models, people
 from node.store.store import Store
 
 SESSION_COOKIE = "sononode_session"
@@ -182,6 +182,7 @@ def make_app(
     registry = CollectorRegistry() if registry is None else registry
     health = _Health(
         store_checks(store, settings) if checks is None else checks,
+        {"model": _model_check(store)},
         registry,
         settings,
     )
@@ -456,14 +457,30 @@ def store_checks(store: Store, settings: HttpSettings) -> dict[str, Check]:
     return {"database": database, "keys": keys, "disk": disk}
 
 
+def _model_check(store: Store) -> Check:
+    """Return what tells that the chosen model does not read; pages go on without."""
+
+    async def model() -> None:
+        async with store.db.transaction(readonly=True) as tx:
+            state = await models.state(tx, models.ModelRole.ACTIVE)
+        if state is not None and state.trouble:
+            raise NodeError(state.trouble, ErrorKind.INTEGRITY)
+
+    return model
+
+
 class _Health:
+    """Answers how the node is; `remarks` are told, but hold up nobody."""
+
     def __init__(
         self,
         checks: Mapping[str, Check],
+        remarks: Mapping[str, Check],
         registry: CollectorRegistry,
         settings: HttpSettings,
     ) -> None:
         self._checks = checks
+        self._remarks = remarks
         self._registry = registry
         self._token = settings.metrics_token
 
@@ -486,6 +503,7 @@ class _Health:
         """Answer 200 only when a request could be served, with one word per part."""
         parts = {name: await self._word(check) for name, check in self._checks.items()}
         well = all(word == "ok" for word in parts.values())
+        parts |= {name: await self._word(c) for name, c in self._remarks.items()}
         return web.json_response(parts, status=200 if well else 503)
 
     async def _word(self, check: Check) -> str:

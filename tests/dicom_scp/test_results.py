@@ -23,7 +23,9 @@ from node.domain.finding import Findings, HeatMap, ImageReference
 from node.domain.report import Conclusions, Report, ReportStatus
 from node.domain.study import Origin
 from node.domain.uids import heat_map_uid, result_uid
-from node.store import audit, studies
+from node.store import audit, models, studies
+from node.store.models import KnownModel
+from node.store.models import Origin as ModelOrigin
 from node.store.overlays import write_overlay
 from node.store.reports import report_id_for
 from node.store.store import Store
@@ -148,6 +150,27 @@ async def test_a_draft_becomes_a_heat_map_and_an_ai_sr_of_the_study(
     picture = dcmread(BytesIO(stored_bytes(store, capture)))
     assert picture.pixel_array.shape == (31, 41, 3)
     assert capture.frame_table
+
+
+async def test_the_sr_names_the_model_with_the_whole_hash_of_its_weights(
+    store: Store,
+) -> None:
+    model = KnownModel(
+        ALGORITHM.id,
+        "breast",
+        "1.0",
+        "ab" * 32,
+        "cd" * 32,
+        ModelOrigin.ADDED,
+        store.clock(),
+        "me",
+    )
+    async with store.db.transaction() as tx:
+        await models.register(tx, model)
+    await encode(store, await draft(store))
+    (document,) = (await results(store))[Origin.AI_SR]
+    stored = dcmread(BytesIO(stored_bytes(store, document)))
+    assert f"weights SHA-256 {'ab' * 32}" in stored.to_json()
 
 
 async def test_a_report_whose_overlay_is_gone_goes_without_it(store: Store) -> None:

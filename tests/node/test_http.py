@@ -23,9 +23,11 @@ from node.http import (
     make_app,
     read_json_object,
 )
-from node.store import people
+from node.store import models, people
+from node.store.models import ModelRole, ModelState
 from node.store.people import SessionKind
 from node.store.store import Store
+from tests.factories import NOW
 
 PASSWORD = "correct horse battery"
 Caller = Callable[..., Awaitable[str]]
@@ -248,7 +250,8 @@ async def test_the_node_says_that_it_is_alive_and_ready(client):
     assert (await client.get("/healthz")).status == 200
     response = await client.get("/readyz")
     assert response.status == 200
-    assert await response.json() == {"database": "ok", "keys": "ok", "disk": "ok"}
+    parts = ("database", "keys", "disk", "model")
+    assert await response.json() == dict.fromkeys(parts, "ok")
 
 
 async def test_a_part_that_is_away_makes_the_node_unready(store, tmp_path):
@@ -257,6 +260,15 @@ async def test_a_part_that_is_away_makes_the_node_unready(store, tmp_path):
         response = await client.get("/readyz")
         assert response.status == 503
         assert (await response.json())["disk"] == "exhausted"
+
+
+async def test_a_model_that_cannot_be_used_is_told_and_holds_up_nobody(client, store):
+    state = ModelState(ModelRole.ACTIVE, 1, None, "its weights are torn", NOW)
+    async with store.db.transaction() as tx:
+        await models.write_state(tx, state)
+    response = await client.get("/readyz")
+    assert response.status == 200
+    assert (await response.json())["model"] == "integrity"
 
 
 async def test_metrics_count_requests_by_route_and_stay_on_this_machine(client):
