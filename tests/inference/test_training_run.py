@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from inference.training.__main__ import app, main
 from inference.training.data import read_catalogue
 from inference.training.publish import publish
 from inference.training.train import Feed, Recipe, Run, train
+from inference.unfamiliar import read_familiarity
 from node.domain.errors import ErrorKind, NodeError
 
 RECIPE = Recipe(steps=4, batch=4, side_first=32, side=64, last_side=64, threads=1)
@@ -176,6 +178,14 @@ def test_record_of_a_release_is_complete(released: Path) -> None:
     assert 0 < record.threshold < 1
     assert record.training["steps"] == 4
     assert "calcifications" not in record.speaks_on
+
+
+def test_release_knows_what_is_familiar_to_it(released: Path) -> None:
+    _, record = load_model(released)
+    familiarity = read_familiarity(released, record)
+    assert familiarity is not None
+    assert np.isfinite(familiarity.distance(np.zeros((1, 2048), np.float32))).all()
+    assert list(record.category_cuts) == sorted(record.category_cuts)
 
 
 def test_card_has_every_table_and_no_figure_by_hand(released: Path) -> None:
