@@ -25,6 +25,7 @@ from node.store.store import Store, open_store
 from tests.conftest import FrozenClock
 from tests.factories import ALGORITHM, DOCTOR, NOW, make_findings
 
+ROOT = Path(__file__).parents[3]
 MODEL = "ab" * 32
 LESION = "2.25.1001"
 
@@ -267,6 +268,30 @@ async def test_the_index_answers_also_when_most_neighbours_are_filtered_out(
         found = await cases.similar(tx, own.id, LESION)
     assert found is not None
     assert [one.case.report_id for one in found] == [report.id]
+
+
+async def test_an_archive_without_pgvector_changes_over_as_the_manual_says(
+    archive: Store, postgres_server: EmbeddedPostgres
+) -> None:
+    case = await signed(archive, pointing(1, 0.2))
+    own = await draft(archive, pointing(1))
+    before = await alike(archive, own)
+    async with archive.db.connection() as connection:
+        if await cases._column_type(connection) == "vector":
+            return
+        name = await connection.fetchval("select current_database()")
+        superuser = await asyncpg.connect(postgres_server.dsn(SUPERUSER, name))
+        await superuser.execute("create extension vector")
+        await superuser.close()
+        manual = (ROOT / "docs" / "operations.md").read_text("utf-8")
+        told = manual[manual.index("create extension vector") :].split("\n\n")[1]
+        await connection.execute(told)
+    assert await alike(archive, own) == before == [(case.id, 0.981)]
+    again = await signed(archive, pointing(1, 0.1))
+    assert [report_id for report_id, _ in await alike(archive, own) or ()] == [
+        again.id,
+        case.id,
+    ]
 
 
 # --- outcomes ----------------------------------------------------------------------
