@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from inference.assess import (
@@ -51,6 +52,8 @@ from inference.two_pass import RegionAnswers, read_boxes, read_regions, sigmoid
 from node.domain.lexicon import FieldKey
 
 Array = NDArray[np.float64]
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,9 @@ def report(
     Intervals are 95 %. With `oracle` also what a true box would gain. A split may
     hold one class only, or lesions without masks: what cannot be measured is NaN.
     """
+    log.info("reading", images=len(catalogue), model=record.name, oracle=oracle)
     scored = score(network, catalogue, record.side, oracle=oracle)
+    log.info("measuring", bootstrap_rounds=rounds)
     sets = np.array(catalogue.sets)
     lesions = (catalogue.malignancy == catalogue.malignancy).numpy()
     figures: dict[str, Any] = {

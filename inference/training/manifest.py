@@ -97,7 +97,12 @@ class Row:
 
     @property
     def shipped(self) -> bool:
-        return self.values.get("shipped", "1") == "1" and bool(self["file"])
+        """Tell whether there is an image; a row without one only documents a source.
+
+        The column `shipped` says whether a package holds the file, not whether this
+        folder does: sealed images are shipped to nobody and are evaluated all the same.
+        """
+        return bool(self["file"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +117,8 @@ def find_sets(data: Path) -> tuple[str, ...]:
     """Return the names of the folders under `data` that hold a manifest."""
     if not data.is_dir():
         raise DataFault(f"no folder {data}: give the folder that holds the sets")
+    if (data / "manifest.csv").exists():
+        raise DataFault(f"{data} is one set: give the folder that holds it")
     return tuple(sorted(path.parent.name for path in data.glob("*/manifest.csv")))
 
 

@@ -212,3 +212,18 @@ def test_set_without_an_image_of_the_split_is_passed_over_with_a_word(
 
 def test_split_that_nobody_made_lists_those_there_are(data: Path) -> None:
     assert "splits: test, train, val" in fault(data, "holdout")
+
+
+def test_sealed_images_are_read_though_no_package_ships_them(data: Path) -> None:
+    def change(rows: Rows) -> None:
+        for row in rows:
+            row["shipped"] = "0"
+
+    before = len(read_catalogue(data, "test"))
+    rewrite(data, change)
+    assert len(read_catalogue(data, "test")) == before
+
+
+def test_folder_of_one_set_is_not_taken_for_a_folder_of_sets(data: Path) -> None:
+    with pytest.raises(DataFault, match="give the folder that holds it"):
+        read_catalogue(data / "breast", "test", None)
