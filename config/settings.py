@@ -106,7 +106,9 @@ class Fhir:
 @dataclass(frozen=True)
 class Inference:
     weights: str
+    engine: str
     threads: int
+    stuck_after_s: float
     read_simulated: bool
     cine_frames: int
     agreement_window: int
@@ -162,10 +164,13 @@ class Settings:
 _CHOICES = {
     "site.language": ("zh-CN", "en"),
     "fhir.ai_report_status": ("partial", "preliminary"),
+    "inference.engine": ("auto", "openvino", "torch"),
     "log.level": ("debug", "info", "warning", "error"),
     "log.format": ("auto", "json", "console"),
 }
 _RANGES = (
+    ("inference.stuck_after_s", 1, 3600),
+    ("inference.cine_frames", 1, 50),
     # Fewer than 30 reports are never judged (node.domain.agreement.LEAST_TRIALS).
     ("inference.agreement_window", 30, 10_000),
     ("inference.drift_alpha", 0.000001, 0.2),

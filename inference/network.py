@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import structlog
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -27,9 +28,13 @@ from inference.record import (
     Array,
     ModelRecord,
     Reading,
+    joined,
     verified_weights,
     write_record,
 )
+from node.domain.errors import ErrorKind, NodeError
+
+log = structlog.get_logger(__name__)
 
 WIDTHS = (256, 512, 1024, 2048)
 """Channels after each stage of the trunk."""
@@ -139,17 +144,43 @@ def _conv_block(channels: int) -> nn.Sequential:
 class TorchNetwork:
     """A network as `record.Network`: windows in, answers out as arrays.
 
-    Runs where the module's weights are.
+    Runs where the module's weights are. When the memory of the GPU does not hold a
+    batch, it is read in halves, and so are all later ones of its size.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module.to(memory_format=torch.channels_last)
         self._device = next(module.parameters()).device
+        self._most: int | None = None
 
     @torch.inference_mode()
     def __call__(self, windows: Array) -> Reading:
-        """Read windows, float32 (n, 1, side, side), in evaluation mode."""
+        """Read windows, float32 (n, 1, side, side), in evaluation mode.
+
+        NodeError(EXHAUSTED) when the memory does not even hold one.
+        """
         self._module.eval()
+        parts: list[Reading] = []
+        start = 0
+        while start < len(windows):
+            rows = windows[start : start + (self._most or len(windows))]
+            try:
+                parts.append(self._read(rows))
+                start += len(rows)
+                continue
+            except torch.OutOfMemoryError:
+                pass  # its traceback holds the memory until here
+            self._shrink(len(rows))
+        return joined(parts)
+
+    def _shrink(self, failed: int) -> None:
+        if failed <= 1:
+            raise NodeError("the GPU has no memory to read with", ErrorKind.EXHAUSTED)
+        self._most = failed // 2
+        torch.cuda.empty_cache()
+        log.warning("model.out_of_memory", windows=failed, now_at_most=self._most)
+
+    def _read(self, windows: Array) -> Reading:
         batch = torch.from_numpy(windows).to(
             self._device, memory_format=torch.channels_last
         )

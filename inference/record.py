@@ -75,6 +75,30 @@ class Reading:
     evidence: Array
 
 
+def mapped(change: Callable[..., Array], readings: Sequence[Reading]) -> Reading:
+    """Return a reading whose every array is `change` of that array of each reading."""
+    return Reading(
+        malignancy=change(*(r.malignancy for r in readings)),
+        lesion=change(*(r.lesion for r in readings)),
+        birads=change(*(r.birads for r in readings)),
+        margin=change(*(r.margin for r in readings)),
+        choices={
+            field: change(*(r.choices[field] for r in readings))
+            for field in readings[0].choices
+        },
+        mask=change(*(r.mask for r in readings)),
+        features=change(*(r.features for r in readings)),
+        evidence=change(*(r.evidence for r in readings)),
+    )
+
+
+def joined(readings: Sequence[Reading]) -> Reading:
+    """Return the readings of parts of a batch as one."""
+    if len(readings) == 1:
+        return readings[0]
+    return mapped(lambda *parts: np.concatenate(parts), readings)
+
+
 Network = Callable[[Array], Reading]
 """Takes windows, float32 (n, 1, side, side), as `inference.preprocess` makes them."""
 

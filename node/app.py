@@ -52,12 +52,14 @@ from review_ui import agreement, server
 from wechat.relay.settings import RelaySettings
 
 if TYPE_CHECKING:
+    from inference.engine import EngineSettings
     from inference.loaded import Serving
 
 COMPLETION_EVERY_S = 0.5
 HOUSEKEEPING_EVERY_S = 3600.0
 AGREEMENT_EVERY_S = 60.0
 KEEP_DONE_JOBS = timedelta(days=7)
+_EXPORTS = "exports"
 _ADVICE = Path(__file__).parents[1] / "config"
 _WEIGHTS = Path(__file__).parents[1] / "inference" / "weights"
 
@@ -345,7 +347,7 @@ def _worker_handlers(
 
 
 def run_inference_role(settings: Settings) -> None:
-    """Read closed studies until SIGTERM; the only process with torch."""
+    """Read closed studies until SIGTERM; torch is imported only when it reads."""
     uvloop.run(_inference(settings))
 
 
@@ -391,23 +393,33 @@ async def _inference(settings: Settings) -> None:
 def load_model(settings: Settings, folder: ModelFolder, role: ModelRole) -> "Serving":
     """Load the model in a verified folder into this process. Blocks."""
     from inference.assess import Reader
+    from inference.engine import open_model
     from inference.loaded import Serving
-    from inference.network import TorchNetwork, use_threads
-    from inference.network import load_model as load_network
     from inference.unfamiliar import read_familiarity
 
     chosen = settings.inference
-    use_threads(chosen.threads)
-    module, record = load_network(folder.path)
-    network = TorchNetwork(module)
+    engine, record = open_model(engine_settings_of(settings), folder.path)
     reader = Reader(
-        network,
+        engine,
         record,
         read_simulated=chosen.read_simulated,
         cine_frames=chosen.cine_frames,
         familiarity=read_familiarity(folder.path, record),
     )
-    return Serving(reader, network)
+    return Serving(reader, engine, engine.close)
+
+
+def engine_settings_of(settings: Settings) -> "EngineSettings":
+    """Return how this installation runs its network."""
+    from inference.engine import EngineSettings
+
+    chosen = settings.inference
+    return EngineSettings(
+        exports=settings.data / _EXPORTS,
+        kind=chosen.engine,
+        threads=chosen.threads,
+        stuck_after_s=chosen.stuck_after_s,
+    )
 
 
 async def _work_until_told(
