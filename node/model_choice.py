@@ -25,7 +25,7 @@ from node.workflow import models as choosing
 RELEASE = "release"
 """What is typed for the model that ships with the software."""
 
-_PATIENCE_S = 30.0
+_PATIENCE_S = 120.0
 _LOOK_S = 0.2
 
 

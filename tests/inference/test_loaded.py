@@ -1,7 +1,6 @@
 """The model that reads changes without a restart, and never for one that is faulty."""
 
 import asyncio
-import hashlib
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,9 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from dicom_scp.phantoms import PhantomLesion, build_phantom
 from dicom_scp.results import ResultSettings, encode_report
@@ -25,13 +22,6 @@ from inference.assess import Reader
 from inference.loaded import LoadedModels, Serving
 from inference.models import ModelFolder, Shelf, verify_folder
 from inference.reading import ReadingSettings, assess_study
-from inference.record import (
-    CHOICE_KEYS,
-    Network,
-    Reading,
-    verified_weights,
-    write_record,
-)
 from inference.shadow import assess_shadow
 from node.domain.errors import ErrorKind, NodeError
 from node.store import models, reports, resources
@@ -44,18 +34,10 @@ from node.workflow.models import activate, add_model, choose_shadow, roll_back
 from tests.factories import NOW
 from tests.fhir.rig import make_settings
 from tests.inference.records import RECORD
+from tests.inference.tiny_models import load_tiny, make_model
 from tests.intake import receive_object
 
 ACTIVE, SHADOW = ModelRole.ACTIVE, ModelRole.SHADOW
-
-
-def make_model(path: Path, version: str, weights: bytes) -> Path:
-    """Write a folder whose weights only the loader of this module understands."""
-    path.mkdir()
-    (path / RECORD.weights).write_bytes(weights)
-    digest = hashlib.sha256(weights).hexdigest()
-    write_record(replace(RECORD, version=version, sha256=digest), path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -67,33 +49,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made["no number"] = make_model(folder / "nan", "4.0", b"nan")
     made["other shapes"] = make_model(folder / "shapes", "5.0", b"shapes")
     return made
-
-
-def network_of(weights: bytes) -> Network:
-    """Return what answers like a network, each model in its own way."""
-    if weights == b"shapes":
-        raise RuntimeError("size mismatch for a:\n  (3, 2)\nsize mismatch for b")
-    likely = float("nan") if weights == b"nan" else float(weights[:1])
-
-    def network(windows: NDArray[np.float32]) -> Reading:
-        n, quarter, last = len(windows), RECORD.side // 4, RECORD.side // 32
-        mask = np.full((n, quarter, quarter), -5, np.float32)
-        mask[:, 4:10, 5:12] = 5
-        return Reading(
-            malignancy=np.full(n, likely, np.float32),
-            lesion=np.ones(n, np.float32),
-            birads=np.zeros((n, 5), np.float32),
-            margin=np.zeros((n, 5), np.float32),
-            choices={
-                field: np.zeros((n, len(keys)), np.float32)
-                for field, keys in CHOICE_KEYS.items()
-            },
-            mask=mask,
-            features=np.ones((n, 2048, last, last), np.float32),
-            evidence=np.ones((n, last, last), np.float32),
-        )
-
-    return network
 
 
 @dataclass
@@ -111,13 +66,8 @@ class Rig:
         self.loaded = LoadedModels(self.store, self.shelf, self.load, pinned=pinned)
 
     def load(self, folder: ModelFolder, role: ModelRole) -> Serving:
-        content, record = verified_weights(folder.path)
-        network = network_of(content)
-        return Serving(
-            Reader(network, record, read_simulated=True),
-            network,
-            lambda: self.closed.append(folder.version),
-        )
+        serving = load_tiny(folder)
+        return replace(serving, close=lambda: self.closed.append(folder.version))
 
     async def add(self, name: str) -> KnownModel:
         kept = self.shelf.keep(verify_folder(self.folders[name]))
