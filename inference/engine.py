@@ -61,12 +61,15 @@ class EngineSettings:
 
 
 def open_model(
-    settings: EngineSettings, weights: Path = WEIGHTS
+    settings: EngineSettings,
+    weights: Path = WEIGHTS,
+    *,
+    on_stuck: Callable[[], object] | None = None,
 ) -> tuple[Engine, ModelRecord]:
     """Return the engine of the model in `weights`, warmed up, and the model's record.
 
-    INTEGRITY when the weights are not the released ones; UNAVAILABLE when the engine
-    that the setting asks for cannot run it.
+    `on_stuck` is the engine's. INTEGRITY when the weights are not the released ones;
+    UNAVAILABLE when the engine that the setting asks for cannot run it.
     """
     began = time.monotonic()
     content, record = verified_weights(weights)
@@ -83,6 +86,7 @@ def open_model(
         batch=settings.batch,
         queue=settings.queue,
         stuck_after_s=settings.stuck_after_s,
+        on_stuck=on_stuck,
     )
     return engine, record
 

@@ -316,8 +316,13 @@ def load_and_try(folder: ModelFolder, role: ModelRole, load: Load) -> Serving:
     """
     try:
         serving = load(folder, role)
-    except NodeError:
-        raise
+    except NodeError as error:
+        if error.kind is not ErrorKind.UNAVAILABLE:
+            raise
+        # Not the database, which is waited for: the engine cannot run this model.
+        raise NodeError(
+            f"{folder.label}: {error.message}", ErrorKind.UNSUPPORTED
+        ) from error
     except Exception as error:
         # Libraries tell of wrong shapes and types in many ways and lines.
         log.warning("models.load_failed", model=folder.label, exc_info=True)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+LIMIT_S = 300.0
+"""How long one study may take; the active model ends its process when stuck."""
+
 
 async def assess_shadow(
     store: Store, loaded: LoadedModels, payload: Mapping[str, Any]
@@ -48,7 +51,7 @@ async def assess_shadow(
         stored = await studies.instances_of(tx, store, uid, Origin.RECEIVED)
         report = await reports.read(tx, store, reports.report_id_for(uid))
     try:
-        async with loaded.reading(ModelRole.SHADOW) as reader:
+        async with loaded.reading(ModelRole.SHADOW) as reader, asyncio.timeout(LIMIT_S):
             reading = await asyncio.to_thread(
                 read_stored,
                 store,

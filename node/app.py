@@ -1,10 +1,12 @@
 """Wires settings, store and the parts of the product into the processes of a node."""
 
 import asyncio
+import os
 import signal
 import tomllib
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import PackageNotFoundError
@@ -60,6 +62,7 @@ HOUSEKEEPING_EVERY_S = 3600.0
 AGREEMENT_EVERY_S = 60.0
 KEEP_DONE_JOBS = timedelta(days=7)
 _EXPORTS = "exports"
+_FEWEST_READINGS, _MOST_READINGS = 2, 8
 _ADVICE = Path(__file__).parents[1] / "config"
 _WEIGHTS = Path(__file__).parents[1] / "inference" / "weights"
 
@@ -254,6 +257,8 @@ async def _web(settings: Settings) -> None:
         )
         await stop.wait()
         measuring.cancel()
+        with suppress(asyncio.CancelledError):
+            await measuring
         await runner.cleanup()
 
 
@@ -373,7 +378,7 @@ async def _inference(settings: Settings) -> None:
             Worker(
                 store.jobs,
                 {ASSESS_STUDY: read_study},
-                width=2,
+                width=_readings_at_once(settings),
             ),
             # Never in the way of a reading that somebody waits for.
             Worker(
@@ -387,7 +392,18 @@ async def _inference(settings: Settings) -> None:
         # Without a model jobs wait: a claimed one would end as failed work.
         await _work_until_told(*workers, after=loaded.until_active())
         following.cancel()
+        with suppress(asyncio.CancelledError):
+            await following
         await loaded.close()
+
+
+def _readings_at_once(settings: Settings) -> int:
+    """Return how many studies are read at once, so that decoding fills the gaps.
+
+    No more are claimed: the rest stay in the table, for other workers too.
+    """
+    cores = settings.inference.threads or len(os.sched_getaffinity(0))
+    return min(max(cores, _FEWEST_READINGS), _MOST_READINGS)
 
 
 def load_model(settings: Settings, folder: ModelFolder, role: ModelRole) -> "Serving":
@@ -398,7 +414,14 @@ def load_model(settings: Settings, folder: ModelFolder, role: ModelRole) -> "Ser
     from inference.unfamiliar import read_familiarity
 
     chosen = settings.inference
-    engine, record = open_model(engine_settings_of(settings), folder.path)
+    running = engine_settings_of(settings)
+    if role is ModelRole.SHADOW:
+        # It leaves the cores to the readings that somebody waits for, and a batch of
+        # it that does not end is no reason to end them.
+        running = replace(running, threads=1)
+        engine, record = open_model(running, folder.path, on_stuck=lambda: None)
+    else:
+        engine, record = open_model(running, folder.path)
     reader = Reader(
         engine,
         record,
