@@ -24,6 +24,7 @@ from inference.training.runs import CONFIG
 
 METRICS = "metrics.json"
 TEST_FIGURES = "figures-test.json"
+STRANGERS = "strangers.json"
 DEFECTS = "defects.md"
 CARD = "card.md"
 
@@ -102,6 +103,7 @@ def model_card(directory: Path) -> str:
     )
     lines += _calibration(validation)
     lines += _shortcuts(validation.get("shortcuts") or {})
+    lines += _strangers(_read(directory / STRANGERS) or {})
     shown = test or validation
     lines += _targets(shown, "test" if test is not None else "validation")
     lines += _defects(directory / DEFECTS)
@@ -277,15 +279,14 @@ def _fields(fields: Figures) -> list[str]:
             if term["n"]
         )
         spoken = ", ".join(found.get("spoken") or ()) or "no"
-        kappa, f1 = found.get("kappa"), found.get("macro_f1")
         rows.append(
             (
                 name,
                 found["n"],
                 terms,
                 spoken,
-                _plain(found.get("head_kappa") if kappa is None else kappa),
-                _plain(found.get("head_macro_f1") if f1 is None else f1),
+                _cell(found.get("kappa") or found.get("head_kappa")),
+                _cell(found.get("macro_f1") or found.get("head_macro_f1")),
             )
         )
     if not rows:
@@ -391,6 +392,18 @@ def _shortcuts(shortcuts: Figures) -> list[str]:
         lines += ["Marks alone as a predictor of malignancy:", ""]
         lines += _table(("set", "mark", "n", "marked", "AUC"), alone)
     return lines
+
+
+def _strangers(figures: Figures) -> list[str]:
+    rows = []
+    for name, reasons in (figures.get("refusals") or {}).items():
+        total, passed = sum(reasons.values()), reasons.get("read", 0)
+        why = ", ".join(f"{key} {n}" for key, n in reasons.items() if key != "read")
+        rows.append((name, total, total - passed, why or "-"))
+    if not rows:
+        return []
+    header = ("pictures, all under a header that says breast", "n", "refused", "why")
+    return ["## What it refuses", "", *_table(header, rows)]
 
 
 def _targets(figures: Figures, split: str) -> list[str]:

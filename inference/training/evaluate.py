@@ -152,7 +152,7 @@ def report(
     figures["per_case"] = _per_case_figures(scored, record, lesions, rounds)
     figures["normal"] = _normal_figures(scored, record)
     figures["birads"] = _category_figures(scored, record, rounds)
-    figures["fields"] = _field_figures(scored, record)
+    figures["fields"] = _field_figures(scored, record, rounds)
     figures["heat_map"] = pointing_figures(
         network, catalogue, scored.own, record.side, rounds=rounds
     )
@@ -374,81 +374,137 @@ def _on_scale(category: str, scale: tuple[str, ...]) -> str:
     return category if category in scale else category[0]
 
 
-def _field_figures(scored: Scored, record: ModelRecord) -> dict[str, Any]:
-    """Return, for each field, how well its terms are told apart, spoken on or not."""
+def _field_figures(scored: Scored, record: ModelRecord, rounds: int) -> dict[str, Any]:
+    """Return, for each field, how well its terms are told apart, spoken on or not.
+
+    `kappa` and `macro_f1` are of what the model drafts, where it speaks; `head_...`
+    of what each head thinks likeliest, also where it is not allowed to say so.
+    """
+    known = scored.catalogue
     result: dict[str, Any] = {}
-    said = [describe(scored.own, row, record) for row in range(len(scored.catalogue))]
+    said = [describe(scored.own, row, record) for row in range(len(known))]
     for field, keys in CHOICE_KEYS.items():
-        truth = scored.catalogue.choices[field].numpy()
+        truth = known.choices[field].numpy()
         rows = np.flatnonzero(truth >= 0)
         if not len(rows):
             continue
-        figures = _choice_figures(scored, field, rows, truth[rows])
+        figures = _choice_figures(scored, field, rows, rounds)
         figures["spoken"] = sorted(record.speaks_on.get(field, ()))
         if figures["spoken"]:
-            spoken = [r for r in rows if FieldKey(field) in said[r]]
-            given = truth[spoken].astype(float)
+            spoken = np.array(
+                [r for r in rows if FieldKey(field) in said[r]], dtype=int
+            )
             drafted = np.array(
                 [keys.index(said[r][FieldKey(field)][0]) for r in spoken], float
             )
             figures["coverage"] = len(spoken) / len(rows)
-            figures["kappa"] = kappa(given, drafted, len(keys))
-            figures["macro_f1"] = macro_f1(given, drafted, range(len(keys)))
+            groups = [known.groups[row] for row in spoken]
+            figures |= _agreement(
+                truth[spoken].astype(float), drafted, len(keys), groups, rounds
+            )
         result[field] = figures
-    result["margin"] = _margin_figures(scored, record, said)
+    result["margin"] = _margin_figures(scored, record, said, rounds)
     return result
 
 
+def _agreement(
+    truth: Array, said: Array, classes: int, groups: list[str], rounds: int
+) -> dict[str, dict[str, float]]:
+    return {
+        "kappa": interval(
+            lambda i: kappa(truth[i], said[i], classes), groups, rounds=rounds
+        ),
+        "macro_f1": interval(
+            lambda i: macro_f1(truth[i], said[i], range(classes)), groups, rounds=rounds
+        ),
+    }
+
+
 def _choice_figures(
-    scored: Scored, field: str, rows: NDArray[np.int64], truth: NDArray[np.int64]
+    scored: Scored, field: str, rows: NDArray[np.int64], rounds: int
 ) -> dict[str, Any]:
-    """Return how well a head tells its terms apart, whether it may speak or not."""
-    chances = softmax(scored.own.crop.choices[field][rows])
     keys = CHOICE_KEYS[field]
+    truth = scored.catalogue.choices[field].numpy()[rows].astype(np.float64)
+    chances = softmax(scored.own.crop.choices[field][rows])
     one_against_rest = {
         key: {
             "n": int((truth == index).sum()),
-            "auc": auc((truth == index).astype(float), chances[:, index]),
+            "auc": auc((truth == index).astype(np.float64), chances[:, index]),
         }
         for index, key in enumerate(keys)
     }
-    best = chances.argmax(axis=1).astype(float)
+    best = chances.argmax(axis=1).astype(np.float64)
+    groups = [scored.catalogue.groups[row] for row in rows]
+    head = _agreement(truth, best, len(keys), groups, rounds)
     return {
         "n": len(rows),
         "keys": one_against_rest,
-        "head_kappa": kappa(truth.astype(float), best, len(keys)),
-        "head_macro_f1": macro_f1(truth.astype(float), best, range(len(keys))),
+        **{f"head_{name}": value for name, value in head.items()},
     }
 
 
 def _margin_figures(
-    scored: Scored, record: ModelRecord, said: list[dict[FieldKey, tuple[str, ...]]]
+    scored: Scored,
+    record: ModelRecord,
+    said: list[dict[FieldKey, tuple[str, ...]]],
+    rounds: int,
 ) -> dict[str, Any]:
-    truth = scored.catalogue.margin.numpy().astype(np.float64)
+    """Return each margin term against all lesions without it, and their means."""
+    known = scored.catalogue
+    truth = known.margin.numpy().astype(np.float64)
     rows = np.flatnonzero(~np.isnan(truth[:, 0]))
     if not len(rows):
         return {}
+    given = truth[rows]
+    logits = scored.own.crop.margin[rows].astype(np.float64)
+    levels = [record.margin_thresholds.get(key, 0.0) for key in MARGIN_KEYS]
+    head = (logits > np.array(levels)).astype(np.float64)
+    terms = [said[row].get(FieldKey.MARGIN, ()) for row in rows]
+    drafted = np.array([[float(key in term) for key in MARGIN_KEYS] for term in terms])
     spoken = record.speaks_on.get("margin", ())
+    places = [place for place, key in enumerate(MARGIN_KEYS) if key in spoken]
+    groups = [known.groups[row] for row in rows]
     keys: dict[str, Any] = {}
-    f1 = []
-    for index, key in enumerate(MARGIN_KEYS):
-        given = truth[rows, index]
-        logits = scored.own.crop.margin[rows, index].astype(np.float64)
-        keys[key] = {"n": int(given.sum()), "auc": auc(given, logits)}
-        if key in spoken:
-            drafted = np.array(
-                [float(key in said[r].get(FieldKey.MARGIN, ())) for r in rows]
-            )
-            keys[key]["kappa"] = kappa(given, drafted, 2)
-            hit = float((given * drafted).sum())
-            f1.append(2 * hit / max(float(given.sum() + drafted.sum()), 1.0))
-            keys[key]["f1"] = f1[-1]
-    return {
+    for place, key in enumerate(MARGIN_KEYS):
+        keys[key] = {
+            "n": int(given[:, place].sum()),
+            "auc": auc(given[:, place], logits[:, place]),
+            "kappa": kappa(given[:, place], drafted[:, place], 2),
+            "f1": _f1(given[:, place], drafted[:, place]),
+        }
+    everything = list(range(len(MARGIN_KEYS)))
+    heads = _mean_agreement(given, head, everything, groups, rounds)
+    figures: dict[str, Any] = {
         "n": len(rows),
         "keys": keys,
         "spoken": sorted(spoken),
-        "macro_f1": float(np.mean(f1)) if f1 else None,
+        **{f"head_{name}": value for name, value in heads.items()},
     }
+    if places:
+        figures |= _mean_agreement(given, drafted, places, groups, rounds)
+    return figures
+
+
+def _mean_agreement(
+    given: Array, said: Array, places: list[int], groups: list[str], rounds: int
+) -> dict[str, dict[str, float]]:
+    """Return the means of kappa and F1 over the terms at `places`."""
+
+    def mean_kappa(i: NDArray[np.int64]) -> float:
+        found = [kappa(given[i, place], said[i, place], 2) for place in places]
+        return mean_known(np.array(found))
+
+    def mean_f1(i: NDArray[np.int64]) -> float:
+        return float(np.mean([_f1(given[i, p], said[i, p]) for p in places]))
+
+    return {
+        "kappa": interval(mean_kappa, groups, rounds=rounds),
+        "macro_f1": interval(mean_f1, groups, rounds=rounds),
+    }
+
+
+def _f1(given: Array, said: Array) -> float:
+    return float(2 * (given * said).sum() / max((given + said).sum(), 1.0))
 
 
 def orientation_agreement(scored: Scored) -> dict[str, float]:

@@ -206,8 +206,12 @@ def test_card_has_every_table_and_no_figure_by_hand(released: Path) -> None:
     assert not re.search(r"\bnan\b", card)
     assert "fewer than 10 of a class" in card
     (released / "defects.md").write_text("- One lesion per study.\n")
+    refusals = {"photographs": {"read": 1, "unlike": 19}}
+    (released / "strangers.json").write_text(json.dumps({"refusals": refusals}))
     assert CliRunner().invoke(app, ["card", "--model", str(released)]).exit_code == 0
-    assert "- One lesion per study." in (released / "card.md").read_text()
+    card = (released / "card.md").read_text()
+    assert "- One lesion per study." in card
+    assert "| photographs | 20 | 19 | unlike 19 |" in card
 
 
 def test_figures_of_other_weights_make_no_card(released: Path, tmp_path: Path) -> None:
