@@ -1,5 +1,6 @@
 """/review/agreement and its metrics: who may look, what is asked, what is told."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -182,3 +183,22 @@ async def test_figures_stay_while_the_database_is_away(store, monkeypatch) -> No
     with pytest.raises(NodeError):
         await metrics.refresh(store)
     assert generate_latest(registry) == before
+
+
+async def test_metrics_go_on_after_an_outage(store, monkeypatch) -> None:
+    metrics = AgreementMetrics(CollectorRegistry(), SETTINGS)
+    tried: list[int] = []
+    enough = asyncio.Event()
+
+    async def refresh(_: Store) -> None:
+        tried.append(1)
+        if len(tried) == 1:
+            raise NodeError("the database is away", ErrorKind.UNAVAILABLE)
+        if len(tried) == 2:
+            raise ValueError
+        enough.set()
+
+    monkeypatch.setattr(metrics, "refresh", refresh)
+    refreshing = asyncio.create_task(metrics.keep_fresh(store, every_s=0))
+    await asyncio.wait_for(enough.wait(), 10)
+    refreshing.cancel()
