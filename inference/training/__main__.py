@@ -16,6 +16,7 @@ from inference.training.adapters.command import import_command
 from inference.training.card import CARD, TEST_FIGURES, model_card
 from inference.training.comparison import compare_initial
 from inference.training.evaluate import report
+from inference.training.figures import require_matplotlib
 from inference.training.pretraining import app as pretraining
 from inference.training.publish import evaluated_catalogue, publish, write_report
 from inference.training.recipes.reproduce import reproduce
@@ -85,6 +86,8 @@ def train(
         threads=threads,
         seed=seed,
     )
+    if figures:
+        require_matplotlib()
     checkpoint = run / CHECKPOINT
     done = run_training(
         data, checkpoint, recipe, check_every=check_every, device=device
@@ -106,6 +109,7 @@ def release(
     rounds: Rounds = 1000,
 ) -> None:
     """Fit all choices on the validation split; write weights, record, figures, card."""
+    require_matplotlib()
     record = publish(
         checkpoint or run / CHECKPOINT, data, directory, version=version, rounds=rounds
     )
@@ -128,6 +132,8 @@ def evaluate(
     rounds: Rounds = 1000,
 ) -> None:
     """Score a released model. Look at `test` once, for a model that is final."""
+    if report_directory is not None:
+        require_matplotlib()
     catalogue = evaluated_catalogue(data, split)
     network, record = load_model(model)
     scored, figures = report(

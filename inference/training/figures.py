@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
 
 _GRID = np.linspace(0.0, 1.0, 101)
 _OURS, _OTHER, _FAINT = "#0b5fa5", "#b5482a", "#8a8f98"
+
+
+def require_matplotlib() -> None:
+    """Raise DataFault when there is nothing to draw with.
+
+    Asked before the work of hours, not after it.
+    """
+    if find_spec("matplotlib") is None:
+        raise DataFault("figures need Matplotlib: pip install 'sononode[training]'")
 
 
 def draw_curves(path: Path, log: Sequence[Mapping[str, Any]]) -> None:
@@ -170,12 +180,8 @@ def draw_calibration(
 
 def _figure(path: Path, panels: int) -> tuple[Figure, list[Axes]]:
     """Return a figure that needs no display, and its panels side by side."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DataFault(
-            "figures need Matplotlib: pip install 'sononode[training]'"
-        ) from error
+    from matplotlib.figure import Figure
+
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(5.2 * panels, 4.8), dpi=110, layout="constrained")
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])

@@ -326,6 +326,16 @@ def test_shortcuts_are_measured_on_pairs(released: Path, tree: Path) -> None:
     assert told["marks_alone"]["busi"]["calliper_marks"]["auc"]["value"] == 1.0
 
 
+def test_without_matplotlib_no_hours_are_spent_first(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.training.figures.find_spec", lambda _: None)
+    command = ["train", "--data", str(tree), "--run", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, command)
+    assert "sononode[training]" in str(result.exception)
+    assert not (tmp_path / "run").exists()
+
+
 def test_known_failure_is_one_line_and_no_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
