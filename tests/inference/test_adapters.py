@@ -15,6 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from typer.testing import CliRunner
 
 from inference.training.adapters import ADAPTERS, DatasetError, Example
+from inference.training.adapters.crops import points_of, shifted_pairs
 from inference.training.adapters.duplicates import near_pairs, picture_hash
 from inference.training.adapters.importing import SPLITS, draw_splits, import_set
 from inference.training.adapters.pictures import lesion_mask, open_picture, reduce
@@ -420,7 +421,7 @@ def test_an_imported_set_has_the_layout_of_the_others(
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
     PLANTED[name](source)
-    imported = import_set(name, source, target)
+    imported = import_set(name, source, target, side=200)
     rows = manifest(target / name)
     assert len(rows) == imported.rows > 0
     for row in rows.values():
@@ -505,6 +506,27 @@ def test_the_hash_knows_a_copy_and_no_stranger() -> None:
     copy = pictures[4].resize((31, 22)).point(lambda value: value * 9 // 10)
     hashes = [picture_hash(image) for image in [*pictures, copy]]
     assert list(near_pairs(hashes)) == [(4, 12)]
+
+
+def test_a_picture_cut_otherwise_is_known_and_strangers_with_one_logo_are_not() -> None:
+    def speckle(seed: int) -> np.ndarray:
+        grain = np.random.default_rng(seed).integers(0, 256, (100, 80)).astype(np.uint8)
+        image = Image.fromarray(grain).resize((320, 400), Image.Resampling.BICUBIC)
+        ImageDraw.Draw(image).text((200, 30), "SCANNER 5000", fill=255, font_size=24)
+        return np.asarray(image)
+
+    whole = speckle(1)
+    pictures = [whole, speckle(2), whole[37:380, 11:], speckle(3)]
+    found = shifted_pairs([points_of(grey) for grey in pictures], pictures.__getitem__)
+    assert list(found) == [(0, 2)]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (40, 60), (32, 32)])
+def test_pictures_too_small_for_points_have_none_in_common(shape) -> None:
+    points = points_of(np.zeros(shape, np.uint8))
+    assert (
+        list(shifted_pairs([points, points], lambda _: np.zeros(shape, np.uint8))) == []
+    )
 
 
 def test_groups_never_span_splits_and_the_shares_hold() -> None:

@@ -13,6 +13,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from inference.training.adapters import ADAPTERS
+from inference.training.adapters.crops import (
+    Grey,
+    Points,
+    points_of,
+    shifted_pairs,
+    working_copy,
+)
 from inference.training.adapters.duplicates import (
     clusters,
     merged,
@@ -62,6 +70,7 @@ class _Kept:
     example: Example
     file: str
     hash: NDArray[np.uint8]
+    points: Points
     cells: Mapping[str, object]
 
 
@@ -175,7 +184,8 @@ def _keep(
         if small.mask is not None:
             cells["lesion_w_mm"] = round(int(str(cells["lesion_w_px"])) * scale_mm, 2)
             cells["lesion_h_mm"] = round(int(str(cells["lesion_h_px"])) * scale_mm, 2)
-    return _Kept(example, file, picture_hash(picture), cells)
+    points = points_of(working_copy(picture))
+    return _Kept(example, file, picture_hash(picture), points, cells)
 
 
 def _lesion_cells(mask: Mask, modality: Modality) -> dict[str, object]:
@@ -203,7 +213,7 @@ def _manifest_rows(
     for index, one in enumerate(kept):
         by_file[one.file].append(index)
     files = list(by_file)
-    pairs = near_pairs([kept[by_file[file][0]].hash for file in files])
+    pairs = _copies([kept[by_file[file][0]] for file in files])
     cluster_of = merged(files, [(files[a], files[b]) for a, b in pairs])
     members = clusters(cluster_of)
     group_of = merged(
@@ -241,6 +251,17 @@ def _manifest_rows(
             }
             rows.append(row_of(cells.items()))
     return sorted(rows, key=lambda row: row["id"]), contradicting
+
+
+def _copies(pictures: Sequence[_Kept]) -> list[tuple[int, int]]:
+    """Return the pairs that show one picture: as a whole, or cut and shifted."""
+
+    @lru_cache(maxsize=64)
+    def load(index: int) -> Grey:
+        return working_copy(open_picture(pictures[index].example.image))
+
+    whole = near_pairs([picture.hash for picture in pictures])
+    return [*whole, *shifted_pairs([picture.points for picture in pictures], load)]
 
 
 def _why_excluded(one: _Kept, contradict: bool) -> str:
