@@ -144,7 +144,7 @@ def _spreadsheet(path: Path) -> Iterator[list[str]]:
         from openpyxl import load_workbook  # type: ignore[import-untyped]
     except ImportError:
         raise DatasetError(
-            f"{path.name}: needs openpyxl: pip install 'sononode[training]'"
+            f"{path.name}: needs the package openpyxl (extra training)"
         ) from None
     try:
         book = load_workbook(path, read_only=True, data_only=True)
