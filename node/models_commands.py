@@ -110,7 +110,8 @@ def compare_shadows(
 
 def _settings() -> Settings:
     settings = load_settings(os.environ)
-    configure_logging(settings.log.level, settings.log.format)
+    # What the loading of a model logs is for the node; here its outcome is told.
+    configure_logging("error", settings.log.format)
     return settings
 
 
