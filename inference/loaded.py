@@ -89,6 +89,7 @@ class LoadedModels:
         self._told: dict[ModelRole, ModelState] = {}
         self._tried: dict[ModelRole | None, tuple[int, float]] = {}
         self._adopted = False
+        self._kept = False
         self._release_trouble = ""
         self._active = asyncio.Event()
         self._following = asyncio.Lock()
@@ -121,6 +122,8 @@ class LoadedModels:
                 await self._adopt_release()
             await self._settle(ModelRole.ACTIVE)
             await self._settle(ModelRole.SHADOW)
+            if not self._kept:
+                await self._keep_release()
 
     async def keep_following(self) -> None:
         """Follow every choice soon after it was made, until cancelled."""
@@ -153,7 +156,7 @@ class LoadedModels:
     # --- the model of the release -----------------------------------------------------
 
     async def _adopt_release(self) -> None:
-        """Put the model that came with the software on shelf and file, verified."""
+        """Put the model that came with the software on file, verified."""
         if not self._may_try(None, 0):
             return
         self._tried[None] = 0, asyncio.get_running_loop().time()
@@ -162,8 +165,6 @@ class LoadedModels:
             model = folder.known(Origin.RELEASE, at=self._store.clock(), by=RELEASE)
             if self._pinned is None:
                 await adopt_release(self._store, model)
-            # The next release takes the files away, a step back needs them.
-            await asyncio.to_thread(self._shelf.keep, folder, release=True)
         except NodeError as error:
             if error.kind is ErrorKind.UNAVAILABLE:
                 raise
@@ -171,6 +172,18 @@ class LoadedModels:
             self._release_trouble = error.message
         else:
             self._adopted = True
+
+    async def _keep_release(self) -> None:
+        """Put the model of the release on the shelf, for a step back to it one day."""
+        if not self._adopted:
+            return
+        self._kept = True
+        try:
+            folder = await asyncio.to_thread(verify_folder, self._shelf.release)
+            await asyncio.to_thread(self._shelf.keep, folder, release=True)
+        except NodeError as error:
+            # Tried again at the next start: it reads all the same.
+            log.error("models.keep", error=error.message)
 
     # --- following ----------------------------------------------------------------
 

@@ -82,7 +82,7 @@ def _require_free_choice(settings: Settings) -> None:
 
 
 async def rows(store: Store, settings: Settings) -> list[tuple[str, ...]]:
-    """Return (model, weights, what it does, origin, day) of every model on file."""
+    """Return (model, weights, what it does, where it came from) of every model."""
     async with store.db.transaction(readonly=True) as tx:
         known = await store_models.known(tx)
         active, shadow_ = await _states(tx)
@@ -105,7 +105,8 @@ async def rows(store: Store, settings: Settings) -> list[tuple[str, ...]]:
             does.append(f"{left[model.model_id]} shadow readings")
         day = model.added_at.date().isoformat()
         short = model.weights_sha256[:12]
-        lines.append((model.label, short, ", ".join(does), model.origin.value, day))
+        came = f"{model.origin.value} {day}"
+        lines.append((model.label, short, ", ".join(does), came))
     return lines
 
 

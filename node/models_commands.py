@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from config.settings import Settings, load_settings
 from node.logs import configure_logging
@@ -33,12 +33,12 @@ def list_models() -> None:
     from node import model_choice
 
     settings = _settings()
-    table = Table("model", "weights", "does", "came", "on")
+    table = Table(Column("model", no_wrap=True), "weights", "does", "came")
     for row in _with_store(settings, lambda store: model_choice.rows(store, settings)):
         table.add_row(*row)
     console.print(table)
     for line in _with_store(settings, model_choice.troubles):
-        console.print(line, style="red", highlight=False)
+        console.print(line, style="red", highlight=False, soft_wrap=True)
 
 
 @cli.command("add")
@@ -123,7 +123,7 @@ def _with_store(settings: Settings, work: "Callable[[Store], Awaitable[T]]") -> 
 
 
 def _say(settings: Settings, work: "Callable[[Store], Awaitable[str]]") -> None:
-    console.print(_with_store(settings, work), highlight=False)
+    console.print(_with_store(settings, work), highlight=False, soft_wrap=True)
 
 
 def _comparison_table(found: "ShadowComparison") -> Table:

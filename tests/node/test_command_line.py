@@ -186,6 +186,22 @@ def test_the_audit_trail_counts_what_the_command_line_did(node: Installation) ->
     assert said(node, "audit", "verify") == f"{before + 1} entries, the chain holds"
 
 
+# --- models -------------------------------------------------------------------------
+
+
+def test_the_models_of_a_node_are_listed_and_nothing_else_can_be_chosen(
+    node: Installation,
+) -> None:
+    assert "reads" in said(node, "models", "list")
+    assert said(node, "models", "compare") == "no shadow has read here yet"
+    line = refused(node, "models", "activate", "9.9")
+    assert line == "9.9: there is no such model; see `models list`"
+    assert "has read here before" in refused(node, "models", "rollback")
+    assert "no shadow" in refused(node, "models", "stop-shadow")
+    line = refused(node, "models", "add", str(node.data))
+    assert line.startswith("model in data: model.json cannot be read")
+
+
 # --- the installation -----------------------------------------------------------------
 
 
@@ -204,7 +220,8 @@ def test_the_doctor_names_what_to_mend(node: Installation) -> None:
 
 def test_without_a_running_node_a_command_says_what_to_do(tmp_path: Path) -> None:
     stopped = Installation(tmp_path)
-    for command in (("doctor",), ("user", "list"), ("audit", "verify"), ("migrate",)):
+    commands = ("doctor", "user list", "audit verify", "migrate", "models list")
+    for command in (command.split() for command in commands):
         line = refused(stopped, *command, status=2)
         assert line.startswith("database.url: "), line
         assert "make run" in line

@@ -70,7 +70,7 @@ async def added(
 
 
 async def does(store: Store, settings: Settings) -> dict[str, str]:
-    return {label: what for label, _, what, _, _ in await rows(store, settings)}
+    return {label: what for label, _, what, _ in await rows(store, settings)}
 
 
 async def test_model_is_added_chosen_and_taken_back(
