@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import chain, reads, receive, results
+from bench import chain, inference, reads, receive, results
 
 
 def main() -> None:
@@ -19,8 +19,8 @@ def main() -> None:
     parser.add_argument(
         "names",
         nargs="*",
-        default=["results", "receive", "reads", "chain"],
-        help="results, receive, reads, chain; all when none is named",
+        default=["results", "receive", "reads", "inference", "chain"],
+        help="results, receive, reads, inference, chain; all when none is named",
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -38,6 +38,8 @@ def main() -> None:
                 found[wanted] = receive.measure(place, asked.repeats)
             elif wanted == "reads":
                 found[wanted] = reads.measure(place)
+            elif wanted == "inference":
+                found[wanted] = inference.measure(place, asked.repeats)
             elif wanted == "chain":
                 found[wanted] = chain.measure(place)
             else:

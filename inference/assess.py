@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -64,6 +65,9 @@ UNREADABLE_PIXELS = frozenset(
 
 CINE_FRAMES = 5
 CANDIDATES_PER_BIN = 4
+
+DECODERS = 2
+"""Images of one study that are decoded at once; each holds a few frames meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +187,7 @@ class Reader:
         """
         frames: list[_Frame] = []
         not_read: list[NotRead] = []
-        for image in images:
-            chosen = self._choose_frames(image)
+        for chosen in self._chosen(images):
             if isinstance(chosen, NotRead):
                 not_read.append(chosen)
             else:
@@ -216,6 +219,11 @@ class Reader:
             not_read=tuple(not_read),
         )
         return StudyReading(findings, tuple(pictures), self.identity, count, vectors)
+
+    def _chosen(self, images: Sequence[ImageToRead]) -> list[list[_Frame] | NotRead]:
+        """Decode and judge the images of a study, some at once, in their order."""
+        with ThreadPoolExecutor(DECODERS, "decode") as decoders:
+            return list(decoders.map(self._choose_frames, images))
 
     def _choose_frames(self, image: ImageToRead) -> list[_Frame] | NotRead:
         header = image.header

@@ -184,17 +184,21 @@ class TorchNetwork:
         batch = torch.from_numpy(windows).to(
             self._device, memory_format=torch.channels_last
         )
-        logits: Logits = self._module(batch)
-        return Reading(
-            malignancy=_array(logits.malignancy),
-            lesion=_array(logits.lesion),
-            birads=_array(logits.birads),
-            margin=_array(logits.margin),
-            choices={field: _array(part) for field, part in logits.choices.items()},
-            mask=_array(logits.mask),
-            features=_array(logits.features),
-            evidence=_array(logits.evidence),
-        )
+        return reading_of(self._module(batch))
+
+
+def reading_of(logits: Logits) -> Reading:
+    """Return answers as arrays."""
+    return Reading(
+        malignancy=_array(logits.malignancy),
+        lesion=_array(logits.lesion),
+        birads=_array(logits.birads),
+        margin=_array(logits.margin),
+        choices={field: _array(part) for field, part in logits.choices.items()},
+        mask=_array(logits.mask),
+        features=_array(logits.features),
+        evidence=_array(logits.evidence),
+    )
 
 
 def _array(logits: Tensor) -> Array:

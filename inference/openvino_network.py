@@ -159,10 +159,10 @@ def load_export(
     """Return the network exported to `folder`; ExportFault says why it may not read."""
     _check_manifest(folder, record)
     windows, wanted = _read_probe(folder / PROBE)
-    core = ov.Core()
     strayed = ""
-    for precision in _precisions(core):
-        network = _compiled(core, folder / GRAPH, precision, threads)
+    for precision in _precisions():
+        compiled = compile_graph(folder / GRAPH, precision, threads=threads)
+        network = OpenVinoNetwork(compiled, precision)
         strayed = disagreement(network(windows), wanted, TOLERANCE[precision])
         if not strayed:
             return network
@@ -200,16 +200,17 @@ def _read_probe(path: Path) -> tuple[Array, dict[str, Array]]:
         ) from None
 
 
-def _precisions(core: Any) -> tuple[str, ...]:
+def _precisions() -> tuple[str, ...]:
     """Return the precisions to try, the fastest first.
 
     Without instructions for it (AVX512_BF16, AMX) bf16 would be emulated.
     """
-    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("bf16", "f32") if "BF16" in able else ("f32",)
 
 
-def _compiled(core: Any, graph: Path, precision: str, threads: int) -> OpenVinoNetwork:
+def compile_graph(graph: Path, precision: str, *, threads: int = 0) -> Any:
+    """Return an exported graph ready to run on the CPU, as this product runs it."""
     cores = threads or len(os.sched_getaffinity(0))
     settings = {
         "INFERENCE_PRECISION_HINT": precision,
@@ -218,11 +219,11 @@ def _compiled(core: Any, graph: Path, precision: str, threads: int) -> OpenVinoN
         # Other processes of the node want the same cores: none is ours alone.
         "ENABLE_CPU_PINNING": False,
     }
+    core = ov.Core()
     try:
-        compiled = core.compile_model(core.read_model(graph), "CPU", settings)
+        return core.compile_model(core.read_model(graph), "CPU", settings)
     except RuntimeError as error:
         raise ExportFault(f"it does not compile ({type(error).__name__})") from None
-    return OpenVinoNetwork(compiled, precision)
 
 
 def disagreement(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 import numpy as np
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
 Points = NDArray[np.float64]
+Indices = NDArray[np.int64]
 
 _AROUND = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
 """The eight neighbours (row, column), clockwise as seen on the screen."""
@@ -21,33 +20,44 @@ def main_component(chances: NDArray[np.float32], threshold: float = 0.5) -> Mask
     sure about but cannot place sharply still gets its most likely place.
     """
     level = min(threshold, 0.5 * float(chances.max()))
-    open_pixels = chances > level
-    best, best_weight = np.zeros_like(open_pixels), 0.0
-    for row, column in zip(*np.nonzero(open_pixels), strict=True):
-        if not open_pixels[row, column]:
-            continue
-        part = _flood(open_pixels, (int(row), int(column)))
-        weight = float(chances[part].sum())
-        if weight > best_weight:
-            best, best_weight = part, weight
-    return best
-
-
-def _flood(open_pixels: Mask, start: tuple[int, int]) -> Mask:
-    """Take the component around `start` out of `open_pixels` and return it."""
-    part = np.zeros_like(open_pixels)
-    rows, columns = open_pixels.shape
-    waiting = deque([start])
-    open_pixels[start] = False
-    while waiting:
-        row, column = waiting.popleft()
-        part[row, column] = True
-        for step_row, step_column in _AROUND[::2]:
-            r, c = row + step_row, column + step_column
-            if 0 <= r < rows and 0 <= c < columns and open_pixels[r, c]:
-                open_pixels[r, c] = False
-                waiting.append((r, c))
+    rows, starts, ends = _runs(chances > level)
+    sums = np.pad(chances.cumsum(axis=1, dtype=np.float64), ((0, 0), (1, 0)))
+    weights = sums[rows, ends] - sums[rows, starts]
+    part = np.zeros(chances.shape, dtype=np.bool_)
+    if len(rows):
+        component = _components(rows, starts, ends)
+        best = int(np.argmax(np.bincount(component, weights)))
+        for run in np.flatnonzero(component == best):
+            part[rows[run], starts[run] : ends[run]] = True
     return part
+
+
+def _runs(open_pixels: Mask) -> tuple[Indices, Indices, Indices]:
+    """Return row, start and end (half-open) of every run of open pixels, in order."""
+    edges = np.diff(open_pixels.astype(np.int8), axis=1, prepend=0, append=0)
+    rows, starts = np.nonzero(edges > 0)
+    return rows, starts, np.nonzero(edges < 0)[1]
+
+
+def _components(rows: Indices, starts: Indices, ends: Indices) -> Indices:
+    """Return for each run the first run of its component: runs touch across rows."""
+    first = np.searchsorted(rows, rows - 1, side="left").tolist()
+    beyond = np.searchsorted(rows, rows - 1, side="right").tolist()
+    begins, stops = starts.tolist(), ends.tolist()
+    parent = list(range(len(rows)))
+    for run in range(len(rows)):
+        for above in range(first[run], beyond[run]):
+            if begins[above] < stops[run] and begins[run] < stops[above]:
+                one, other = _root(parent, above), _root(parent, run)
+                parent[max(one, other)] = min(one, other)
+    return np.array([_root(parent, run) for run in range(len(rows))])
+
+
+def _root(parent: list[int], run: int) -> int:
+    while parent[run] != run:
+        parent[run] = parent[parent[run]]
+        run = parent[run]
+    return run
 
 
 def box_of(part: Mask) -> tuple[float, float, float, float] | None:

@@ -14,7 +14,7 @@ import structlog
 from PIL import Image
 from pydicom.dataset import Dataset
 
-from inference.assess import HeatMapPicture, Reader, StudyReading
+from inference.assess import HeatMapPicture, ImageToRead, Reader, StudyReading
 from inference.author import author_of
 from inference.images import image_to_read
 from inference.place import Place
@@ -115,19 +115,23 @@ def read_stored(
     tracking_uid: Callable[[Place], str],
 ) -> StudyReading:
     """Return what `reader` says about stored instances. Blocks."""
-    images = [
-        image_to_read(
-            Dataset.from_json(json.loads(instance.metadata)),
-            instance.transfer_syntax_uid,
-            _opener(store, instance),
-        )
-        for instance in stored
-    ]
+    images = [_image(store, instance) for instance in stored]
     return reader.read_study(images, tracking_uid=tracking_uid)
 
 
-def _opener(store: Store, instance: StoredInstance) -> Any:
-    return lambda: StoredImage.open(studies.open_blob(store, instance))
+def _image(store: Store, instance: StoredInstance) -> ImageToRead:
+    """Return an instance to read; a frame costs no more where there are thousands."""
+    header = Dataset.from_json(json.loads(instance.metadata))
+
+    def open_pixels() -> StoredImage:
+        return StoredImage(
+            studies.open_blob(store, instance),
+            header=header,
+            frames=instance.frame_table,
+            transfer_syntax_uid=instance.transfer_syntax_uid,
+        )
+
+    return image_to_read(header, instance.transfer_syntax_uid, open_pixels)
 
 
 def _keep_overlays(

@@ -1,14 +1,17 @@
 """Many readings, one network: joint batches, back-pressure, an end to stuck ones."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from inference.engine import Engine
+from inference.engine import STUCK_STATUS, Engine
 from inference.network import LesionNet, TorchNetwork
 from inference.record import CHOICE_KEYS, Array, Reading
 from node.domain.errors import ErrorKind, NodeError
@@ -187,3 +190,27 @@ def test_gpu_that_holds_not_even_one_window_says_so() -> None:
     with pytest.raises(NodeError) as caught:
         TorchNetwork(NoGpu())(np.zeros((4, 1, 32, 32), np.float32))
     assert caught.value.kind is ErrorKind.EXHAUSTED
+
+
+STUCK = """
+import threading
+import numpy as np
+from inference.engine import Engine
+
+engine = Engine(lambda windows: threading.Event().wait(), stuck_after_s=0.05)
+engine(np.zeros((1, 1, 4, 4), np.float32))
+"""
+
+
+def test_process_with_a_stuck_batch_ends_itself_and_says_so() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", STUCK],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == STUCK_STATUS
+    assert ended.stdout.count("engine.stuck") == 1
+    assert not ended.stderr

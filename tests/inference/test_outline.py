@@ -1,6 +1,7 @@
 """Component, outline and box of a lesion from a map of chances."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -62,3 +63,29 @@ def test_outline_of_any_component_stays_in_its_box_and_ends(seed: int) -> None:
     assert np.array_equal(points[0], points[-1])
     assert (points >= (x0, y0)).all()
     assert (points <= (x1, y1)).all()
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.2, 0.8))
+def test_heaviest_part_is_found_whatever_its_shape(seed: int, share: float) -> None:
+    random = np.random.default_rng(seed)
+    chances = random.random((9, 11)).astype(np.float32)
+    chances[random.random((9, 11)) < share] = 0
+    level = min(0.5, 0.5 * float(chances.max()))
+    left = {(int(r), int(c)) for r, c in np.argwhere(chances > level)}
+    parts = []
+    while left:
+        waiting, part = [left.pop()], set()
+        while waiting:
+            row, column = waiting.pop()
+            part.add((row, column))
+            around = {(row + 1, column), (row - 1, column)}
+            found = left & (around | {(row, column + 1), (row, column - 1)})
+            left -= found
+            waiting += found
+        parts.append(part)
+    heaviest = max(
+        (float(sum(chances[place] for place in part)) for part in parts), default=0.0
+    )
+    found = main_component(chances)
+    assert {(int(r), int(c)) for r, c in np.argwhere(found)} in [*parts, set()]
+    assert float(chances[found].sum()) == pytest.approx(heaviest, rel=1e-5)
