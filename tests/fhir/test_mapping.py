@@ -60,9 +60,7 @@ lesions = st.builds(
     clock=st.sampled_from([None, *range(1, 13)]),
     distance_from_nipple_mm=st.none() | millimetres,
     extent=st.none()
-    | st.builds(
-        Extent, millimetres, millimetres, millimetres, st.none() | millimetres
-    ),
+    | st.builds(Extent, millimetres, millimetres, millimetres, st.none() | millimetres),
     descriptors=st.fixed_dictionaries(
         {}, optional={key: values_of(key) for key in FieldKey}
     ),
