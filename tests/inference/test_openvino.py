@@ -166,6 +166,12 @@ def test_answers_that_stray_from_the_reference_never_read(
         exported.load_export(folder, record, threads=1)
 
 
+def test_nobody_is_told_that_openvino_is_used() -> None:
+    assert sys.modules["openvino_telemetry"] is None
+    reporter = type(exported.ov.tools.ovc.telemetry)
+    assert reporter.__module__ == "openvino.tools.ovc.telemetry_stub"
+
+
 def test_not_a_number_strays(record: ModelRecord) -> None:
     reading = TorchNetwork(LesionNet())(some_windows(2))
     wanted = exported.answers_of(reading)
