@@ -107,6 +107,7 @@ class Fhir:
 class Inference:
     weights: str
     engine: str
+    exports: str
     threads: int
     stuck_after_s: float
     read_simulated: bool

@@ -2,7 +2,7 @@
 
 `python -m inference.openvino_export WEIGHTS TARGET THREADS`, in a process of its own.
 Converts through the framework's own front end: OpenVINO's converter tool is left out,
-because it reports its use to its maker.
+because it can report its use to its maker.
 """
 
 from __future__ import annotations

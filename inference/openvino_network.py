@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,6 +63,7 @@ class OpenVinoNetwork:
 
     def __init__(self, compiled: Any, precision: str) -> None:
         self.precision = precision
+        self.side = int(compiled.input().shape[-1])
         self._queue = ov.AsyncInferQueue(compiled)
         self._queue.set_callback(_keep)
         self._shapes = {
@@ -252,6 +254,7 @@ def export_in_child(weights: Path, folder: Path, *, threads: int = 0) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
+    _put_away(folder)
     root = Path(__file__).parents[1]
     command = [sys.executable, "-m", "inference.openvino_export"]
     try:
@@ -279,9 +282,16 @@ def export_in_child(weights: Path, folder: Path, *, threads: int = 0) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _put_away(folder: Path) -> None:
+    """Remove a faulty export; who has it in memory reads on."""
+    away = folder.with_name(f".{folder.name}.{os.getpid()}.faulty")
+    with suppress(OSError):
+        folder.rename(away)
+    shutil.rmtree(away, ignore_errors=True)
+
+
 def _put_in_place(partial: Path, folder: Path) -> None:
-    """Replace `folder`; another process that was faster made the same export."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Give an export its name, unless another process was faster with the same."""
     try:
         partial.rename(folder)
     except OSError:

@@ -61,7 +61,6 @@ COMPLETION_EVERY_S = 0.5
 HOUSEKEEPING_EVERY_S = 3600.0
 AGREEMENT_EVERY_S = 60.0
 KEEP_DONE_JOBS = timedelta(days=7)
-_EXPORTS = "exports"
 _FEWEST_READINGS, _MOST_READINGS = 2, 8
 _ADVICE = Path(__file__).parents[1] / "config"
 _WEIGHTS = Path(__file__).parents[1] / "inference" / "weights"
@@ -438,7 +437,7 @@ def engine_settings_of(settings: Settings) -> "EngineSettings":
 
     chosen = settings.inference
     return EngineSettings(
-        exports=settings.data / _EXPORTS,
+        exports=settings.data / chosen.exports,
         kind=chosen.engine,
         threads=chosen.threads,
         stuck_after_s=chosen.stuck_after_s,

@@ -16,6 +16,7 @@ from pydicom import dcmread
 
 from tests.conformance.judges import dciodvfy, dsrdump
 from tests.conformance.orthanc import Orthanc, free_port
+from tests.journeys.rig import EXPORTS
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 400
@@ -39,6 +40,7 @@ def archived(
             "SONONODE_HTTP__PORT": str(free_port()),
             "SONONODE_RELAY__PORT": str(relay),
             "SONONODE_RELAY__URL": f"http://127.0.0.1:{relay}",
+            "SONONODE_INFERENCE__EXPORTS": str(EXPORTS),
             "SONONODE_PACS__AE_TITLE": "ORTHANC",
             "SONONODE_PACS__HOST": "127.0.0.1",
             "SONONODE_PACS__PORT": str(archive.dicom),

@@ -36,6 +36,7 @@ Json = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
 MINI_PROGRAM = ROOT / "wechat" / "miniprogram" / "dist"
+EXPORTS = ROOT / ".pytest_cache" / "exports"  # one export for all nodes of all runs
 HOST = "127.0.0.1"
 PASSWORD = "correct horse battery staple"
 PATIENCE_S = 150.0  # two cores may be busy with everything else
@@ -109,6 +110,7 @@ class Installation:
             "COMPLETION__QUIET_PERIOD_S": "3",
             "COMPLETION__QUIET_AFTER_RELEASE_S": "0.5",
             "INFERENCE__READ_SIMULATED": "true",
+            "INFERENCE__EXPORTS": str(EXPORTS),
             "SITE__DEPARTMENT_PHONE": "010-0000-0000",
             "WECHAT__API_URL": self.wechat_url,
             "WECHAT__APP_ID": DEMO_APP_ID,

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.journeys.rig import HOST, ROOT, free_port
+from tests.journeys.rig import EXPORTS, HOST, ROOT, free_port
 
 LIMIT_S = 180.0
 PATIENCE_S = 400.0  # the machine may be testing something else beside it
@@ -30,6 +30,7 @@ def run_demo(folder: Path, samples: Path | None) -> tuple[str, list[dict[str, An
         "SONONODE_HTTP__PORT": str(free_port()),
         "SONONODE_RELAY__PORT": str(relay),
         "SONONODE_RELAY__URL": f"http://{HOST}:{relay}",
+        "SONONODE_INFERENCE__EXPORTS": str(EXPORTS),
         **({"SAMPLES": str(samples)} if samples else {}),
     }
     table = folder / "table.json"
