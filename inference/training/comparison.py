@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +33,8 @@ from inference.training.pretraining import Data, Effort, descend, in_bfloat16
 from inference.training.train import Recipe
 
 Array = NDArray[np.float64]
+
+WITH_CBAM = " + CBAM"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,19 @@ def summarise(
             row[way] = interval(level, groups, rounds=rounds)
             row[f"{way}_gain"] = interval(gain, groups, rounds=rounds)
             row[f"{way}_seeds"] = [auc(truth, values) for values in scores]
+        bare = replace(start, name=start.name.removesuffix(WITH_CBAM), cbam=False)
+        beside = [r for r in runs if r.start == bare and r.seed in seeds]
+        if start.cbam and len(beside) == len(mine):
+            row["attention"] = interval(
+                partial(
+                    _gain,
+                    truth,
+                    [np.array(run.own)[keep] for run in mine],
+                    [np.array(run.own)[keep] for run in beside],
+                ),
+                groups,
+                rounds=rounds,
+            )
         row["steps"] = mine[0].steps
         row["dice"] = float(np.mean([run.dice for run in mine]))
         row["seconds"] = sum(run.seconds for run in mine)
@@ -217,8 +232,8 @@ def write_table(
         f"runs together took {minutes:.0f} min of training. They say which start is "
         "ahead early, not which wins a full schedule.",
         "- **Matched.** Same steps, same learning-rate rule, same seeds, hence the "
-        "same batches in the same order. Pretraining costs extra; the row with more "
-        "steps from scratch is the control for that.",
+        "same batches in the same order. Pretraining costs extra, as its note says; the "
+        "row with more steps from scratch shows what more steps alone give.",
         "- *own*: the network finds its crop, as in the product. *oracle*: the true "
         "box is handed to it. Intervals: 95 %, bootstrap over patients, of the mean "
         "over seeds; single seeds in brackets behind.",
@@ -233,9 +248,19 @@ def write_table(
         "The interval of the gain over scratch includes zero for: "
         f"{', '.join(overlapping) or 'none'}. Where it does, this table does not tell "
         "the start from scratch.",
+        "",
+        *[_attention_line(row) for row in rows if "attention" in row],
     ]
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    file.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def _attention_line(row: dict[str, Any]) -> str:
+    """Say whether attention helped, against the same start without it."""
+    gain = row["attention"]
+    verdict = "it helps here" if gain["low"] > 0 else "no help shown, it stays off"
+    bare = row["start"].name.removesuffix(WITH_CBAM)
+    return f"- Attention (CBAM) on {bare}: {_span(gain, sign='+')}; {verdict}."
 
 
 def _past(start: Start) -> str:
@@ -246,7 +271,11 @@ def _past(start: Start) -> str:
     with safe_open(file, framework="pt") as weights:
         past = weights.metadata() or {}
     if "method" not in past:
-        return f"{start.name}: `{file.name}`, trained on the same split's diagnoses."
+        return (
+            f"{start.name}: `{file.name}`, a full schedule on the diagnoses of `train` "
+            "before. That is supervised pretraining on the same images: its row says "
+            "what going on from it gives, not that it is a fair rival."
+        )
     return (
         f"{start.name}: {past['method']} before, {past['steps']} steps in "
         f"{int(past['seconds']) / 60:.1f} min; R2 on `val` {float(past['r2_val']):.2f}."
@@ -258,16 +287,17 @@ def _line(row: dict[str, Any]) -> str:
     for way in ("own", "oracle"):
         seeds = ", ".join(f"{value:.3f}" for value in row[f"{way}_seeds"])
         cells.append(f"{_span(row[way])} ({seeds})")
-    cells += [_span(row["own_gain"], sign="+"), f"{row['dice']:.2f}"]
+    gain = row["own_gain"]
+    told = gain["low"] or gain["high"]
+    cells += [_span(gain, sign="+") if told else "-", f"{row['dice']:.2f}"]
     return f"| {' | '.join(cells)} |"
 
 
 def _span(value: dict[str, float], *, sign: str = "") -> str:
     """Return "0.812 [0.75, 0.87]"; `sign` "+" writes the sign of gains."""
-    return (
-        f"{value['value']:{sign}.3f} [{value['low']:{sign}.2f}, "
-        f"{value['high']:{sign}.2f}]"
-    )
+    digits = 3 if sign else 2
+    low, high = (f"{value[end]:{sign}.{digits}f}" for end in ("low", "high"))
+    return f"{value['value']:{sign}.3f} [{low}, {high}]"
 
 
 def compare_initial(
@@ -325,7 +355,7 @@ def starts_of(named: list[str], cbam: list[str], longer: int) -> list[Start]:
     for name in cbam:
         if name not in by_name:
             raise typer.BadParameter(f"--cbam {name} names no start")
-        starts.append(Start(f"{name} + CBAM", by_name[name].source, cbam=True))
+        starts.append(Start(name + WITH_CBAM, by_name[name].source, cbam=True))
     return starts
 
 
