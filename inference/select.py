@@ -228,10 +228,12 @@ def has_flow_colours(
     function of brightness: within one band of brightness it hardly varies. Flow
     and strain colours do vary there.
     """
-    points = pixels.reshape(-1, 3).astype(np.int32)
-    coloured = points.max(axis=1) - points.min(axis=1) > spread
+    red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
+    brightest = np.maximum(np.maximum(red, green), blue)
+    coloured = brightest - np.minimum(np.minimum(red, green), blue) > spread
     if float(coloured.mean()) <= share:
         return False
+    points = pixels.reshape(-1, 3).astype(np.int32)
     luma = (points @ np.array([299, 587, 114])) // 1000
     chroma = points[:, (0, 2)] - points[:, 1:2]
     odd = 0
