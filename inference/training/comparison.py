@@ -232,7 +232,7 @@ def write_table(
         f"runs together took {minutes:.0f} min of training. They say which start is "
         "ahead early, not which wins a full schedule.",
         "- **Matched.** Same steps, same learning-rate rule, same seeds, hence the "
-        "same batches in the same order. Pretraining costs extra, as its note says; the "
+        "same batches in the same order. Pretraining costs extra, see its note; the "
         "row with more steps from scratch shows what more steps alone give.",
         "- *own*: the network finds its crop, as in the product. *oracle*: the true "
         "box is handed to it. Intervals: 95 %, bootstrap over patients, of the mean "
