@@ -71,7 +71,8 @@ test: setup check wechat/miniprogram/dist/index.html
 	cd review_ui && npm test --silent
 	cd wechat/miniprogram && npm test --silent
 	@# A file stays in one process, so that what its tests share is started once.
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@# A process that dies ends the run: the scheduler waits for ever for its successor.
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(ARGS)
 
 bench: setup $(VENV)/.test
 	$(BIN)/python -m bench $(ARGS)
