@@ -69,9 +69,10 @@ async def test_a_doctor_compares_her_lesion_with_signed_cases(
     await expect(cards.nth(2)).to_contain_text(unknown)
     text = await panel.inner_text()
     assert not any(name in text for name in ("张", "王", "孙", "SIM", "REDACTED"))
-    await page.wait_for_function(
-        "[...document.querySelectorAll('.similar img')].every(i => i.naturalWidth > 40)"
-    )
+    for number in range(3):
+        picture = cards.nth(number).locator("img")
+        await expect(picture).to_have_js_property("complete", True)
+        assert await picture.evaluate("picture => picture.naturalWidth") > 40
     await page.keyboard.press("s")
     await expect(panel).to_be_focused()
     await expect(cards.nth(0)).to_be_in_viewport()
