@@ -4,10 +4,13 @@ All faults are found before anything starts and told together, each with the
 setting's name and the mend.
 """
 
+import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from ipaddress import ip_network
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 _PREFIX = "SONONODE_"
@@ -48,6 +51,20 @@ class Storage:
 
 
 @dataclass(frozen=True)
+class Peer:
+    """One table of `dicom.peers`: another DICOM node, as caller and as called."""
+
+    ae_title: str
+    name: str = ""
+    services: list[str] = field(default_factory=lambda: ["store", "commitment", "mpps"])
+    addresses: list[str] = field(default_factory=list)
+    certificate: str = ""
+    host: str = ""
+    port: int = 104
+    tls: bool = False
+
+
+@dataclass(frozen=True)
 class Dicom:
     ae_title: str
     host: str
@@ -56,6 +73,7 @@ class Dicom:
     tls_certificate: str
     tls_key: str
     allowed_calling_aes: list[str]
+    peers: list[Peer]
     maximum_associations: int
     maximum_associations_per_host: int
     maximum_pdu_size: int
@@ -162,6 +180,7 @@ class Settings:
     log: Log
 
 
+PEER_SERVICES = ("store", "commitment", "worklist", "mpps", "query", "retrieve")
 _CHOICES = {
     "site.language": ("zh-CN", "en"),
     "fhir.ai_report_status": ("partial", "preliminary"),
@@ -188,6 +207,8 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
     data = Path(environment.get(f"{_PREFIX}DATA", "var")).absolute()
     sections = _build(values, data, faults)
     _check(values, faults)
+    if not faults:
+        _check_peers(sections["dicom"], faults)
     if faults:
         raise SettingsError(faults)
     return Settings(data=data, **sections)
@@ -231,25 +252,56 @@ def _build(values: Mapping[str, Any], data: Path, faults: list[str]) -> dict[str
     for name, section_type in get_type_hints(Settings).items():
         if name == "data":
             continue
-        given = values.get(name, {})
-        hints = get_type_hints(section_type)
-        built = {
-            f.name: _convert(
-                f"{name}.{f.name}", given.get(f.name), hints[f.name], data, faults
-            )
-            for f in fields(section_type)
-        }
-        sections[name] = section_type(**built)
+        sections[name] = _table(name, values.get(name, {}), section_type, data, faults)
     return sections
+
+
+def _table(
+    name: str, given: Mapping[str, Any], wanted: Any, data: Path, faults: list[str]
+) -> Any:
+    """Return a table as its dataclass; what it leaves out has the default there."""
+    hints = get_type_hints(wanted)
+    for unknown in given.keys() - hints.keys():
+        faults.append(f"{name}.{unknown}: is set, but it is unknown")
+    built = {}
+    for f in fields(wanted):
+        if f.name in given:
+            told = f"{name}.{f.name}"
+            built[f.name] = _convert(told, given[f.name], hints[f.name], data, faults)
+        elif f.default is MISSING and f.default_factory is MISSING:
+            faults.append(f"{name}.{f.name}: is missing; see config/default.toml")
+            built[f.name] = None
+    return wanted(**built)
+
+
+def _tables(
+    name: str, value: Any, wanted: Any, data: Path, faults: list[str]
+) -> list[Any]:
+    """Return an array of tables; the environment writes it as JSON."""
+    given = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(given, list) or not all(isinstance(t, Mapping) for t in given):
+        raise ValueError
+    return [
+        _table(f"{name}[{number}]", table, wanted, data, faults)
+        for number, table in enumerate(given, start=1)
+    ]
 
 
 def _convert(name: str, value: Any, wanted: Any, data: Path, faults: list[str]) -> Any:
     """Return `value` as the type the setting has; text comes from the environment."""
+    if get_origin(wanted) is UnionType:
+        if value is None:
+            return None
+        (wanted,) = (kind for kind in get_args(wanted) if kind is not NoneType)
     try:
         if wanted is bool:
             return _boolean(value)
+        if is_dataclass(wanted) and isinstance(value, Mapping):
+            return _table(name, value, wanted, data, faults)
         if wanted is Path:
             return data / str(value)
+        if get_origin(wanted) is list and is_dataclass(get_args(wanted)[0]):
+            return _tables(name, value, get_args(wanted)[0], data, faults)
         if get_origin(wanted) is list:
             parts = value.split(",") if isinstance(value, str) else value
             item_type = get_args(wanted)[0]
@@ -296,8 +348,7 @@ def _check(values: Mapping[str, Any], faults: list[str]) -> None:
         value = values.get(section, {}).get(key)
         if value not in allowed:
             faults.append(f"{name}: {value!r} is none of {', '.join(allowed)}")
-    title = str(values.get("dicom", {}).get("ae_title", ""))
-    if not 1 <= len(title.strip()) <= 16 or "\\" in title or not title.isascii():
+    if not _is_title(str(values.get("dicom", {}).get("ae_title", ""))):
         faults.append("dicom.ae_title: has 1 to 16 ASCII signs without a backslash")
     ports = ("dicom.port", "dicom.tls_port", "http.port", "relay.port", "pacs.port")
     for name in ports:
@@ -308,6 +359,30 @@ def _check(values: Mapping[str, Any], faults: list[str]) -> None:
         section, key = name.split(".")
         if _outside(values.get(section, {}).get(key), least, most):
             faults.append(f"{name}: must be from {least:g} to {most:g}")
+
+
+def _check_peers(dicom: Dicom, faults: list[str]) -> None:
+    titles = [peer.ae_title for peer in dicom.peers]
+    for number, peer in enumerate(dicom.peers, start=1):
+        name = f"dicom.peers[{number}]"
+        if not _is_title(peer.ae_title) or titles.count(peer.ae_title) > 1:
+            faults.append(
+                f"{name}.ae_title: has 1 to 16 ASCII signs without a backslash, once"
+            )
+        for service in set(peer.services) - set(PEER_SERVICES):
+            known = ", ".join(PEER_SERVICES)
+            faults.append(f"{name}.services: {service!r} is none of {known}")
+        for address in peer.addresses:
+            try:
+                ip_network(address)
+            except ValueError:
+                faults.append(f"{name}.addresses: {address!r} is no IP network")
+        if _out_of_range(peer.port):
+            faults.append(f"{name}.port: must be a port from 1 to 65535")
+
+
+def _is_title(title: str) -> bool:
+    return 1 <= len(title.strip()) <= 16 and "\\" not in title and title.isascii()
 
 
 def _outside(value: Any, least: float, most: float) -> bool:

@@ -10,7 +10,9 @@ import signal
 import ssl
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +31,8 @@ from dicom_scp.intake import (
     OpenStore,
     StoreThread,
 )
+from dicom_scp.peers import Peer, Peers, ServiceName
+from dicom_scp.services import Service, dispatchers
 from dicom_scp.upper_layer import Acceptor, Limits, Listener
 from node.domain.audit import AuditEntry, Outcome
 from node.domain.errors import ErrorKind, NodeError
@@ -81,13 +85,14 @@ DOCUMENTS: Final = (
 CALLING_AE_UNKNOWN: Final = (1, 1, 3)
 CALLED_AE_UNKNOWN: Final = (1, 1, 7)
 LIMIT_EXCEEDED: Final = (2, 3, 2)
+UNKNOWN_CALLER: Final = (CALLING_AE_UNKNOWN, "calling AE title not recognized")
 
 
 @dataclass(frozen=True)
 class ScpSettings:
     """How this process listens. Seconds and bytes; `*_tls*` files are PEM.
 
-    An empty `allowed_calling_aes` lets every calling AE title in, which suits a
+    Without any peer every calling AE title is let in to store, which suits a
     demonstration and no hospital. `process` names this process among the others
     on the same database and stays the same when it is started again. TLS is
     spoken on `tls_port` when a certificate is set; with `tls_client_ca` peers
@@ -101,7 +106,7 @@ class ScpSettings:
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
-    allowed_calling_aes: tuple[str, ...] = ()
+    peers: Peers = field(default_factory=Peers)
     process: str = "scp"
     max_associations: int = 64
     connections_per_address: int = 32
@@ -116,10 +121,16 @@ class ScpSettings:
 
 
 class StorageScp:
-    """A storage and verification SCP on its ports. Start it, then stop it."""
+    """The SCP on its ports: Verification, Storage and `services`."""
 
-    def __init__(self, settings: ScpSettings, open_store: OpenStore) -> None:
+    def __init__(
+        self,
+        settings: ScpSettings,
+        open_store: OpenStore,
+        services: Sequence[Service] = (),
+    ) -> None:
         self.settings = settings
+        self.services = services
         self._thread = StoreThread(open_store)
         self._intake = Intake(
             self._thread,
@@ -188,6 +199,7 @@ class StorageScp:
                 supported_contexts(),
                 tls,
                 evt_handlers=[
+                    *dispatchers(self.services, self._thread),
                     (evt.EVT_C_ECHO, lambda _event: 0x0000),
                     (evt.EVT_REQUESTED, self._requested),
                     (evt.EVT_ESTABLISHED, self._established),
@@ -220,10 +232,15 @@ class StorageScp:
             acceptor.is_aborted = True
             return
         calling = str(request.calling_ae_title).strip()
-        rejection = self._rejection(calling, str(request.called_ae_title).strip())
-        if rejection is None:
+        peer = self.settings.peers.caller(calling)
+        rejection = self._rejection(
+            acceptor, peer, str(request.called_ae_title).strip()
+        )
+        if peer is not None and rejection is None:
+            acceptor.peer = peer
+            acceptor.acceptor.supported_contexts = contexts_for(peer, self.services)
             return
-        (result, source, diagnostic), reason = rejection
+        (result, source, diagnostic), reason = rejection or UNKNOWN_CALLER
         acceptor.acse.send_reject(result, source, diagnostic)
         log.warning("dicom.association_rejected", reason=reason)
         self._intake.audit(
@@ -240,14 +257,15 @@ class StorageScp:
         acceptor.kill()
 
     def _rejection(
-        self, calling: str, called: str
+        self, acceptor: Acceptor, peer: Peer | None, called: str
     ) -> tuple[tuple[int, int, int], str] | None:
         settings = self.settings
         if called != settings.ae_title:
             return CALLED_AE_UNKNOWN, "called AE title not recognized"
-        allowed = settings.allowed_calling_aes
-        if allowed and calling not in allowed:
-            return CALLING_AE_UNKNOWN, "calling AE title not recognized"
+        if peer is None:
+            return UNKNOWN_CALLER
+        if not peer.calls_from(acceptor.address):
+            return CALLING_AE_UNKNOWN, "not an address of this AE title"
         if len(self.associations) >= settings.max_associations:
             return LIMIT_EXCEEDED, "too many associations"
         return None
@@ -256,9 +274,11 @@ class StorageScp:
         self.associations.established(event.assoc)
 
 
-def run_scp(settings: ScpSettings, open_store: OpenStore) -> None:
+def run_scp(
+    settings: ScpSettings, open_store: OpenStore, services: Sequence[Service] = ()
+) -> None:
     """Serve until SIGTERM or SIGINT; then finish open associations and return."""
-    scp = StorageScp(settings, open_store)
+    scp = StorageScp(settings, open_store, services)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: ended.set())
@@ -277,6 +297,22 @@ def supported_contexts() -> list[PresentationContext]:
         *(build_context(sop_class, list(PICTURE_SYNTAXES)) for sop_class in PICTURES),
         *(build_context(sop_class, list(UNCOMPRESSED)) for sop_class in DOCUMENTS),
     ]
+
+
+def contexts_for(
+    peer: Peer, services: Sequence[Service] = ()
+) -> list[PresentationContext]:
+    """Return what `peer` may negotiate: copies, for negotiation writes into them."""
+    stored = supported_contexts()
+    if ServiceName.STORE not in peer.services:
+        stored = [c for c in stored if c.abstract_syntax == VERIFICATION]
+    offered = [
+        deepcopy(context)
+        for service in services
+        if service.name in peer.services
+        for context in service.contexts
+    ]
+    return [*stored, *offered]
 
 
 def application_entity(settings: ScpSettings) -> ApplicationEntity:

@@ -37,6 +37,8 @@ from pynetdicom.transport import (
     ThreadedAssociationServer,
 )
 
+from dicom_scp.peers import Peer
+
 log = structlog.get_logger(__name__)
 
 # pynetdicom would write whole messages, names included, to its log.
@@ -403,6 +405,7 @@ class Acceptor(Association):
         super().__init__(listener.ae, MODE_ACCEPTOR)
         self.listener = listener
         self.address = address
+        self.peer: Peer | None = None  # known once the request is accepted
         self.association = listener.name_of_association()
         # pynetdicom finds the acceptors by this word in the thread's name.
         self.name = f"AcceptorThread@{self.association}"

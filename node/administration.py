@@ -67,8 +67,10 @@ async def examine(store: Store, settings: Settings) -> list[Finding]:
     if not settings.pacs.ae_title:
         told = "pacs.ae_title is empty: results stay in the node"
         findings.append(Finding("PACS", True, told))
-    if not settings.dicom.allowed_calling_aes:
-        told = "dicom.allowed_calling_aes is empty: any machine may send"
+    if not settings.dicom.allowed_calling_aes and not settings.dicom.peers:
+        told = (
+            "dicom.peers and dicom.allowed_calling_aes are empty: any machine may send"
+        )
         findings.append(Finding("AE titles", False, told))
     return findings
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,11 @@ from prometheus_client import CollectorRegistry
 
 from config.settings import Settings
 from dicom_scp import dicomweb
+from dicom_scp.peers import Peer, Peers, ServiceName
 from dicom_scp.results import ResultSettings, encode_report
 from dicom_scp.scp import ScpSettings, run_scp
 from dicom_scp.scu import Destination, send_instance
+from dicom_scp.services import Service
 from dicom_scp.sr import Equipment
 from fhir import rest, subscriptions
 from fhir.mapping import Systems
@@ -121,6 +124,31 @@ def equipment_of(settings: Settings) -> Equipment:
     )
 
 
+def peers_of(settings: Settings) -> Peers:
+    """Return the DICOM nodes around us."""
+    return Peers(
+        (
+            Peer(
+                ae_title=peer.ae_title,
+                name=peer.name,
+                services=frozenset(map(ServiceName, peer.services)),
+                addresses=tuple(map(ip_network, peer.addresses)),
+                certificate=peer.certificate.replace(":", "").lower(),
+                host=peer.host,
+                port=peer.port,
+                tls=peer.tls,
+            )
+            for peer in settings.dicom.peers
+        ),
+        allowed_titles=settings.dicom.allowed_calling_aes,
+    )
+
+
+def services_of(settings: Settings) -> list[Service]:
+    """Return what the node offers to DICOM peers beside Verification and Storage."""
+    return []
+
+
 def destinations_of(settings: Settings) -> dict[str, Destination]:
     """Return the archives that results go to, by AE title."""
     pacs = settings.pacs
@@ -211,7 +239,7 @@ def run_scp_role(settings: Settings) -> None:
             tls_port=dicom.tls_port,
             tls_certificate=_below_data(settings, dicom.tls_certificate),
             tls_key=_below_data(settings, dicom.tls_key),
-            allowed_calling_aes=tuple(dicom.allowed_calling_aes),
+            peers=peers_of(settings),
             max_associations=dicom.maximum_associations,
             connections_per_address=dicom.maximum_associations_per_host,
             max_pdu=dicom.maximum_pdu_size,
@@ -221,6 +249,7 @@ def run_scp_role(settings: Settings) -> None:
             min_free_bytes=settings.storage.minimum_free_mb << 20,
         ),
         partial(store_of, settings),
+        services_of(settings),
     )
 
 

@@ -92,6 +92,10 @@ class Origin(StrEnum):
     AI_SR = "ai_sr"
     VERIFIED_SR = "verified_sr"
     HEAT_MAP = "heat_map"
+    SEGMENTATION = "segmentation"
+    KEY_IMAGES = "key_images"
+    REJECTION = "rejection"
+    PDF = "pdf"
 
 
 @dataclass(frozen=True)

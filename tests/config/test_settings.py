@@ -65,3 +65,40 @@ def test_all_faults_are_reported_at_once_by_name() -> None:
 def test_a_missing_settings_file_names_the_variable_that_points_to_it() -> None:
     with pytest.raises(SettingsError, match="SONONODE_CONFIG"):
         load_settings({"SONONODE_CONFIG": "/does/not/exist.toml"})
+
+
+def test_peers_are_tables_of_a_file_or_json_of_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "site.toml"
+    file.write_text(
+        '[[dicom.peers]]\nae_title = "LOGIQ"\naddresses = ["10.1.2.0/24"]\n'
+    )
+
+    from_file = load_settings({"SONONODE_CONFIG": str(file)}).dicom.peers
+    from_environment = load_settings(
+        {
+            "SONONODE_DICOM__PEERS": '[{"ae_title": "LOGIQ",'
+            ' "addresses": ["10.1.2.0/24"]}]'
+        }
+    ).dicom.peers
+
+    assert from_file == from_environment
+    assert from_file[0].services == ["store", "commitment", "mpps"]
+
+
+@pytest.mark.parametrize(
+    ("told", "fault"),
+    [
+        ('[{"name": "x"}]', "dicom.peers[1].ae_title: is missing"),
+        ('[{"ae_title": "A", "adress": "x"}]', "dicom.peers[1].adress: is set, but"),
+        ('[{"ae_title": "A", "services": ["all"]}]', "'all' is none of store"),
+        ('[{"ae_title": "A", "addresses": ["room 1"]}]', "'room 1' is no IP network"),
+        ('[{"ae_title": "A"}, {"ae_title": "A"}]', "dicom.peers[2].ae_title"),
+        ('{"ae_title": "A"}', "is not a list"),
+        ("none", "is not a list"),
+    ],
+)
+def test_a_wrong_peer_is_named(told: str, fault: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load_settings({"SONONODE_DICOM__PEERS": told})
+
+    assert fault in str(raised.value)

@@ -32,6 +32,7 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
 
 from dicom_scp.intake import HEAD_BYTES
+from dicom_scp.peers import Peers
 from dicom_scp.scp import VERIFICATION, StorageScp
 from dicom_scp.upper_layer import LOOK_AROUND_S
 from node.domain.audit import Outcome
@@ -398,7 +399,7 @@ async def test_wrong_ae_title_is_rejected_and_audited(
     start_scp: StartScp,
     store: Store,
 ) -> None:
-    scp = await start_scp(allowed_calling_aes=("SCANNER",))
+    scp = await start_scp(peers=Peers(allowed_titles=["SCANNER"]))
     association = associate(scp, calling=calling, called=called)
     assert association.is_rejected
     answer = association.acceptor.primitive

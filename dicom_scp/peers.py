@@ -1,0 +1,83 @@
+"""The DICOM nodes around us: who may call, for which services, and how we call them.
+
+A peer is a modality, an archive or a workstation. What it may ask for is default-deny:
+a machine that nobody entered may at most store, and only where the site allows that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from types import MappingProxyType
+
+
+class ServiceName(StrEnum):
+    """What a peer may ask us for; Verification is free to everybody who may call."""
+
+    STORE = "store"
+    COMMITMENT = "commitment"
+    WORKLIST = "worklist"
+    MPPS = "mpps"
+    QUERY = "query"
+    RETRIEVE = "retrieve"
+
+
+# What brings data and tells nothing: for machines that nobody entered by name.
+ANONYMOUS_SERVICES = frozenset(
+    {ServiceName.STORE, ServiceName.COMMITMENT, ServiceName.MPPS}
+)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One application entity. Empty `addresses`: it may call from anywhere.
+
+    `certificate` is the SHA-256 fingerprint (hex) of the certificate that it must
+    show over TLS; empty: none in particular. `host` is empty for a peer that only
+    calls us.
+    """
+
+    ae_title: str
+    name: str = ""
+    services: frozenset[ServiceName] = ANONYMOUS_SERVICES
+    addresses: tuple[IPv4Network | IPv6Network, ...] = ()
+    certificate: str = ""
+    host: str = ""
+    port: int = 104
+    tls: bool = False
+
+    def calls_from(self, address: str) -> bool:
+        """Tell whether the peer may call from this address."""
+        if not self.addresses:
+            return True
+        told = ip_address(address)
+        return any(told in network for network in self.addresses)
+
+
+class Peers:
+    """The peers by AE title; while there are none, everybody may call to store."""
+
+    def __init__(
+        self, peers: Iterable[Peer] = (), *, allowed_titles: Sequence[str] = ()
+    ) -> None:
+        self._by_title: Mapping[str, Peer] = MappingProxyType(
+            {
+                **{title: Peer(title) for title in allowed_titles},
+                **{peer.ae_title: peer for peer in peers},
+            }
+        )
+        self.open_door = not self._by_title
+
+    def known(self, ae_title: str) -> Peer | None:
+        """Return the peer that the site entered under this title."""
+        return self._by_title.get(ae_title)
+
+    def caller(self, ae_title: str) -> Peer | None:
+        """Return who calls under this title; None when it may not call at all."""
+        known = self.known(ae_title)
+        return known or (Peer(ae_title) if self.open_door else None)
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(self._by_title.values())

@@ -1,0 +1,77 @@
+"""What a DIMSE service brings to the node, and who asks for it.
+
+Each service module (query, worklist, mpps, commitment …) offers one `Service`; the
+listener serves those that the calling peer may use and rejects the presentation
+contexts of the others (PS3.8 9.3.3.2: abstract syntax not supported).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pynetdicom import evt
+from pynetdicom.presentation import PresentationContext
+
+from dicom_scp.peers import Peer, ServiceName
+
+if TYPE_CHECKING:
+    from dicom_scp.intake import StoreThread
+
+Handler = Callable[[evt.Event, "StoreThread"], Any]
+
+
+@dataclass(frozen=True)
+class Service:
+    """Presentation contexts to accept, and a handler for each kind of message.
+
+    Handlers run in the thread of their association and are what pynetdicom expects
+    for the event; `thread.call` runs a coroutine on the store and waits for it.
+    """
+
+    name: ServiceName
+    contexts: tuple[PresentationContext, ...]
+    handlers: Mapping[evt.InterventionEvent, Handler]
+
+    @property
+    def abstract_syntaxes(self) -> frozenset[str]:
+        """Return the SOP Classes of the service."""
+        return frozenset(str(context.abstract_syntax) for context in self.contexts)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The peer at the other end of an association."""
+
+    peer: Peer
+    calling_ae: str
+    address: str
+    association: str
+
+
+def caller_of(event: evt.Event) -> Caller:
+    """Return who sent the message of `event`."""
+    acceptor: Any = event.assoc
+    return Caller(
+        acceptor.peer, acceptor.calling_ae, acceptor.address, acceptor.association
+    )
+
+
+def dispatchers(
+    services: Sequence[Service], thread: StoreThread
+) -> list[tuple[evt.InterventionEvent, Callable[[evt.Event], Any]]]:
+    """Return one handler for each event; it finds the service by abstract syntax.
+
+    C-FIND is both a query and a worklist: pynetdicom has one handler for both.
+    """
+    by_event: dict[evt.InterventionEvent, dict[str, Handler]] = {}
+    for service in services:
+        for event_type, handler in service.handlers.items():
+            classes = by_event.setdefault(event_type, {})
+            classes.update(dict.fromkeys(service.abstract_syntaxes, handler))
+
+    def dispatcher(classes: Mapping[str, Handler]) -> Callable[[evt.Event], Any]:
+        return lambda event: classes[str(event.context.abstract_syntax)](event, thread)
+
+    return [(event, dispatcher(classes)) for event, classes in by_event.items()]
