@@ -18,42 +18,23 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from node.domain.errors import ErrorKind, NodeError
+from node.domain.lexicon import FIELDS, FieldKey
+from node.domain.manifest import COLUMN_OF, NONE_SEEN, word_of
 
 REQUIRED = ("id", "file", "label", "split")
 LABELS = ("benign", "malignant", "normal")
 MARGIN_PREFIX = "margin_"
 MARGIN_VALUES = ("", "0", "1")
 
+_LEARNED_CALCIFICATIONS = {NONE_SEEN: "absent", word_of("in_mass"): "in_mass"}
 TERMS: dict[str, tuple[str, dict[str, str]]] = {
-    "shape": ("shape", {"oval": "oval", "round": "round", "irregular": "irregular"}),
-    "orientation": (
-        "orientation",
-        {"parallel": "parallel", "not parallel": "not_parallel"},
-    ),
-    "lesion_boundary": (
-        "boundary",
-        {"abrupt interface": "abrupt_interface", "echogenic halo": "echogenic_halo"},
-    ),
-    "echo_pattern": (
-        "echogenicity",
-        {
-            "anechoic": "anechoic",
-            "hyperechoic": "hyperechoic",
-            "complex cystic/solid": "complex",
-            "hypoechoic": "hypoechoic",
-            "isoechoic": "isoechoic",
-        },
-    ),
-    "posterior_features": (
-        "posterior",
-        {
-            "none": "none",
-            "enhancement": "enhancement",
-            "shadowing": "shadowing",
-            "combined": "combined",
-        },
-    ),
-    "calcifications": ("calcification", {"none": "absent", "in mass": "in_mass"}),
+    field.value: (
+        column,
+        {word_of(term.key): term.key for term in FIELDS[field].terms}
+        if field is not FieldKey.CALCIFICATIONS
+        else _LEARNED_CALCIFICATIONS,
+    )
+    for field, column in COLUMN_OF.items()
 }
 """Field of the lexicon -> its column, and the column's words -> the field's keys."""
 

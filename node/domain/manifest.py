@@ -32,7 +32,7 @@ COLUMNS = (*_PUBLISHED.split(), *_ADDED.split())
 the set comes from patients of a site. The others: see `docs/model/data.md`.
 """
 
-_COLUMN_OF: Mapping[FieldKey, str] = MappingProxyType(
+COLUMN_OF: Mapping[FieldKey, str] = MappingProxyType(
     {
         FieldKey.SHAPE: "shape",
         FieldKey.ORIENTATION: "orientation",
@@ -42,8 +42,15 @@ _COLUMN_OF: Mapping[FieldKey, str] = MappingProxyType(
         FieldKey.POSTERIOR_FEATURES: "posterior",
     }
 )
+"""Where a field stands; margins have a column each."""
+
 _WORDS: Mapping[str, str] = MappingProxyType({"complex": "complex cystic/solid"})
 NONE_SEEN = "none"
+
+
+def word_of(key: str) -> str:
+    """Return how a cell writes a term of the lexicon."""
+    return _WORDS.get(key, key.replace("_", " "))
 
 
 def descriptor_cells(
@@ -59,7 +66,7 @@ def descriptor_cells(
         if key is FieldKey.MARGIN:
             cells |= {f"margin_{name}": str(int(name in values)) for name in _MARGINS}
         else:
-            cells[_COLUMN_OF[key]] = "&".join(map(_word, values)) or NONE_SEEN
+            cells[COLUMN_OF[key]] = "&".join(map(word_of, values)) or NONE_SEEN
     return cells
 
 
@@ -71,7 +78,3 @@ def row_of(cells: Iterable[tuple[str, object]]) -> dict[str, str]:
             raise KeyError(column)
         row[column] = "" if value is None else str(value)
     return row
-
-
-def _word(key: str) -> str:
-    return _WORDS.get(key, key.replace("_", " "))

@@ -41,16 +41,8 @@ async def adopt_release(store: "Store", model: KnownModel) -> bool:
                 return True
             if not current.follows_release:
                 return False
-        await models.choose(
-            tx,
-            ModelRole.ACTIVE,
-            model.model_id,
-            at=store.clock(),
-            by=RELEASE,
-            reason="it came with this release",
-            follows_release=True,
-        )
-        await _end_shadow_of(store, tx, on_file, RELEASE)
+        told = "it came with this release"
+        await _let_read(store, tx, on_file, by=RELEASE, reason=told, follows=True)
         await _record(store, tx, RELEASE, "model-activate", on_file)
     return True
 
@@ -72,16 +64,7 @@ async def activate(
             follows_release,
         ):
             raise NodeError(f"{model.label} is the active model", ErrorKind.RULE)
-        await models.choose(
-            tx,
-            ModelRole.ACTIVE,
-            model.model_id,
-            at=store.clock(),
-            by=by,
-            reason=reason,
-            follows_release=follows_release,
-        )
-        await _end_shadow_of(store, tx, model, by)
+        await _let_read(store, tx, model, by=by, reason=reason, follows=follows_release)
         await _record(store, tx, by, "model-activate", model, reason)
 
 
@@ -96,16 +79,7 @@ async def roll_back(store: "Store", *, by: str, reason: str = "") -> KnownModel:
         if before is None:
             raise NodeError("no other model has read here before", ErrorKind.RULE)
         model = await models.read(tx, before)
-        await models.choose(
-            tx,
-            ModelRole.ACTIVE,
-            before,
-            at=store.clock(),
-            by=by,
-            reason=reason,
-            undoes=True,
-        )
-        await _end_shadow_of(store, tx, model, by)
+        await _let_read(store, tx, model, by=by, reason=reason, undoes=True)
         await _record(store, tx, by, "model-rollback", model, reason)
     return model
 
@@ -151,10 +125,27 @@ def trail_of(choices: Sequence[Choice]) -> list[str]:
     return trail
 
 
-async def _end_shadow_of(
-    store: "Store", tx: "Transaction", model: KnownModel, by: str
+async def _let_read(
+    store: "Store",
+    tx: "Transaction",
+    model: KnownModel,
+    *,
+    by: str,
+    reason: str,
+    follows: bool = False,
+    undoes: bool = False,
 ) -> None:
-    """End the shadow when its model reads for all to see."""
+    """Note who reads from now on; a shadow of the same model ends."""
+    await models.choose(
+        tx,
+        ModelRole.ACTIVE,
+        model.model_id,
+        at=store.clock(),
+        by=by,
+        reason=reason,
+        follows_release=follows,
+        undoes=undoes,
+    )
     shadow = await models.chosen(tx, ModelRole.SHADOW)
     if shadow is not None and shadow.model_id == model.model_id:
         await models.choose(
