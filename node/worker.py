@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from node.domain.errors import ErrorKind, NodeError
-from node.store.jobs import Job, Jobs
+from node.store.jobs import Job, Jobs, Postponed
 
 log = structlog.get_logger(__name__)
 
@@ -47,7 +47,8 @@ class Periodic:
 class Worker:
     """Runs handlers for the kinds of jobs it knows, `width` of them side by side.
 
-    It takes none while a job of a kind in `behind` is due or under way anywhere.
+    It takes none while a job of a kind in `behind` is due or under way anywhere, and
+    only jobs of its lane.
     """
 
     def __init__(
@@ -58,12 +59,14 @@ class Worker:
         periodic: Sequence[Periodic] = (),
         width: int = 4,
         behind: Sequence[str] = (),
+        lane: str = "",
     ) -> None:
         self._jobs = jobs
         self._handlers = handlers
         self._periodic = periodic
         self._width = width
         self._behind = behind
+        self._lane = lane
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._stopping = asyncio.Event()
 
@@ -83,7 +86,9 @@ class Worker:
         kinds = list(self._handlers)
         while not self._stopping.is_set():
             try:
-                job = await self._jobs.claim(kinds, self._name, behind=self._behind)
+                job = await self._jobs.claim(
+                    kinds, self._name, behind=self._behind, lane=self._lane
+                )
                 if job is None:
                     await self._pause(self._jobs.wait(kinds))
                 else:
@@ -97,6 +102,8 @@ class Worker:
         beating = asyncio.create_task(self._beat(job))
         try:
             await self._handlers[job.kind](job.payload)
+        except Postponed as later:
+            await self._jobs.postpone(job, later.until)
         except NodeError as error:
             log.warning("job failed", kind=job.kind, job=job.id, error=error.message)
             await self._jobs.failed(

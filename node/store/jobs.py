@@ -6,6 +6,10 @@ A running job holds a lease that its worker renews; a killed worker's job is tak
 over when the lease runs out. The number of the attempt fences off a worker that
 lost its lease without noticing. Payloads are sealed; they hold UIDs and ids only.
 
+A lane is a queue of its own: whoever works for one takes nothing of another. In a lane
+the job whose turn came first is next; a head start moves the turn forward, so that what
+is urgent overtakes what is not, by that much and no more: nothing waits for ever.
+
 Leases are written and judged by the clocks of the machines that work, so these must
 agree within a few seconds (NTP), as TLS and signed tokens demand anyway.
 """
@@ -17,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -43,6 +48,22 @@ MAX_FAILURES_BY_KIND: Mapping[str, int] = {
     "send_instance": 85,
     "offer_binding": 40,
 }
+
+
+class Priority(Enum):
+    """How long before its time a job comes to its turn."""
+
+    HIGH = timedelta(hours=1)
+    NORMAL = timedelta(0)
+    LOW = timedelta(hours=-1)
+
+
+class Postponed(Exception):
+    """Raised by a handler whose work may not be done before `until`; no failure."""
+
+    def __init__(self, until: datetime) -> None:
+        super().__init__(until)
+        self.until = until
 
 
 @dataclass(frozen=True)
@@ -90,6 +111,8 @@ class Jobs:
         order_key: str | None = None,
         not_before: datetime | None = None,
         patient_id: UUID | None = None,
+        lane: str = "",
+        priority: Priority = Priority.NORMAL,
     ) -> UUID:
         """Promise a job in the caller's transaction; return its id.
 
@@ -114,6 +137,8 @@ class Jobs:
                 sealed,
                 not_before or now,
                 now,
+                lane,
+                priority.value,
             )
             if inserted is not None:
                 return inserted
@@ -128,9 +153,14 @@ class Jobs:
             # It ended between the two statements: promise the work anew.
 
     async def claim(
-        self, kinds: Sequence[str], worker: str, *, behind: Sequence[str] = ()
+        self,
+        kinds: Sequence[str],
+        worker: str,
+        *,
+        behind: Sequence[str] = (),
+        lane: str = "",
     ) -> Job | None:
-        """Take the oldest job that is due, or None; its attempt counts from here.
+        """Take the next job of a lane that is due, or None; its attempt counts.
 
         None too while a job of a kind in `behind` is due or under way.
         """
@@ -142,7 +172,13 @@ class Jobs:
             try:
                 async with self._database.transaction() as tx:
                     row = await tx.fetchrow(
-                        _CLAIM, list(kinds), self._clock(), worker, LEASE, MAX_CRASHES
+                        _CLAIM,
+                        list(kinds),
+                        self._clock(),
+                        worker,
+                        LEASE,
+                        MAX_CRASHES,
+                        lane,
                     )
             except asyncpg.UniqueViolationError:
                 continue  # another worker took a job of the same group just now
@@ -201,8 +237,8 @@ class Jobs:
         async with self._database.transaction() as tx:
             await tx.execute(
                 "update jobs set state = $4, failures = $5, crashes = 0, error = $6,"
-                " not_before = $7, worker = null, lease_until = null,"
-                " finished_at = $8 where job_id = $1 and worker = $2"
+                " not_before = $7, turn_at = $7::timestamptz - head_start, worker = null,"
+                " lease_until = null, finished_at = $8 where job_id = $1 and worker = $2"
                 " and attempts = $3 and state = 'running'",
                 job.id,
                 job.worker,
@@ -225,6 +261,34 @@ class Jobs:
                 job.worker,
                 job.attempts,
             )
+
+    async def postpone(self, job: Job, until: datetime) -> None:
+        """Give a job back until its time comes; it was no failure."""
+        async with self._database.transaction() as tx:
+            await tx.execute(
+                "update jobs set state = 'ready', worker = null, lease_until = null,"
+                " not_before = $4, turn_at = $4::timestamptz - head_start where job_id = $1"
+                " and worker = $2 and attempts = $3 and state = 'running'",
+                job.id,
+                job.worker,
+                job.attempts,
+                until,
+            )
+
+    async def bury_lanes(
+        self, tx: "Transaction", kind: str, known: Sequence[str], error: str
+    ) -> int:
+        """Put waiting jobs of lanes that nobody works for among the dead letters."""
+        buried = await tx.fetch(
+            "update jobs set state = 'dead', finished_at = $4, error = $3"
+            " where kind = $1 and state = 'ready' and lane <> all($2)"
+            " returning job_id",
+            kind,
+            list(known),
+            error[:500],
+            self._clock(),
+        )
+        return len(buried)
 
     async def dead(self, tx: "Transaction", limit: int = 100) -> list[DeadLetter]:
         """Return the dead letters, newest first."""
@@ -253,7 +317,8 @@ class Jobs:
         try:
             replayed = await tx.fetchval(
                 "update jobs set state = 'ready', crashes = 0, failures = 0,"
-                " not_before = $2, finished_at = null, error = null"
+                " not_before = $2, turn_at = $2::timestamptz - head_start, finished_at = null,"
+                " error = null"
                 " where job_id = $1 and state = 'dead' returning true",
                 job_id,
                 self._clock(),
@@ -314,8 +379,9 @@ class Jobs:
 
 _DEFER = """
 insert into jobs (job_id, kind, state, dedupe_key, order_key, patient_id, payload,
-                  not_before, deferred_at)
-values ($1, $2, 'ready', $3, $4, $5, $6, $7, $8)
+                  not_before, deferred_at, lane, head_start, turn_at)
+values ($1, $2, 'ready', $3, $4, $5, $6, $7, $8, $9, $10,
+        $7::timestamptz - $10::interval)
 on conflict (kind, dedupe_key)
     where dedupe_key is not null and state in ('ready', 'running')
     do nothing
@@ -323,31 +389,33 @@ returning job_id
 """
 
 # A running job whose lease ran out has lost its process. The third loss buries it.
-# A job of an ordered group is taken only when no older one of it waits or runs.
+# Before that it is taken over first of all, as it still holds its ordered group. Any
+# other job of a group is taken when none of it runs and no older one waits: a replayed
+# one is older than those that went on without it.
 _CLAIM = """
 with buried as (
     update jobs set state = 'dead', crashes = crashes + 1, worker = null,
            lease_until = null, finished_at = $2,
            error = 'its process died ' || crashes + 1 || ' times; see the log'
-    where kind = any($1) and state = 'running' and lease_until < $2
+    where kind = any($1) and lane = $6 and state = 'running' and lease_until < $2
       and crashes + 1 >= $5
 )
 update jobs set state = 'running', attempts = attempts + 1,
        crashes = crashes + (state = 'running')::integer,
        worker = $3, lease_until = $2::timestamptz + $4
-where job_id = (
-    select job_id from jobs candidate
-    where kind = any($1)
-      and ((state = 'ready' and not_before <= $2)
-           or (state = 'running' and lease_until < $2 and crashes + 1 < $5))
-      and (order_key is null or not exists (
-          select 1 from jobs older
-          where older.order_key = candidate.order_key
-            and older.state in ('ready', 'running')
-            and older.sequence < candidate.sequence))
-    order by not_before, sequence
-    limit 1
-    for update skip locked)
+where job_id = coalesce(
+    (select job_id from jobs
+     where kind = any($1) and lane = $6 and state = 'running' and lease_until < $2
+       and crashes + 1 < $5
+     order by lease_until limit 1 for update skip locked),
+    (select job_id from jobs candidate
+     where kind = any($1) and lane = $6 and state = 'ready' and not_before <= $2
+       and (order_key is null or not exists (
+           select from jobs other
+           where other.order_key = candidate.order_key
+             and (other.state = 'running'
+                  or (other.state = 'ready' and other.sequence < candidate.sequence))))
+     order by turn_at, sequence limit 1 for update skip locked))
 returning *
 """
 

@@ -15,7 +15,14 @@ import pytest
 
 from node.domain.errors import ErrorKind, NodeError
 from node.store import jobs as queue
-from node.store.jobs import BACKOFF_LAST_S, LEASE, MAX_CRASHES, MAX_FAILURES, Job
+from node.store.jobs import (
+    BACKOFF_LAST_S,
+    LEASE,
+    MAX_CRASHES,
+    MAX_FAILURES,
+    Job,
+    Priority,
+)
 from node.store.store import Store
 from tests.conftest import FrozenClock
 
@@ -212,6 +219,113 @@ async def test_claimers_in_a_crowd_never_run_two_jobs_of_a_group(store: Store) -
 
     await asyncio.gather(*(work(f"w{n}") for n in range(6)))
     assert seen == {0: list(range(0, 30, 2)), 1: list(range(1, 30, 2))}
+
+
+async def test_a_replayed_job_goes_before_the_younger_ones_of_its_group(
+    store: Store,
+) -> None:
+    """Also while a younger one runs: then it waits, and holds up no other group."""
+    replayed = await defer(store, 0, order_key="study-1")
+    await store.jobs.failed(await claimed(store), "refused", retry=False)
+    for number in (1, 2):
+        await defer(store, number, order_key="study-1")
+    running = await claimed(store)
+    async with store.db.transaction() as tx:
+        await store.jobs.replay(tx, replayed)
+    await defer(store, 99, order_key="study-2")
+    assert (await claimed(store)).payload["number"] == 99
+    await store.jobs.done(running)
+    assert (await claimed(store)).payload["number"] == 0
+
+
+async def test_a_lost_job_is_taken_over_although_an_older_one_was_replayed(
+    store: Store, clock: FrozenClock
+) -> None:
+    replayed = await defer(store, 0, order_key="study-1")
+    await store.jobs.failed(await claimed(store), "refused", retry=False)
+    await defer(store, 1, order_key="study-1")
+    await claimed(store, "killed")
+    async with store.db.transaction() as tx:
+        await store.jobs.replay(tx, replayed)
+    clock.advance(seconds=LEASE.total_seconds() + 1)
+    assert (await claimed(store, "w2")).payload["number"] == 1
+
+
+# --- lanes and turns ----------------------------------------------------------------
+
+
+async def test_a_lane_is_a_queue_of_its_own(store: Store) -> None:
+    await defer(store, 1, lane="PACS")
+    assert await claim(store) is None
+    assert await store.jobs.claim([KIND], "w1", lane="OTHER") is None
+    job = await store.jobs.claim([KIND], "w1", lane="PACS")
+    assert job is not None
+    assert job.payload["number"] == 1
+
+
+async def test_what_is_urgent_overtakes_and_nothing_waits_for_ever(
+    store: Store, clock: FrozenClock
+) -> None:
+    await defer(store, 1, priority=Priority.LOW)
+    await defer(store, 2)
+    await defer(store, 3, priority=Priority.HIGH)
+    clock.advance(seconds=7201)
+    await defer(store, 4, priority=Priority.HIGH)
+    taken = [(await claimed(store)).payload["number"] for _ in range(4)]
+    assert taken == [3, 2, 1, 4]
+
+
+async def test_a_failure_keeps_the_head_start(store: Store, clock: FrozenClock) -> None:
+    await defer(store, 1, priority=Priority.HIGH)
+    await store.jobs.failed(await claimed(store), "away")
+    await defer(store, 2)
+    clock.advance(seconds=5)
+    assert (await claimed(store)).payload["number"] == 1
+
+
+async def test_a_postponed_job_waits_without_having_failed(
+    store: Store, clock: FrozenClock
+) -> None:
+    await defer(store)
+    await store.jobs.postpone(
+        await claimed(store), clock() + timedelta(hours=MAX_FAILURES)
+    )
+    assert await claim(store) is None
+    clock.advance(seconds=3600 * MAX_FAILURES)
+    assert (await claimed(store)).failures == 0
+
+
+async def test_work_for_a_lane_that_is_gone_is_not_forgotten(store: Store) -> None:
+    await defer(store, 1, lane="GONE")
+    await defer(store, 2, lane="PACS")
+    async with store.db.transaction() as tx:
+        assert await store.jobs.bury_lanes(tx, KIND, ["PACS"], "no GONE here") == 1
+    assert [letter.error for letter in await dead(store)] == ["no GONE here"]
+
+
+async def test_a_crowded_lane_does_not_make_others_slow(store: Store) -> None:
+    """The claim reads the index of its lane in order: no sort, no other lane's rows."""
+    async with store.db.transaction() as tx:
+        await tx.execute(
+            "insert into jobs (job_id, kind, state, not_before, deferred_at, turn_at,"
+            " lane) select gen_random_uuid(), 'assess_study', 'ready', $1, $1, $1,"
+            " 'away' from generate_series(1, 5000)",
+            store.clock() - timedelta(hours=1),
+        )
+        await tx.execute("analyze jobs")
+        plan = await tx.fetch(
+            f"explain {queue._CLAIM}",
+            [KIND],
+            store.clock(),
+            "w",
+            LEASE,
+            MAX_CRASHES,
+            "PACS",
+        )
+    told = "\n".join(row[0] for row in plan)
+    assert "Index Scan using jobs_ready" in told
+    assert "Seq Scan" not in told
+    assert "Sort" not in told.partition("jobs_ready")[0].rpartition("InitPlan")[2]
 
 
 # --- failure ----------------------------------------------------------------------
