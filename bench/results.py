@@ -27,7 +27,7 @@ from node.domain.lexicon import FieldKey
 from node.domain.report import Author, AuthorKind, ReportStatus, ReportVersion
 
 REPORT = UUID("6a3d8c1e-0000-5000-8000-000000000001")
-EQUIPMENT = Equipment("Bench", "2.25.555")
+EQUIPMENT = Equipment("Bench", "2.25.555", "1.2.3")
 
 
 def measure(repeats: int) -> list[dict[str, object]]:

@@ -16,7 +16,6 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from dicom_scp.sr import (
     MANUFACTURER,
-    MODEL,
     Equipment,
     complete_header,
     stamp,
@@ -91,10 +90,7 @@ def build_heat_map(
     capture.ImageComments = (
         f"AI class activation for lesion {number}, unverified; not for measurement"
     )
-    capture.ManufacturerModelName = MODEL
-    capture.DeviceSerialNumber = equipment.serial_number
-    capture.SoftwareVersions = equipment.software_version
-    capture.InstitutionName = equipment.institution_name
+    equipment.sign(capture)
     if first.get("StudyDescription"):
         capture.StudyDescription = first.StudyDescription
     _place(capture, lesion, first)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from io import BytesIO
@@ -87,25 +87,44 @@ _TYPE_2: Final = (
 class Equipment:
     """Who writes the objects: this installation, at its site.
 
-    `device_uid` names the installation as a device observer; `timezone_offset`
-    is Timezone Offset From UTC as in `+0800`; `language` is a key of
-    `lexicon.LANGUAGES`.
+    `device_uid` names the installation as a device observer; `software_version`
+    is the product's; `timezone_offset` is Timezone Offset From UTC as in `+0800`;
+    `language` is a key of `lexicon.LANGUAGES`.
     """
 
     institution_name: str
     device_uid: str
+    software_version: str
     language: str = "zh-CN"
     timezone_offset: str = "+0800"
     serial_number: str = "NODE-1"
-    software_version: str = "0.1.0"
 
     @classmethod
     def at_site(
-        cls, institution_name: str, ae_title: str, language: str, timezone_offset: str
+        cls,
+        institution_name: str,
+        ae_title: str,
+        language: str,
+        timezone_offset: str,
+        *,
+        software_version: str,
     ) -> Equipment:
         """Return the installation with its AE title at a site, always the same one."""
         name = uuid5(_INSTALLATIONS, f"{institution_name}/{ae_title}")
-        return cls(institution_name, f"2.25.{name.int}", language, timezone_offset)
+        return cls(
+            institution_name,
+            f"2.25.{name.int}",
+            software_version,
+            language,
+            timezone_offset,
+        )
+
+    def sign(self, dataset: Dataset) -> None:
+        """Write who made the object (PS3.3 C.7.5.1, C.7.5.2), the same in every one."""
+        dataset.Manufacturer, dataset.ManufacturerModelName = MANUFACTURER, MODEL
+        dataset.DeviceSerialNumber = self.serial_number
+        dataset.SoftwareVersions = self.software_version
+        dataset.InstitutionName = self.institution_name
 
     def local(self, moment: datetime) -> datetime:
         """Return `moment` on the site's clock, as DICOM dates are written."""
@@ -163,12 +182,14 @@ def build_ai_sr(
     equipment: Equipment,
     heat_maps: Sequence[Dataset] = (),
     weights_sha256: str | None = None,
+    predecessor: Predecessor | None = None,
 ) -> Dataset:
     """Return the algorithm's draft: UNVERIFIED, PRELIMINARY, COMPLETE or PARTIAL.
 
     `sources` are the Unicode headers of the study's images, `heat_maps` the
     Secondary Captures that explain its lesions. `weights_sha256` of the model goes
     into Algorithm Parameters (TID 4019): the version has its beginning only.
+    `predecessor` is the draft that a reading with late images replaces.
 
     A draft that read nothing is still a document: silence would look like a study
     without findings.
@@ -197,9 +218,10 @@ def build_ai_sr(
         report_id=report_id,
         equipment=equipment,
         kind=AI_SR,
-        observer=_device_observer(equipment),
+        observer=ObservationContext(observer_device_context=device_observer(equipment)),
         evidence=[*sources, *heat_maps],
         is_complete=not findings.not_read,
+        predecessor=predecessor,
     )
     if findings.not_read:
         images = {str(s.SOPInstanceUID) for s in sources}
@@ -241,7 +263,9 @@ def build_verified_sr(
         report_id=report_id,
         equipment=equipment,
         kind=VERIFIED_SR,
-        observer=_person_observer(verifier, equipment),
+        observer=ObservationContext(
+            observer_person_context=person_observer(verifier, equipment)
+        ),
         evidence=sources,
         is_complete=True,
         verifier=verifier,
@@ -265,13 +289,8 @@ def as_sop_class(document: Dataset, sop_class_uid: str) -> Dataset:
     other = copy.deepcopy(document)
     other.SOPClassUID = UID(sop_class_uid)
     other.SOPInstanceUID = UID(_uid_under(document.SOPInstanceUID, sop_class_uid))
-    for study in other.get("PredecessorDocumentsSequence", ()):
-        for series in study.ReferencedSeriesSequence:
-            for item in series.ReferencedSOPSequence:
-                item.ReferencedSOPInstanceUID = _uid_under(
-                    str(item.ReferencedSOPInstanceUID), sop_class_uid
-                )
-                item.ReferencedSOPClassUID = sop_class_uid
+    for item in _named_documents(other):
+        _rename(item, sop_class_uid)
     other.IdenticalDocumentsSequence = [
         _reference(
             Predecessor(
@@ -283,6 +302,44 @@ def as_sop_class(document: Dataset, sop_class_uid: str) -> Dataset:
         )
     ]
     return other
+
+
+def names_documents(dataset: Dataset) -> bool:
+    """Tell whether an object, itself no document, refers to documents of ours."""
+    return str(dataset.SOPClassUID) not in SR_CLASSES and any(
+        True for _ in _named_documents(dataset)
+    )
+
+
+def naming_documents_as(dataset: Dataset, sop_class_uid: str) -> Dataset:
+    """Return an object whose references name our documents under a lesser SR class.
+
+    For a PACS that has them under that class (`as_sop_class`): a rejection that
+    names another UID rejects nothing. The object gets a UID of its own.
+    """
+    if sop_class_uid == SR_CLASSES[0] or not names_documents(dataset):
+        return dataset
+    other = copy.deepcopy(dataset)
+    other.SOPInstanceUID = UID(_uid_under(dataset.SOPInstanceUID, sop_class_uid))
+    for item in _named_documents(other):
+        _rename(item, sop_class_uid)
+    return other
+
+
+def _named_documents(dataset: Dataset) -> Iterator[Dataset]:
+    """Yield every item, however deep, that refers to a document of ours."""
+    for element in dataset:
+        if element.VR == "SQ":
+            for item in element.value:
+                if item.get("ReferencedSOPClassUID") in SR_CLASSES:
+                    yield item
+                yield from _named_documents(item)
+
+
+def _rename(item: Dataset, sop_class_uid: str) -> None:
+    known_as = str(item.ReferencedSOPInstanceUID)
+    item.ReferencedSOPInstanceUID = _uid_under(known_as, sop_class_uid)
+    item.ReferencedSOPClassUID = sop_class_uid
 
 
 def to_part10(dataset: Dataset) -> bytes:
@@ -415,29 +472,27 @@ def _document(
 # -- context ------------------------------------------------------------------
 
 
-def _device_observer(equipment: Equipment) -> ObservationContext:
-    return ObservationContext(
-        observer_device_context=ObserverContext(
-            codes.DCM.Device,
-            DeviceObserverIdentifyingAttributes(
-                equipment.device_uid,
-                name=MODEL,
-                manufacturer_name=MANUFACTURER,
-                model_name=MODEL,
-                serial_number=equipment.serial_number,
-            ),
-        )
+def device_observer(equipment: Equipment) -> ObserverContext:
+    """Return the installation as the one who observes (TID 1002)."""
+    return ObserverContext(
+        codes.DCM.Device,
+        DeviceObserverIdentifyingAttributes(
+            equipment.device_uid,
+            name=MODEL,
+            manufacturer_name=MANUFACTURER,
+            model_name=MODEL,
+            serial_number=equipment.serial_number,
+        ),
     )
 
 
-def _person_observer(name: str, equipment: Equipment) -> ObservationContext:
-    return ObservationContext(
-        observer_person_context=ObserverContext(
-            codes.DCM.Person,
-            PersonObserverIdentifyingAttributes(
-                name, organization_name=equipment.institution_name
-            ),
-        )
+def person_observer(name: str, equipment: Equipment) -> ObserverContext:
+    """Return the physician `name`, a PN, as the one who observes (TID 1002)."""
+    return ObserverContext(
+        codes.DCM.Person,
+        PersonObserverIdentifyingAttributes(
+            name, organization_name=equipment.institution_name
+        ),
     )
 
 

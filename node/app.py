@@ -120,7 +120,11 @@ def equipment_of(settings: Settings) -> Equipment:
     """Return who writes our DICOM objects."""
     site = settings.site
     return Equipment.at_site(
-        site.institution, settings.dicom.ae_title, site.language, site.timezone_offset
+        site.institution,
+        settings.dicom.ae_title,
+        site.language,
+        site.timezone_offset,
+        software_version=product_version(),
     )
 
 

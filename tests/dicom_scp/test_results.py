@@ -36,7 +36,10 @@ from tests.factories import ALGORITHM, DOCTOR, make_lesion
 from tests.intake import receive_object
 
 SETTINGS = ResultSettings(
-    Equipment.at_site("示范医院", "SONONODE", "zh-CN", "+0800"), ("ARCHIVE",)
+    Equipment.at_site(
+        "示范医院", "SONONODE", "zh-CN", "+0800", software_version="1.2.3"
+    ),
+    ("ARCHIVE",),
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -315,7 +318,11 @@ async def test_a_destination_that_is_not_configured_is_named(store: Store) -> No
 
 
 def test_an_installation_is_the_same_device_after_every_start() -> None:
-    again = Equipment.at_site("示范医院", "SONONODE", "zh-CN", "+0800")
+    again = Equipment.at_site(
+        "示范医院", "SONONODE", "zh-CN", "+0800", software_version="1.2.3"
+    )
     assert again == SETTINGS.equipment
-    assert again != Equipment.at_site("示范医院", "SECOND", "zh-CN", "+0800")
+    assert again != Equipment.at_site(
+        "示范医院", "SECOND", "zh-CN", "+0800", software_version="1.2.3"
+    )
     assert UUID(int=int(again.device_uid.removeprefix("2.25.")))

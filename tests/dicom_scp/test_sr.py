@@ -55,7 +55,7 @@ from tests.factories import (
     make_lesion,
 )
 
-EQUIPMENT = Equipment("示范医院", "2.25.555")
+EQUIPMENT = Equipment("示范医院", "2.25.555", "1.2.3")
 REPORT = UUID("6a3d8c1e-0000-5000-8000-000000000001")
 NOT_READ = NotRead("2.25.2002", "doppler", "彩色多普勒", "Colour Doppler")
 

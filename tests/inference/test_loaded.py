@@ -299,7 +299,9 @@ def visible_handlers(rig: Rig) -> dict[str, Handler]:
         async with rig.loaded.reading(ACTIVE) as reader:
             await assess_study(rig.store, payload, reader, ReadingSettings())
 
-    equipment = Equipment.at_site("示范医院", "SONONODE", "zh-CN", "+0800")
+    equipment = Equipment.at_site(
+        "示范医院", "SONONODE", "zh-CN", "+0800", software_version="1.2.3"
+    )
     settings = make_settings("http://127.0.0.1/fhir")
     return {
         "assess_study": read_study,

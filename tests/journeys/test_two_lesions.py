@@ -97,7 +97,12 @@ async def test_two_lesions_stay_apart_from_the_pixels_to_the_phone(
     await encode_report(
         store,
         {"report_id": str(REPORT_ID), "version": 1},
-        ResultSettings(Equipment.at_site("示范医院", "SONONODE", "zh-CN", "+0800"), ()),
+        ResultSettings(
+            Equipment.at_site(
+                "示范医院", "SONONODE", "zh-CN", "+0800", software_version="1.2.3"
+            ),
+            (),
+        ),
     )
     (document,) = await stored(store, Origin.AI_SR)
     captures = {str(c.SOPInstanceUID) for c in await stored(store, Origin.HEAT_MAP)}

@@ -57,7 +57,10 @@ from tests.intake import receive_object
 PASSWORD = "correct horse battery"
 LOGIN = "wang"
 RESULTS = ResultSettings(
-    Equipment.at_site("示范医院", "SONONODE", "zh-CN", "+0800"), ()
+    Equipment.at_site(
+        "示范医院", "SONONODE", "zh-CN", "+0800", software_version="1.2.3"
+    ),
+    (),
 )
 
 
