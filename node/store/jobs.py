@@ -237,9 +237,10 @@ class Jobs:
         async with self._database.transaction() as tx:
             await tx.execute(
                 "update jobs set state = $4, failures = $5, crashes = 0, error = $6,"
-                " not_before = $7, turn_at = $7::timestamptz - head_start, worker = null,"
-                " lease_until = null, finished_at = $8 where job_id = $1 and worker = $2"
-                " and attempts = $3 and state = 'running'",
+                " not_before = $7, turn_at = $7::timestamptz - head_start,"
+                " worker = null, lease_until = null, finished_at = $8"
+                " where job_id = $1 and worker = $2 and attempts = $3"
+                " and state = 'running'",
                 job.id,
                 job.worker,
                 job.attempts,
@@ -267,8 +268,9 @@ class Jobs:
         async with self._database.transaction() as tx:
             await tx.execute(
                 "update jobs set state = 'ready', worker = null, lease_until = null,"
-                " not_before = $4, turn_at = $4::timestamptz - head_start where job_id = $1"
-                " and worker = $2 and attempts = $3 and state = 'running'",
+                " not_before = $4, turn_at = $4::timestamptz - head_start"
+                " where job_id = $1 and worker = $2 and attempts = $3"
+                " and state = 'running'",
                 job.id,
                 job.worker,
                 job.attempts,
@@ -317,8 +319,8 @@ class Jobs:
         try:
             replayed = await tx.fetchval(
                 "update jobs set state = 'ready', crashes = 0, failures = 0,"
-                " not_before = $2, turn_at = $2::timestamptz - head_start, finished_at = null,"
-                " error = null"
+                " not_before = $2, turn_at = $2::timestamptz - head_start,"
+                " finished_at = null, error = null"
                 " where job_id = $1 and state = 'dead' returning true",
                 job_id,
                 self._clock(),

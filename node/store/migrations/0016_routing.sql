@@ -40,7 +40,7 @@ create trigger instances_arrived after insert on instances
 
 -- One row for each instance and destination. `sending` with no end means that nobody knows
 -- whether it arrived; `times` counts the sendings that were begun.
-create table deliveries (
+create table routed_instances (
     sop_instance_uid text not null references instances on delete cascade,
     destination text not null,
     study_instance_uid text not null,
@@ -54,9 +54,10 @@ create table deliveries (
     error text,
     primary key (sop_instance_uid, destination)
 );
-create index deliveries_of_study on deliveries (study_instance_uid);
-create index deliveries_open on deliveries (destination, queued_at) where state <> 'sent';
-create index deliveries_of_job on deliveries (job_id) where state <> 'sent';
+create index routed_instances_of_study on routed_instances (study_instance_uid);
+create index routed_instances_open on routed_instances (destination, queued_at)
+    where state <> 'sent';
+create index routed_instances_of_job on routed_instances (job_id) where state <> 'sent';
 
 -- What a destination answered when it was asked, so that sending need not find it out
 -- object by object. `stale` asks for it anew.
