@@ -163,7 +163,9 @@ class PatientSocket(AssociationSocket):
             return True
         try:
             mine = connection.fileno()
-            return any(fd == mine for fd, _ in self._poll.poll(LOOK_AROUND_S * 1000))
+            # The state machine takes one event a round: what is queued goes first.
+            patience_ms = LOOK_AROUND_S * 1000 if self.event_queue.empty() else 0
+            return any(fd == mine for fd, _ in self._poll.poll(patience_ms))
         except (OSError, ValueError):
             self.event_queue.put("Evt17")
             return False
