@@ -33,6 +33,9 @@ EXTENDED_OFFSETS = frozenset({BaseTag(0x7FE00001), BaseTag(0x7FE00002)})
 ESC_G1_GB2312 = b"\x1b$)A"
 ESC_G0_ASCII = b"\x1b(B"
 HIGH_BYTES = re.compile(rb"[\x80-\xff]+")
+# Here a decoder forgets which set was escaped to.
+IR58_RESETS = re.compile(r"([\\^=\r\n\f])")
+ONE_BYTE = {f"ISO_IR {n}" for n in (100, 101, 109, 110, 126, 127, 138, 144, 148, 166)}
 MULTI_BYTE = {UTF8: "utf-8", "GB18030": "gb18030", "GBK": "gbk"}
 
 
@@ -66,6 +69,31 @@ def decode_text(
             except UnicodeDecodeError:
                 pass  # The label is wrong; the bytes decide below.
     return _guessed(raw, declared=bool(first), unlabelled=unlabelled)
+
+
+def encode_text(text: str, character_sets: Sequence[str]) -> bytes | None:
+    r"""Return `text` in these Specific Character Sets, None where it does not fit.
+
+    For answers to peers that read no UTF-8. pydicom writes `\ISO 2022 IR 58` without
+    its escape, which is why this is not left to it. Each part between delimiters
+    starts in ASCII again, so each with Han gets an escape of its own (PS3.5 6.1.2.5.3).
+    """
+    if text.isascii():
+        return text.encode("ascii")
+    first = character_sets[0] if character_sets else ""
+    try:
+        if "ISO 2022 IR 58" in character_sets:
+            return b"".join(map(_gb2312, IR58_RESETS.split(text)))
+        codec = MULTI_BYTE.get(first)
+        if codec is None and len(character_sets) == 1 and first in ONE_BYTE:
+            codec = python_encoding[first]
+        return None if codec is None else text.encode(codec)
+    except UnicodeEncodeError:
+        return None
+
+
+def _gb2312(part: str) -> bytes:
+    return part.encode() if part.isascii() else ESC_G1_GB2312 + part.encode("gb2312")
 
 
 def _guessed(raw: bytes, *, declared: bool, unlabelled: str) -> str:

@@ -7,7 +7,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage
 
-from node.charset import decode_text
+from node.charset import decode_text, encode_text
 from node.domain.errors import ErrorKind, NodeError
 from node.imaging import read_header
 
@@ -105,3 +105,25 @@ def test_garbage_is_named_invalid() -> None:
     with pytest.raises(NodeError) as caught:
         read_header(b"not DICOM at all")
     assert caught.value.kind is ErrorKind.INVALID
+
+
+@pytest.mark.parametrize(
+    "character_sets",
+    [["", "ISO 2022 IR 58"], ["GB18030"], ["GBK"], ["ISO_IR 192"]],
+)
+def test_chinese_text_is_written_as_it_is_read(character_sets: list[str]) -> None:
+    written = encode_text("Wang^XiaoDong=王^小东", character_sets)
+    assert written is not None
+    assert decode_text(written, character_sets) == "Wang^XiaoDong=王^小东"
+
+
+def test_escape_of_gb2312_stands_before_every_part_with_han() -> None:
+    written = encode_text("Wang^XiaoDong=王^小东", ["", "ISO 2022 IR 58"])
+    assert written == gb2312_escaped("Wang^XiaoDong=王^小东")
+
+
+@pytest.mark.parametrize("character_sets", [[], [""], ["ISO_IR 100"], ["ISO_IR 144"]])
+def test_text_that_a_character_set_lacks_is_not_written(
+    character_sets: list[str],
+) -> None:
+    assert encode_text("王", character_sets) is None
