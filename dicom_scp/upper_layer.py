@@ -27,6 +27,7 @@ from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.fsm import InvalidEventError
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.timer import Timer
@@ -254,6 +255,10 @@ class StreamingUpperLayer(DULServiceProvider):
         self.connection.watch(wake)
         try:
             super().run_reactor()
+        except InvalidEventError as error:
+            # A peer said something at a moment for which PS3.8 Table 9-10 has no row.
+            log.info("dicom.protocol_error", error=str(error))
+            self._give_up()
         finally:
             if self._sink is not None:
                 self._sink.abort()
@@ -264,6 +269,12 @@ class StreamingUpperLayer(DULServiceProvider):
             cast(Any, self.to_user_queue).put(
                 None
             )  # nobody need wait for a PDU any longer
+
+    def _give_up(self) -> None:
+        """End the association under a peer to which no answer is defined."""
+        self.acceptor.cut()
+        self.assoc.is_aborted, self.assoc.is_established = True, False
+        self.assoc._kill = self._kill_thread = True
 
     def send_pdu(self, primitive: Any) -> None:
         super().send_pdu(primitive)

@@ -50,18 +50,21 @@ PATIENCE_S = 20.0
 class Process:
     """A receiving process on a free port of this machine."""
 
-    def __init__(self, store: Store, port: int) -> None:
+    def __init__(self, store: Store, port: int, log: Path) -> None:
         self.port = port
+        self.log = log
         told = [
             store.db._dsn,
             str(store.ring._root_path),
             str(store.blobs._root),
             port,
         ]
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, json.dumps(told)],
-            stdout=subprocess.DEVNULL,
-        )
+        with log.open("ab") as written:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, json.dumps(told)],
+                stdout=subprocess.DEVNULL,
+                stderr=written,
+            )
 
     def wait_until_it_listens(self) -> None:
         end = time.monotonic() + PATIENCE_S
@@ -86,11 +89,13 @@ class Process:
 
 
 @pytest.fixture
-def start_process(store: Store, free_port: int) -> Iterator[Callable[[], Process]]:
+def start_process(
+    store: Store, free_port: int, tmp_path: Path
+) -> Iterator[Callable[[], Process]]:
     started: list[Process] = []
 
     def start() -> Process:
-        started.append(Process(store, free_port))
+        started.append(Process(store, free_port, tmp_path / "scp.log"))
         started[-1].wait_until_it_listens()
         return started[-1]
 
