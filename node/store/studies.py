@@ -7,6 +7,7 @@ take the open transaction first, so that a verb of `node.workflow` is one commit
 
 import json
 import struct
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -199,7 +200,7 @@ async def patient(
     if body is None:
         raise NodeError(f"there is no patient {patient_id}", ErrorKind.NOT_FOUND)
     sealer = await store.ring.patient(tx, patient_id)
-    return _open_identity(sealer, patient_id, body)
+    return open_identity(sealer, patient_id, body)
 
 
 def identity_blind(
@@ -218,14 +219,21 @@ def name_prefixes(name: str) -> list[str]:
     """Return every prefix by which a DICOM PN is found, in all groups (PS3.5 6.2.1).
 
     Components and their concatenation count, so `ZHANG`, `SAN`, `张` and `张三`
-    all find `ZHANG^SAN=张^三`.
+    all find `ZHANG^SAN=张^三`; `MULLER` finds `Müller` too.
     """
     words: set[str] = set()
-    for group in name.split("="):
+    for group in [*name.split("="), *unaccented(name).split("=")]:
         components = [part.strip() for part in group.split("^") if part.strip()]
         words.update([*components, "".join(components), " ".join(components)])
     lengths = range(1, NAME_PREFIX_LENGTH + 1)
     return sorted({word[:n] for word in words for n in lengths if word[:n]})
+
+
+def unaccented(text: str) -> str:
+    """Return `text` with plain letters, as names may be compared."""
+    apart = unicodedata.normalize("NFKD", text)
+    kept = "".join(sign for sign in apart if not unicodedata.combining(sign))
+    return unicodedata.normalize("NFKC", kept)
 
 
 async def _insert_patient(
@@ -312,7 +320,8 @@ def _seal_identity(
     return sealer.seal(text, table="patients", row=str(patient_id), column="body")
 
 
-def _open_identity(sealer: "Sealer", patient_id: UUID, body: bytes) -> PatientIdentity:
+def open_identity(sealer: "Sealer", patient_id: UUID, body: bytes) -> PatientIdentity:
+    """Return who a row of `patients` stands for."""
     text = sealer.open(body, table="patients", row=str(patient_id), column="body")
     told = json.loads(text)
     birth = told["birth_date"]
