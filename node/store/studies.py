@@ -176,6 +176,17 @@ async def find_patient(
     return None if found is None else UUID(str(found))
 
 
+async def patient_named(
+    tx: "Transaction", store: "Store", identity: PatientIdentity, *, alone_in: str
+) -> UUID | None:
+    """Return the id of the patient whom a header of the study `alone_in` names."""
+    found = await tx.fetchval(
+        "select patient_id from patients where identity_blind = $1",
+        identity_blind(store.ring, identity, alone_in=alone_in),
+    )
+    return None if found is None else UUID(str(found))
+
+
 async def find_patients_by_name(
     tx: "Transaction", store: "Store", prefix: str
 ) -> list[UUID]:
@@ -213,6 +224,11 @@ def identity_blind(
     patient_id = identity.patient_id.strip()
     told = [identity.issuer.strip(), patient_id] if patient_id else ["", "", alone_in]
     return ring.blind("patient_identity", json.dumps(told).encode().hex())
+
+
+def number_blind(ring: "KeyRing", patient_id: str) -> bytes:
+    """Return the blind index of a Patient ID of any issuer."""
+    return ring.blind("patient_number", patient_id.strip())
 
 
 def name_prefixes(name: str) -> list[str]:
@@ -282,12 +298,13 @@ async def _write_identity(
 ) -> None:
     sealer = await store.ring.patient(tx, patient_id)
     await tx.execute(
-        "update patients set body = $2, name_blinds = $3, updated_at = $4"
-        " where patient_id = $1",
+        "update patients set body = $2, name_blinds = $3, number_blind = $5,"
+        " updated_at = $4 where patient_id = $1",
         patient_id,
         _seal_identity(sealer, patient_id, identity),
         [store.ring.blind("name_prefix", p) for p in name_prefixes(identity.name)],
         at,
+        number_blind(store.ring, identity.patient_id),
     )
 
 
@@ -355,9 +372,12 @@ async def study_detail(
     if row is None:
         raise NodeError(f"there is no study {study_instance_uid}", ErrorKind.NOT_FOUND)
     sealer = await store.ring.patient(tx, row["patient_id"])
-    text = sealer.open(
-        row["body"], table="studies", row=study_instance_uid, column="body"
-    )
+    return open_detail(sealer, study_instance_uid, row["body"])
+
+
+def open_detail(sealer: "Sealer", study_instance_uid: str, body: bytes) -> StudyDetail:
+    """Return the words of the study of a row."""
+    text = sealer.open(body, table="studies", row=study_instance_uid, column="body")
     return StudyDetail(**json.loads(text))
 
 
@@ -385,7 +405,7 @@ async def open_study(
         instance.study_instance_uid,
         patient_id,
         instance.study_date,
-        _accession_blind(store.ring, instance.accession_number),
+        accession_blind(store.ring, instance.accession_number),
         sealer.seal(
             json.dumps(detail, ensure_ascii=False).encode(),
             table="studies",
@@ -407,7 +427,7 @@ async def find_studies_by_accession(
     rows = await tx.fetch(
         "select study_instance_uid from studies where accession_blind = $1"
         " order by opened_at desc",
-        _accession_blind(store.ring, accession_number),
+        accession_blind(store.ring, accession_number),
     )
     return [row["study_instance_uid"] for row in rows]
 
@@ -498,7 +518,8 @@ async def counts(tx: "Transaction") -> Mapping[str, int]:
     }
 
 
-def _accession_blind(ring: "KeyRing", accession_number: str) -> bytes | None:
+def accession_blind(ring: "KeyRing", accession_number: str) -> bytes | None:
+    """Return the blind index of an accession number, None without one."""
     number = accession_number.strip()
     return ring.blind("accession_number", number) if number else None
 
