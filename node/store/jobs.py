@@ -47,6 +47,8 @@ MAX_FAILURES_BY_KIND: Mapping[str, int] = {
     "deliver_notifications": 85,
     "send_instance": 85,
     "offer_binding": 40,
+    "report_commitment": 85,
+    "request_commitment": 85,
 }
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import datetime
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from dicom_scp.scp import ScpSettings, StorageScp
+from dicom_scp.services import Service
 from node.store.store import Store, open_store
 
 StartScp = Callable[..., Awaitable[StorageScp]]
@@ -43,9 +44,11 @@ async def start_scp(store: Store) -> AsyncIterator[StartScp]:
             pool_size=3,
         )
 
-    async def start(**changes: object) -> StorageScp:
+    async def start(
+        *, services: Sequence[Service] = (), **changes: object
+    ) -> StorageScp:
         settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
-        scp = StorageScp(settings, open_another)
+        scp = StorageScp(settings, open_another, services)
         await asyncio.to_thread(scp.start)
         started.append(scp)
         return scp
