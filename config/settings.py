@@ -5,6 +5,7 @@ setting's name and the mend.
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -95,6 +96,65 @@ class Pacs:
     port: int
     calling_ae_title: str
     sr_sop_classes: list[str]
+    tls: bool
+    commitment: bool
+
+
+SR_SOP_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.88.34",
+    "1.2.840.10008.5.1.4.1.1.88.33",
+    "1.2.840.10008.5.1.4.1.1.88.22",
+)
+
+
+@dataclass(frozen=True)
+class Outlet:
+    """One table of `routing.destinations`: where instances may be sent."""
+
+    name: str
+    kind: str = "dimse"
+    ae_title: str = ""
+    host: str = ""
+    port: int = 104
+    tls: bool = False
+    calling_ae_title: str = ""
+    url: str = ""
+    token_file: str = ""
+    user: str = ""
+    password_file: str = ""
+    trusted: str = ""
+    certificate: str = ""
+    key: str = ""
+    sr_sop_classes: list[str] = field(default_factory=lambda: list(SR_SOP_CLASSES))
+    schedule: list[str] = field(default_factory=list)
+    bandwidth_kbit_s: float = 0.0
+    parallel: int = 2
+    priority: str = ""
+    commitment: bool = False
+
+
+@dataclass(frozen=True)
+class RoutingRule:
+    """One table of `routing.rules`: which instances go where."""
+
+    name: str
+    to: list[str]
+    when: str = "complete"
+    calling_ae: list[str] = field(default_factory=list)
+    modality: list[str] = field(default_factory=list)
+    sop_class: list[str] = field(default_factory=list)
+    origin: list[str] = field(default_factory=list)
+    study_description: list[str] = field(default_factory=list)
+    category_at_least: str = ""
+    status: list[str] = field(default_factory=list)
+    priority: str = ""
+    stop: bool = False
+
+
+@dataclass(frozen=True)
+class Routing:
+    destinations: list[Outlet]
+    rules: list[RoutingRule]
 
 
 @dataclass(frozen=True)
@@ -172,6 +232,7 @@ class Settings:
     dicom: Dicom
     completion: Completion
     pacs: Pacs
+    routing: Routing
     http: Http
     fhir: Fhir
     inference: Inference
@@ -209,6 +270,7 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
     _check(values, faults)
     if not faults:
         _check_peers(sections["dicom"], faults)
+        _check_routing(sections["routing"], sections["pacs"], faults)
     if faults:
         raise SettingsError(faults)
     return Settings(data=data, **sections)
@@ -379,6 +441,104 @@ def _check_peers(dicom: Dicom, faults: list[str]) -> None:
                 faults.append(f"{name}.addresses: {address!r} is no IP network")
         if _out_of_range(peer.port):
             faults.append(f"{name}.port: must be a port from 1 to 65535")
+
+
+_RULE_WORDS = {
+    "when": ("arrival", "complete"),
+    "priority": ("", "high", "normal", "low"),
+    "category_at_least": ("", "0", "1", "2", "3", "4A", "4B", "4C", "5", "6"),
+    "origin": (
+        "received",
+        "ai_sr",
+        "verified_sr",
+        "heat_map",
+        "segmentation",
+        "key_images",
+        "rejection",
+        "pdf",
+    ),
+    "status": (
+        "partial",
+        "preliminary",
+        "final",
+        "amended",
+        "corrected",
+        "appended",
+        "entered-in-error",
+    ),
+}
+_WINDOW = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
+
+
+def _check_routing(routing: Routing, pacs: Pacs, faults: list[str]) -> None:
+    names = [outlet.name for outlet in routing.destinations]
+    if pacs.ae_title:
+        names.append(pacs.ae_title)
+    for number, outlet in enumerate(routing.destinations, start=1):
+        told = f"routing.destinations[{number}]"
+        if not outlet.name.strip() or "/" in outlet.name:
+            faults.append(f"{told}.name: is needed, without a slash")
+        elif names.count(outlet.name) > 1:
+            faults.append(f"{told}.name: {outlet.name!r} is there twice")
+        _check_outlet(told, outlet, faults)
+    titles = [rule.name for rule in routing.rules]
+    for number, rule in enumerate(routing.rules, start=1):
+        told = f"routing.rules[{number}]"
+        if not rule.name.strip() or titles.count(rule.name) > 1:
+            faults.append(f"{told}.name: is needed, once")
+        _check_rule(told, rule, names, faults)
+
+
+def _check_outlet(told: str, outlet: Outlet, faults: list[str]) -> None:
+    if outlet.kind == "dimse":
+        if not _is_title(outlet.ae_title):
+            faults.append(
+                f"{told}.ae_title: has 1 to 16 ASCII signs without a backslash"
+            )
+        if not outlet.host:
+            faults.append(f"{told}.host: is needed for kind dimse")
+        if _out_of_range(outlet.port):
+            faults.append(f"{told}.port: must be a port from 1 to 65535")
+    elif outlet.kind == "stow":
+        if not outlet.url.startswith(("http://", "https://")):
+            faults.append(f"{told}.url: must begin with https:// (or http://)")
+        if outlet.commitment:
+            faults.append(f"{told}.commitment: there is none over DICOMweb")
+        if bool(outlet.user) != bool(outlet.password_file):
+            faults.append(f"{told}.password_file: goes with user, and user with it")
+    else:
+        faults.append(f"{told}.kind: {outlet.kind!r} is none of dimse, stow")
+    for window in outlet.schedule:
+        if not _WINDOW.fullmatch(window):
+            faults.append(f"{told}.schedule: {window!r} is no window like 22:00-06:00")
+    if outlet.priority not in _RULE_WORDS["priority"]:
+        faults.append(
+            f"{told}.priority: {outlet.priority!r} is none of high, normal, low"
+        )
+    if outlet.bandwidth_kbit_s < 0:
+        faults.append(f"{told}.bandwidth_kbit_s: must not be negative; 0 = no limit")
+    if _outside(outlet.parallel, 1, 16):
+        faults.append(f"{told}.parallel: must be from 1 to 16")
+
+
+def _check_rule(
+    told: str, rule: RoutingRule, names: list[str], faults: list[str]
+) -> None:
+    if not rule.to and not rule.stop:
+        faults.append(f"{told}.to: names no destination")
+    for name in sorted(set(rule.to) - set(names)):
+        faults.append(f"{told}.to: {name!r} is no destination of routing or pacs")
+    for key, allowed in _RULE_WORDS.items():
+        value = getattr(rule, key)
+        for word in value if isinstance(value, list) else [value]:
+            if word not in allowed:
+                listed = ", ".join(filter(None, allowed))
+                faults.append(f"{told}.{key}: {word!r} is none of {listed}")
+    if rule.origin == ["received"] and (rule.category_at_least or rule.status):
+        faults.append(
+            f"{told}.origin: category and status are known of results, never of"
+            " received images"
+        )
 
 
 def _is_title(title: str) -> bool:
