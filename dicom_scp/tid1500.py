@@ -73,6 +73,11 @@ def coded(concept: Concept) -> CodedConcept:
     return CodedConcept(concept.value, concept.scheme, concept.meaning, concept.version)
 
 
+def lesion_name(number: int) -> str:
+    """Return the Tracking Identifier of a lesion, the same in SR and SEG."""
+    return f"Lesion {number}"
+
+
 def build_content(
     version: ReportVersion,
     groups: Sequence[Any],
@@ -183,7 +188,7 @@ class GroupWriter:
         """Return TID 1410 with the lesion's region, TID 1501 where it has none."""
         common: dict[str, Any] = {
             "tracking_identifier": TrackingIdentifier(
-                lesion.tracking_uid, f"Lesion {number}"
+                lesion.tracking_uid, lesion_name(number)
             ),
             "finding_category": coded(lexicon.ABNORMAL_STRUCTURE),
             "finding_type": coded(lexicon.MASS),

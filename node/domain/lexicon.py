@@ -495,6 +495,16 @@ VISUAL_EXPLANATION = _dcm("130401", "Visual explanation", "可视化解释")
 CLASS_ACTIVATION = _dcm(
     "130403", "Gradient-weighted class activation", "梯度加权类激活图"
 )
+OF_INTEREST = _dcm("113000", "Of Interest", "关键图像", "Key images")
+REJECTED_FOR_PATIENT_SAFETY = _dcm(
+    "113037",
+    "Rejected for Patient Safety Reasons",
+    "因患者安全原因撤销",
+    "Rejected for patient safety",
+)
+IMAGING_REPORT = Concept(
+    "LN", "18748-4", "Diagnostic Imaging Report", "诊断影像报告", "Imaging report"
+)
 ARTIFICIAL_INTELLIGENCE = _dcm("123110", "Artificial Intelligence", "人工智能")
 LANGUAGES: Mapping[str, Concept] = MappingProxyType(
     {
