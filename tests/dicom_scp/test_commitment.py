@@ -4,13 +4,14 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, evt
+from pynetdicom import AE, build_role, evt
 from pynetdicom.association import Association
 
 from dicom_scp.commitment import (
@@ -19,24 +20,35 @@ from dicom_scp.commitment import (
     CommitmentSettings,
     commitment_service,
     report_commitment,
+    request_commitment,
 )
 from dicom_scp.peers import Peer, Peers
 from dicom_scp.scp import StorageScp
 from dicom_scp.scu import Destination
-from dicom_scp.sr import to_part10
+from dicom_scp.sr import SR_CLASSES, as_sop_class, to_part10
 from node.domain.errors import ErrorKind, NodeError
 from node.store import audit, commitments, studies
+from node.store.commitments import Delivery, DeliveryState, Reference
 from node.store.jobs import MAX_FAILURES_BY_KIND, DeadLetter
 from node.store.store import Store, open_store
 from node.worker import Worker
 from node.workflow import commitment
 from node.workflow.commitment import (
     LANE,
+    MAX_REQUESTS,
+    MAX_SENDS,
+    REDELIVER_INSTANCE,
     REPORT_COMMITMENT,
+    REQUEST_COMMITMENT,
+    ask_for_missing_reports,
+    instance_sent,
+    receive_report,
+    redeliver_instance,
 )
 from tests.conftest import FrozenClock
 from tests.dicom_scp.conftest import StartScp
 from tests.dicom_scp.instances import make_instance
+from tests.dicom_scp.test_sr import make_ai
 from tests.intake import receive_object
 
 MACHINE, ARCHIVE = "LOGIQ", "ARCHIVE"
@@ -81,6 +93,10 @@ class Machine:
         if self.server is not None:
             self.server.shutdown()
             self.server = None
+
+    def leave(self) -> None:
+        """Close without waiting for it."""
+        threading.Thread(target=self.close).start()
 
     @property
     def addresses(self) -> dict[str, Destination]:
@@ -137,7 +153,7 @@ def machine() -> Iterator[Machine]:
     machine = Machine()
     machine.listen()
     yield machine
-    machine.close()
+    machine.leave()
 
 
 Start = Callable[..., Any]
@@ -197,14 +213,9 @@ async def dead(store: Store) -> list[DeadLetter]:
 
 
 async def open_reports(store: Store, clock: FrozenClock) -> int:
+    soon = clock() + timedelta(seconds=1)
     async with store.db.transaction() as tx:
-        return len(await commitments.overdue_reports(tx, clock() + clock_step(1)))
-
-
-def clock_step(seconds: float) -> Any:
-    from datetime import timedelta
-
-    return timedelta(seconds=seconds)
+        return len(await commitments.overdue_reports(tx, soon))
 
 
 # -- what machines ask of us -----------------------------------------------------------
@@ -498,3 +509,366 @@ async def test_a_machine_that_hangs_up_is_told_on_a_new_association(
     clock.advance(seconds=11)
     await report(store, machine)
     assert [event for event, _ in machine.reports] == [1]
+
+
+# -- what we ask of archives -----------------------------------------------------------
+
+
+@dataclass
+class Archive:
+    """A PACS that commits itself to what it is told to keep, when it is told to."""
+
+    port: int = 0
+    status: int = 0x0000
+    asked: list[Dataset] = field(default_factory=list)
+    missing: dict[str, int] = field(default_factory=dict)
+    on_the_same: bool = False
+    server: Any = None
+
+    def listen(self, sop_class: str = PUSH_MODEL) -> None:
+        ae = AE(ARCHIVE)
+        ae.add_supported_context(sop_class, SYNTAXES)
+        self.server = ae.start_server(
+            ("127.0.0.1", self.port),
+            block=False,
+            evt_handlers=[(evt.EVT_N_ACTION, self.take)],
+        )
+        self.port = self.server.server_address[1]
+
+    def take(self, event: evt.Event) -> tuple[int, None]:
+        self.asked.append(event.action_information)
+        if self.on_the_same:
+            event.assoc.bind(evt.EVT_DIMSE_SENT, self.report_here)
+        return self.status, None
+
+    def report_here(self, event: evt.Event) -> None:
+        event.assoc.unbind(evt.EVT_DIMSE_SENT, self.report_here)
+        arguments = (event.assoc, self.asked[-1])
+        threading.Thread(target=self.report_on, args=arguments).start()
+
+    def report_on(self, association: Association, asked: Dataset) -> int:
+        """Send a report; return the answer's status."""
+        told = Dataset()
+        told.TransactionUID = asked.TransactionUID
+        kept, failed = [], []
+        for wanted in asked.ReferencedSOPSequence:
+            uid = wanted.ReferencedSOPInstanceUID
+            one = item(wanted.ReferencedSOPClassUID, uid)
+            if uid in self.missing:
+                one.FailureReason = self.missing[uid]
+                failed.append(one)
+            else:
+                kept.append(one)
+        if kept:
+            told.ReferencedSOPSequence = kept
+        if failed:
+            told.FailedSOPSequence = failed
+        answer, _ = association.send_n_event_report(
+            told, 2 if failed else 1, PUSH_MODEL, PUSH_MODEL_INSTANCE
+        )
+        return int(answer.Status)
+
+    def report_to(self, scp: StorageScp, asked: Dataset) -> int:
+        """Report on a new association, as SCP of the class; return the status."""
+        ae = AE(ARCHIVE)
+        ae.add_requested_context(PUSH_MODEL, SYNTAXES)
+        association = ae.associate(
+            "127.0.0.1",
+            scp.ports[0],
+            ae_title="SONONODE",
+            ext_neg=[build_role(PUSH_MODEL, scu_role=False, scp_role=True)],
+        )
+        (context,) = association.accepted_contexts
+        assert (context.as_scu, context.as_scp) == (False, True)
+        status = self.report_on(association, asked)
+        association.release()
+        return status
+
+    @property
+    def destinations(self) -> dict[str, Destination]:
+        wait_s = 5.0 if self.on_the_same else 0.0
+        archive = Destination(
+            ARCHIVE, "127.0.0.1", self.port, commitment=True, commitment_wait_s=wait_s
+        )
+        return {"PACS": archive}
+
+
+@pytest.fixture
+def archive() -> Iterator[Archive]:
+    archive = Archive()
+    archive.listen()
+    yield archive
+    if archive.server is not None:
+        threading.Thread(target=archive.server.shutdown).start()
+
+
+async def send(store: Store, *uids: str, commitment: bool = True) -> None:
+    """Note that instances were sent to the archive, as `send_instance` does."""
+    async with store.db.transaction() as tx:
+        for uid in uids:
+            await instance_sent(
+                store,
+                tx,
+                sop_instance_uid=uid,
+                destination="PACS",
+                sent=Reference(US, uid),
+                commitment=commitment,
+            )
+
+
+async def ask(store: Store, archive: Archive, clock: FrozenClock) -> None:
+    """Do what is due, five seconds later."""
+    clock.advance(seconds=6)
+    handlers = {
+        REQUEST_COMMITMENT: partial(
+            request_commitment, store, destinations=archive.destinations
+        ),
+        REDELIVER_INSTANCE: partial(redeliver_instance, store),
+    }
+    await work(store, handlers)
+
+
+async def delivered(store: Store) -> dict[str, Delivery]:
+    async with store.db.transaction() as tx:
+        found = await commitments.deliveries_of_study(tx, "2.25.71")
+    return {delivery.sop_instance_uid: delivery for delivery in found}
+
+
+async def state_of(store: Store, uid: str = "2.25.1") -> DeliveryState:
+    return (await delivered(store))[uid].state
+
+
+async def answer(
+    store: Store, asked: Dataset, *, kept: tuple[str, ...] = (), **failed: int
+) -> None:
+    reasons = {uid.replace("_", ".")[1:]: reason for uid, reason in failed.items()}
+    await receive_report(
+        store,
+        sender=ARCHIVE,
+        transaction_uid=asked.TransactionUID,
+        committed=kept,
+        failed=reasons,
+    )
+
+
+async def resent(store: Store, clock: FrozenClock) -> list[str]:
+    """Do the sendings that are due as if they succeeded; return what was sent."""
+    sent = []
+    while job := await store.jobs.claim(["send_instance"], "w2", lane="PACS"):
+        sent.append(job.payload["sop_instance_uid"])
+        await send(store, sent[-1])
+        await store.jobs.done(job)
+    return sent
+
+
+async def test_a_result_is_delivered_when_the_archive_has_committed_itself(
+    store: Store, start: Start, archive: Archive, clock: FrozenClock
+) -> None:
+    scp = await start()
+    await keep(store, "2.25.1", "2.25.2")
+    await send(store, "2.25.1", "2.25.2")
+    await ask(store, archive, clock)
+    (asked,) = archive.asked  # one request for all that was sent of the study
+    assert named(asked) == ["2.25.1", "2.25.2"]
+    assert await state_of(store) is DeliveryState.SENT
+    for _ in range(2):  # a repeated report is harmless
+        status = await asyncio.to_thread(archive.report_to, scp, asked)
+        assert status == 0x0000
+    assert {d.state for d in (await delivered(store)).values()} == {
+        DeliveryState.COMMITTED
+    }
+    async with store.db.transaction() as tx:
+        trail = await audit.entries(tx, entity=f"commitment/{asked.TransactionUID}")
+        counts = await commitments.delivery_counts(tx)
+    assert [entry.action for entry in trail[:2]] == [
+        "commitment-ask",
+        "commitment-answer",
+    ]
+    assert counts == {("PACS", "committed"): 2}
+
+
+async def test_a_report_on_the_association_that_asked_counts(
+    store: Store, archive: Archive, clock: FrozenClock
+) -> None:
+    archive.on_the_same = True
+    await keep(store, "2.25.1")
+    await send(store, "2.25.1")
+    await ask(store, archive, clock)
+    assert await state_of(store) is DeliveryState.COMMITTED
+
+
+async def test_an_archive_is_asked_for_what_it_has_got(
+    store: Store, archive: Archive, clock: FrozenClock
+) -> None:
+    document = make_ai()
+    lesser = as_sop_class(document, SR_CLASSES[1])
+    await receive_object(store, document, to_part10(document))
+    async with store.db.transaction() as tx:
+        await instance_sent(
+            store,
+            tx,
+            sop_instance_uid=document.SOPInstanceUID,
+            destination="PACS",
+            sent=Reference(str(lesser.SOPClassUID), str(lesser.SOPInstanceUID)),
+            commitment=True,
+        )
+    await ask(store, archive, clock)
+    (asked,) = archive.asked
+    (wanted,) = asked.ReferencedSOPSequence
+    assert wanted.ReferencedSOPClassUID == SR_CLASSES[1]
+    assert wanted.ReferencedSOPInstanceUID == lesser.SOPInstanceUID
+    await answer(store, asked, kept=(str(lesser.SOPInstanceUID),))
+    async with store.db.transaction() as tx:
+        found = await commitments.delivery(tx, document.SOPInstanceUID, "PACS")
+    assert found is not None
+    assert found.state is DeliveryState.COMMITTED
+
+
+async def test_an_archive_that_is_not_asked_has_it_when_it_said_so(
+    store: Store, archive: Archive, clock: FrozenClock
+) -> None:
+    await keep(store, "2.25.1")
+    await send(store, "2.25.1", commitment=False)
+    await ask(store, archive, clock)
+    assert archive.asked == []
+    async with store.db.transaction() as tx:
+        assert await commitments.delivery_counts(tx) == {("PACS", "sent"): 1}
+
+
+async def test_what_the_archive_lost_is_sent_again_and_then_told_to_people(
+    store: Store, archive: Archive, clock: FrozenClock
+) -> None:
+    await keep(store, "2.25.1", "2.25.2")
+    await send(store, "2.25.1", "2.25.2")
+    for sending in range(MAX_SENDS):
+        await ask(store, archive, clock)
+        kept = ("2.25.2",) if sending == 0 else ()
+        await answer(store, archive.asked[-1], kept=kept, _2_25_1=0x0112)
+        clock.advance(seconds=61)
+        again = await resent(store, clock)
+        assert again == (["2.25.1"] if sending < MAX_SENDS - 1 else [])
+    assert [named(asked) for asked in archive.asked] == [
+        ["2.25.1", "2.25.2"],
+        ["2.25.1"],
+        ["2.25.1"],
+    ]
+    assert (await delivered(store))["2.25.2"].state is DeliveryState.COMMITTED
+    assert (await delivered(store))["2.25.1"].reason == "no such object instance (0112)"
+    await ask(store, archive, clock)
+    (letter,) = await dead(store)
+    assert letter.kind == REDELIVER_INSTANCE
+    assert "PACS does not keep it: no such object instance" in letter.error
+    assert letter.payload["study_instance_uid"] == "2.25.71"
+    async with store.db.transaction() as tx:
+        await store.jobs.replay(tx, letter.id)
+    await ask(store, archive, clock)
+    assert await resent(store, clock) == ["2.25.1"]
+    await ask(store, archive, clock)
+    await answer(store, archive.asked[-1], kept=("2.25.1",))
+    assert await state_of(store) is DeliveryState.COMMITTED
+
+
+async def test_what_sending_again_cannot_mend_is_told_at_once(
+    store: Store, archive: Archive, clock: FrozenClock
+) -> None:
+    await keep(store, "2.25.1")
+    await send(store, "2.25.1")
+    await ask(store, archive, clock)
+    await answer(store, archive.asked[0], _2_25_1=0x0119)
+    assert await state_of(store) is DeliveryState.FAILED
+    await ask(store, archive, clock)
+    (letter,) = await dead(store)
+    assert "(0119)" in letter.error
+
+
+async def test_an_archive_that_never_reports_is_asked_again_and_then_told_to_people(
+    store: Store, archive: Archive, clock: FrozenClock
+) -> None:
+    await keep(store, "2.25.1")
+    await send(store, "2.25.1")
+    for _ in range(MAX_REQUESTS):
+        await ask(store, archive, clock)
+        assert await ask_for_missing_reports(store, patience_s=3600) == 0
+        clock.advance(seconds=3601)
+        assert await ask_for_missing_reports(store, patience_s=3600) == 1
+    uids = {asked.TransactionUID for asked in archive.asked}
+    assert len(uids) == MAX_REQUESTS
+    assert await state_of(store) is DeliveryState.FAILED
+    await answer(store, archive.asked[0], kept=("2.25.1",))  # it did, only late
+    assert await state_of(store) is DeliveryState.COMMITTED
+    await ask(store, archive, clock)
+    assert await dead(store) == []
+
+
+async def test_what_a_report_does_not_mention_is_asked_for_again(
+    store: Store, archive: Archive, clock: FrozenClock
+) -> None:
+    await keep(store, "2.25.1", "2.25.2")
+    await send(store, "2.25.1", "2.25.2")
+    await ask(store, archive, clock)
+    await answer(store, archive.asked[0], kept=("2.25.1",))
+    await ask(store, archive, clock)
+    assert [named(asked) for asked in archive.asked] == [
+        ["2.25.1", "2.25.2"],
+        ["2.25.2"],
+    ]
+
+
+async def test_an_old_failure_does_not_undo_a_newer_promise(
+    store: Store, archive: Archive, clock: FrozenClock
+) -> None:
+    await keep(store, "2.25.1")
+    await send(store, "2.25.1")
+    await ask(store, archive, clock)
+    await answer(store, archive.asked[0], _2_25_1=0x0112)
+    clock.advance(seconds=61)
+    await resent(store, clock)
+    await ask(store, archive, clock)
+    await answer(store, archive.asked[0], _2_25_1=0x0112)  # told twice
+    assert await state_of(store) is DeliveryState.SENT
+    await answer(store, archive.asked[1], kept=("2.25.1",))
+    await answer(store, archive.asked[1], _2_25_1=0x0112)
+    assert await state_of(store) is DeliveryState.COMMITTED
+    assert await resent(store, clock) == []
+
+
+async def test_a_report_that_nobody_asked_for_is_refused(
+    store: Store, start: Start, archive: Archive
+) -> None:
+    scp = await start()
+    strange = request_for("2.25.1", transaction="2.25.666")
+    assert await asyncio.to_thread(archive.report_to, scp, strange) == 0x0115
+
+
+async def test_an_archive_that_is_away_is_asked_when_it_is_back(
+    store: Store, archive: Archive, clock: FrozenClock
+) -> None:
+    await keep(store, "2.25.1")
+    await send(store, "2.25.1")
+    archive.server.shutdown()
+    await ask(store, archive, clock)
+    archive.listen()
+    archive.status = 0x0110
+    await ask(store, archive, clock)
+    archive.status = 0x0000
+    clock.advance(seconds=10)
+    await ask(store, archive, clock)
+    first, second = archive.asked
+    assert first.TransactionUID == second.TransactionUID  # the same request
+    assert await dead(store) == []
+
+
+@pytest.mark.parametrize("refusal", ["context", "status"])
+async def test_an_archive_that_does_not_commit_itself_is_failed_work_at_once(
+    store: Store, archive: Archive, clock: FrozenClock, refusal: str
+) -> None:
+    if refusal == "context":
+        archive.server.shutdown()
+        archive.listen(sop_class="1.2.840.10008.1.1")
+    archive.status = 0x0122
+    await keep(store, "2.25.1")
+    await send(store, "2.25.1")
+    await ask(store, archive, clock)
+    (letter,) = await dead(store)
+    assert letter.kind == REQUEST_COMMITMENT
+    assert "archive ARCHIVE" in letter.error
