@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 
 from config.settings import Settings
 from dicom_scp import dicomweb
+from dicom_scp.machine_sr import read_machine_report
 from dicom_scp.peers import Peer, Peers, ServiceName
 from dicom_scp.results import ResultSettings, encode_report
 from dicom_scp.scp import ScpSettings, run_scp
@@ -377,6 +378,7 @@ def _worker_handlers(
         "publish_report": partial(publish_report, store, fhir_settings),
         "encode_report": lambda payload: encode_report(store, payload, results),
         "send_instance": lambda payload: send_instance(store, payload, destinations),
+        "read_machine_report": partial(read_machine_report, store),
         "compare_report": partial(compare_report, store),
         "deliver_notifications": deliveries.deliver_notifications,
         "offer_binding": deliveries.offer_binding,

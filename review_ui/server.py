@@ -36,7 +36,7 @@ from node.http import (
 from node.store import audit, people, studies
 from node.store.people import SessionKind, User
 from node.store.store import Store
-from review_ui import similar
+from review_ui import measured, similar
 
 _DIST = Path(__file__).parent / "dist"
 _PATIENT = re.compile(r"Patient/([0-9a-f-]{36})")
@@ -71,6 +71,7 @@ def routes(store: Store, settings: ReviewSettings) -> list[RouteGroup]:
         _page_group(settings.assets),
         _auth_group(store, settings),
         similar.route_group(),
+        measured.route_group(),
     ]
 
 

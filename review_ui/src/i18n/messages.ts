@@ -97,6 +97,12 @@ export const zh = {
   'review.withdrawn': '此报告已撤回，只可查看。',
   'review.readOnly': '您的账号可以查看报告，不能修改。',
 
+  'measured.title': '设备测量',
+  'measured.verified': '已在设备上确认',
+  'measured.unverified': '未经确认',
+  'measured.none': '设备的结构化报告中没有测量值。',
+  'measured.leftOut': '另有 {count} 项未显示。',
+
   'similar.title': '相似病例',
   'similar.lead': '本院已签发报告中，AI 所见与此病灶最接近的病例；仅供参考。',
   'similar.similarity': '相似度 {value}',
@@ -439,6 +445,12 @@ export const en: Record<MessageKey, string> = {
   'review.aiBy': 'AI: {name}',
   'review.withdrawn': 'This report was withdrawn and can only be read.',
   'review.readOnly': 'Your account may read reports but not change them.',
+
+  'measured.title': 'Measured at the machine',
+  'measured.verified': 'verified at the machine',
+  'measured.unverified': 'not verified',
+  'measured.none': 'The report of the machine holds no measurement.',
+  'measured.leftOut': '{count} more are not shown.',
 
   'similar.title': 'Similar confirmed cases',
   'similar.lead': 'Of the signed reports here, those whose lesion looks most like this one to the AI. For orientation only.',

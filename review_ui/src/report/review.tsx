@@ -14,6 +14,7 @@ import { ReportForm } from './form';
 import { History } from './history';
 import { KeyMap } from './keymap';
 import { type Action, interpret, isTyping, NOTHING } from './keys';
+import { Measured } from './measured';
 import { SignSheet } from './sign';
 import { Similar, SIMILAR } from './similar';
 import { Work } from './work';
@@ -47,6 +48,7 @@ export function Review({ id }: { id: string }) {
               onLesion={(lesion) => work.selectLesion(lesion)}
               onChange={(next) => work.change(next)}
             />
+            <Measured report={report} />
             <Similar report={report} lesion={work.lesion.value} />
             <Priors rows={work.priors.value} />
           </div>
