@@ -52,6 +52,16 @@ class Storage:
 
 
 @dataclass(frozen=True)
+class Coerce:
+    """One table of `dicom.peers.coerce`: a correction of what the peer sends."""
+
+    keyword: str
+    action: str
+    value: str = ""
+    pattern: str = ""
+
+
+@dataclass(frozen=True)
 class Peer:
     """One table of `dicom.peers`: another DICOM node, as caller and as called."""
 
@@ -63,6 +73,17 @@ class Peer:
     host: str = ""
     port: int = 104
     tls: bool = False
+    sop_classes: list[str] = field(default_factory=list)
+    transfer_syntaxes: list[str] = field(default_factory=list)
+    duplicates: str = "reject"
+    coerce: list[Coerce] = field(default_factory=list)
+    maximum_associations: int = 0
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Return the fingerprints of `certificate` in plain hex."""
+        told = (one.strip() for one in self.certificate.split(","))
+        return [one.replace(":", "").lower() for one in told if one]
 
 
 @dataclass(frozen=True)
@@ -73,6 +94,12 @@ class Dicom:
     tls_port: int
     tls_certificate: str
     tls_key: str
+    tls_client_ca: str
+    tls_client_certificates: str
+    tls_trusted: str
+    tls_calling_certificate: str
+    tls_calling_key: str
+    tls_check_names: bool
     allowed_calling_aes: list[str]
     peers: list[Peer]
     maximum_associations: int
@@ -242,8 +269,10 @@ class Settings:
 
 
 PEER_SERVICES = ("store", "commitment", "worklist", "mpps", "query", "retrieve")
+DUPLICATES = ("reject", "keep-both")
 _CHOICES = {
     "site.language": ("zh-CN", "en"),
+    "dicom.tls_client_certificates": ("required", "optional"),
     "fhir.ai_report_status": ("partial", "preliminary"),
     "inference.engine": ("auto", "openvino", "torch"),
     "log.level": ("debug", "info", "warning", "error"),
@@ -441,6 +470,26 @@ def _check_peers(dicom: Dicom, faults: list[str]) -> None:
                 faults.append(f"{name}.addresses: {address!r} is no IP network")
         if _out_of_range(peer.port):
             faults.append(f"{name}.port: must be a port from 1 to 65535")
+        if peer.duplicates not in DUPLICATES:
+            known = ", ".join(DUPLICATES)
+            faults.append(f"{name}.duplicates: {peer.duplicates!r} is none of {known}")
+        if not 0 <= peer.maximum_associations <= dicom.maximum_associations:
+            most = f"{dicom.maximum_associations} (dicom.maximum_associations)"
+            faults.append(f"{name}.maximum_associations: must be from 0 to {most}")
+        _check_certificate(name, peer, dicom, faults)
+
+
+def _check_certificate(name: str, peer: Peer, dicom: Dicom, faults: list[str]) -> None:
+    if not all(re.fullmatch("[0-9a-f]{64}", one) for one in peer.fingerprints):
+        faults.append(
+            f"{name}.certificate: has the SHA-256 fingerprint, 64 hexadecimal digits;"
+            " two of them with a comma between"
+        )
+    elif peer.fingerprints and not (dicom.tls_certificate and dicom.tls_client_ca):
+        faults.append(
+            f"{name}.certificate: nobody can show one without dicom.tls_certificate"
+            " and dicom.tls_client_ca"
+        )
 
 
 _RULE_WORDS = {

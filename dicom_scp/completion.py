@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from uuid import uuid4
 
+from dicom_scp.peers import Peer
 from dicom_scp.upper_layer import Acceptor
 from node.store.studies import EndedHow
 
@@ -26,6 +27,11 @@ class OpenAssociations:
     def __len__(self) -> int:
         with self._lock:
             return len(self._open)
+
+    def of_peer(self, peer: Peer) -> int:
+        """Return how many associations of a peer are open."""
+        with self._lock:
+            return sum(1 for acceptor in self._open.values() if acceptor.peer == peer)
 
     @staticmethod
     def new_name() -> str:

@@ -69,6 +69,7 @@ def tables() -> Mapping[str, str]:
                 [
                     (f"{status.SUCCESS:04X}", "stored: on disk and committed"),
                     (f"{status.PROCESSING_FAILURE:04X}", "unforeseen failure"),
+                    (f"{status.COERCED:04X}", "stored, coerced by a rule of the site"),
                     (f"{status.DOES_NOT_MATCH:04X}", "data set and command differ"),
                     *(
                         (f"{code:04X}", kind.value)
@@ -79,11 +80,7 @@ def tables() -> Mapping[str, str]:
         ),
         "rejected": _table(
             ("Result, source, diagnostic", "Cause"),
-            (
-                (_triple(scp.CALLING_AE_UNKNOWN), "calling AE title not in the list"),
-                (_triple(scp.CALLED_AE_UNKNOWN), "called AE title is not ours"),
-                (_triple(scp.LIMIT_EXCEEDED), "too many associations"),
-            ),
+            ((_triple(refused.answer), refused.reason) for refused in scp.REJECTIONS),
         ),
         "sent": _table(
             ("SOP Class", "UID", "Role", "Transfer syntaxes", "Content"),

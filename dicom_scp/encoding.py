@@ -25,6 +25,7 @@ UNDEFINED: Final = 0xFFFFFFFF
 SEQUENCE_END_BYTES: Final = b"\xfe\xff\xdd\xe0\0\0\0\0"
 MAX_DEPTH: Final = 32
 MAX_INFLATED: Final = 1 << 28
+_ENDLESS: Final = 1 << 62
 _LONG_VR: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 
 
@@ -40,9 +41,53 @@ class _Unknown(Exception):
 
 
 @dataclass(frozen=True)
-class _Syntax:
+class Syntax:
+    """How elements are written: with their VR or without, and the byte order."""
+
     explicit: bool
     order: str
+
+    @classmethod
+    def of(cls, transfer_syntax_uid: str) -> "Syntax":
+        """Return that of a data set, inflated where it is deflated (PS3.5 annex A)."""
+        return cls(
+            explicit=transfer_syntax_uid != ImplicitVRLittleEndian,
+            order=">" if transfer_syntax_uid == ExplicitVRBigEndian else "<",
+        )
+
+
+@dataclass(frozen=True)
+class Element:
+    """Where an element lies: its value from `value_at` to `end`, delimiter included."""
+
+    tag: int
+    vr: bytes
+    value_at: int
+    end: int
+    delimited: bool  # of undefined length
+
+
+def next_element(
+    data: memoryview, at: int, syntax: Syntax, *, final: bool
+) -> Element | None:
+    """Return the element that starts at `at`; None when more bytes are needed first.
+
+    `end` may lie beyond `data` where the length is defined. `final`: no more bytes
+    will come. Raises NodeError INVALID for what is no element.
+    """
+    if len(data) - at < (8 if final else 12):
+        return None
+    try:
+        tag, length, value_at, vr = _header(data, at, syntax)
+        if tag >> 16 == ITEM >> 16:
+            raise NodeError("an item outside of a sequence", ErrorKind.INVALID)
+        if length != UNDEFINED:
+            return Element(tag, vr, value_at, value_at + length, delimited=False)
+        inner = syntax if vr != b"UN" else Syntax(explicit=False, order="<")
+        end = _pass_items(data, value_at, _ENDLESS, inner, b"", 1)
+        return Element(tag, vr, value_at, end, delimited=True)
+    except _Unknown:
+        return None
 
 
 def check_whole(
@@ -56,10 +101,7 @@ def check_whole(
     if transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
         head = memoryview(inflate(head))
         total, tail = len(head), bytes(head[-8:])
-    syntax = _Syntax(
-        explicit=transfer_syntax_uid != ImplicitVRLittleEndian,
-        order=">" if transfer_syntax_uid == ExplicitVRBigEndian else "<",
-    )
+    syntax = Syntax.of(transfer_syntax_uid)
     if not total:
         raise CutOff
     try:
@@ -84,7 +126,7 @@ def inflate(data: memoryview) -> bytes:
 
 
 def _walk(
-    data: memoryview, at: int, end: int, syntax: _Syntax, tail: bytes, *, depth: int
+    data: memoryview, at: int, end: int, syntax: Syntax, tail: bytes, *, depth: int
 ) -> int:
     """Pass over elements until `end` or the end of an item; return where it stopped."""
     if depth > MAX_DEPTH:
@@ -102,7 +144,7 @@ def _walk(
         elif tag == PIXEL_DATA or vr in (b"OB", b"OW"):
             at = _pass_fragments(data, value_at, end, tail)
         else:
-            inner = syntax if vr != b"UN" else _Syntax(explicit=False, order="<")
+            inner = syntax if vr != b"UN" else Syntax(explicit=False, order="<")
             at = _pass_items(data, value_at, end, inner, tail, depth + 1)
     if depth:
         raise CutOff  # an item of undefined length has to say where it ends
@@ -110,7 +152,7 @@ def _walk(
 
 
 def _pass_items(
-    data: memoryview, at: int, end: int, syntax: _Syntax, tail: bytes, depth: int
+    data: memoryview, at: int, end: int, syntax: Syntax, tail: bytes, depth: int
 ) -> int:
     while at + 8 <= end:
         tag, length = _tag(data, at, syntax.order), _length(data, at + 4, syntax.order)
@@ -143,7 +185,7 @@ def _pass_fragments(data: memoryview, at: int, end: int, tail: bytes) -> int:
     raise _Unknown
 
 
-def _header(data: memoryview, at: int, syntax: _Syntax) -> tuple[int, int, int, bytes]:
+def _header(data: memoryview, at: int, syntax: Syntax) -> tuple[int, int, int, bytes]:
     if at + 12 > len(data):
         # The last element of a data set may be an empty one of eight bytes.
         if len(data) < at + 8:

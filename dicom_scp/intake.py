@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from io import SEEK_CUR, SEEK_END, SEEK_SET, BufferedReader, RawIOBase
 from pathlib import Path
@@ -25,8 +25,16 @@ import structlog
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from dicom_scp.coercion import Coercer
 from dicom_scp.encoding import check_whole
-from dicom_scp.status import SUCCESS, DataSetMismatch, error_comment, storage_status
+from dicom_scp.peers import Peer, Peers
+from dicom_scp.status import (
+    COERCED,
+    SUCCESS,
+    DataSetMismatch,
+    error_comment,
+    storage_status,
+)
 from dicom_scp.upper_layer import StoreRequest, StoreResponse
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
@@ -41,6 +49,7 @@ from node.workflow.intake import (
     new_object,
     receive_instances,
     withdraw,
+    withdraw_version,
 )
 
 if TYPE_CHECKING:
@@ -64,8 +73,13 @@ _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 @dataclass(frozen=True)
 class IntakeSettings:
-    """How much one instance may take, and the room that has to stay for others."""
+    """How much one instance may take, and the room that has to stay for others.
 
+    What is done for one peer alone (coercion, duplicates) stands in `peers`.
+    """
+
+    ae_title: str = "SONONODE"
+    peers: Peers = field(default_factory=Peers)
     process: str = "scp"
     max_instance_bytes: int = 8 << 30
     min_free_bytes: int = 256 << 20
@@ -228,6 +242,9 @@ class InstanceSink:
         self._size = 0
         deflated = request.transfer_syntax_uid == DeflatedExplicitVRLittleEndian
         self._head_limit = DEFLATED_BYTES if deflated else HEAD_BYTES
+        title = request.calling_ae
+        self._peer = intake.settings.peers.caller(title) or Peer(title)
+        self._coercer = self._coercer_of_peer()
         try:
             check_command(request)
             self._check_room()
@@ -236,19 +253,14 @@ class InstanceSink:
             self._fail(error)
 
     def write(self, fragment: memoryview) -> None:
-        """Digest, encrypt and count the next bytes."""
+        """Digest the next bytes as they came, and keep them as the site wants them."""
         if self._failure is not None or self._writer is None:
             return
         try:
-            self._size += len(fragment)
-            if self._size > self._intake.settings.max_instance_bytes:
-                raise NodeError("the instance is too large", ErrorKind.EXHAUSTED)
             self._digest.update(fragment)
-            self._writer.write(fragment)
-            room = self._head_limit + self._meta_length - len(self._head)
-            if room > 0:
-                self._head += fragment[:room]
-            self._tail = (self._tail + bytes(fragment[-TAIL_BYTES:]))[-TAIL_BYTES:]
+            self._keep(
+                fragment if self._coercer is None else self._coercer.take(fragment)
+            )
         except Exception as error:
             self._fail(error)
 
@@ -278,6 +290,29 @@ class InstanceSink:
         if writer is not None:
             writer.abort()
 
+    def _keep(self, data: bytes | bytearray | memoryview) -> None:
+        """Encrypt and count bytes of the object."""
+        writer = cast("BlobWriter", self._writer)
+        self._size += len(data)
+        if self._size > self._intake.settings.max_instance_bytes:
+            raise NodeError("the instance is too large", ErrorKind.EXHAUSTED)
+        writer.write(data)
+        room = self._head_limit + self._meta_length - len(self._head)
+        if room > 0:
+            self._head += data[:room]
+        self._tail = (self._tail + bytes(data[-TAIL_BYTES:]))[-TAIL_BYTES:]
+
+    def _coercer_of_peer(self) -> Coercer | None:
+        if not self._peer.coerce:
+            return None
+        return Coercer(
+            self._peer.coerce,
+            self._request.transfer_syntax_uid,
+            source=self._peer.ae_title,
+            system=self._intake.settings.ae_title,
+            at=self._intake.store.clock(),
+        )
+
     def _check_room(self) -> None:
         free = self._intake.store.blobs.free_bytes()
         if free < self._intake.settings.min_free_bytes:
@@ -299,6 +334,8 @@ class InstanceSink:
 
     def _store(self) -> int:
         request = self._request
+        if self._coercer is not None:
+            self._keep(self._coercer.finish())
         head = memoryview(self._head)
         size = self._meta_length + self._size
         check_whole(
@@ -319,7 +356,14 @@ class InstanceSink:
         )
         if len(head) < size and not frames and "NumberOfFrames" in header:
             received = replace(received, frame_table=self._late_frames())
-        return self._commit(Arrival(received, self._key, self._intake.settings.process))
+        arrival = Arrival(
+            received,
+            self._key,
+            self._intake.settings.process,
+            coerced=() if self._coercer is None else self._coercer.changes,
+            duplicates=self._peer.duplicates,
+        )
+        return self._commit(arrival)
 
     def _late_frames(self) -> FrameTable:
         """Locate the frames of a compressed cine too long to keep in memory."""
@@ -357,15 +401,19 @@ class InstanceSink:
             raise
         if result is Received.DUPLICATE:
             intake.store.blobs.delete(self._name)
-        else:
+        elif result is Received.STORED:
             intake.feeds(arrival.instance.association)
-        return SUCCESS
+        coerced = arrival.coerced and result is not Received.DUPLICATE
+        return COERCED if coerced else SUCCESS
 
     def _withdraw(self, arrival: Arrival, rows: "Future[Received]") -> None:
         with suppress(NodeError):  # the failure that led here is the one to tell
-            if self._rows(rows) is Received.STORED:
+            result, intake = self._rows(rows), self._intake
+            if result is Received.STORED:
                 uid = arrival.instance.sop_instance_uid
-                self._intake.thread.call(withdraw(self._intake.store, uid))
+                intake.thread.call(withdraw(intake.store, uid))
+            elif result is Received.KEPT:
+                intake.thread.call(withdraw_version(intake.store, self._name))
 
     def _rows(self, rows: "Future[Received]") -> Received:
         return _result(rows, self._intake.settings.commit_timeout_s)

@@ -12,6 +12,9 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from types import MappingProxyType
 
+from dicom_scp.coercion import Rule
+from node.domain.study import Duplicates
+
 
 class ServiceName(StrEnum):
     """What a peer may ask us for; Verification is free to everybody who may call."""
@@ -34,19 +37,29 @@ ANONYMOUS_SERVICES = frozenset(
 class Peer:
     """One application entity. Empty `addresses`: it may call from anywhere.
 
-    `certificate` is the SHA-256 fingerprint (hex) of the certificate that it must
-    show over TLS; empty: none in particular. `host` is empty for a peer that only
-    calls us.
+    `certificates` are the SHA-256 fingerprints (hex) of the certificates one of which
+    it must show over TLS, the next one beside the present one; none: no certificate
+    in particular. `host` is empty for a peer that only calls us. `sop_classes` are
+    stored for this peer alone; `transfer_syntaxes` are its own order of preference,
+    all others follow. `max_associations` at the same time; 0: no limit of its own.
+    `commitment_reply` says where its storage commitment reports go: "new" for an
+    association of ours, "same" for the one that asked while it stays open.
     """
 
     ae_title: str
     name: str = ""
     services: frozenset[ServiceName] = ANONYMOUS_SERVICES
     addresses: tuple[IPv4Network | IPv6Network, ...] = ()
-    certificate: str = ""
+    certificates: frozenset[str] = frozenset()
     host: str = ""
     port: int = 104
     tls: bool = False
+    sop_classes: tuple[str, ...] = ()
+    transfer_syntaxes: tuple[str, ...] = ()
+    coerce: tuple[Rule, ...] = ()
+    duplicates: Duplicates = Duplicates.REJECT
+    max_associations: int = 0
+    commitment_reply: str = "new"
 
     def calls_from(self, address: str) -> bool:
         """Tell whether the peer may call from this address."""

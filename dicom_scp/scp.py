@@ -7,20 +7,18 @@ nothing else can keep it from receiving.
 import errno
 import logging
 import signal
-import ssl
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
-from pydicom import uid
 from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
-from pynetdicom.presentation import PresentationContext, build_context
+from pynetdicom.presentation import PresentationContext
 
 from dicom_scp.completion import OpenAssociations
 from dicom_scp.intake import (
@@ -33,59 +31,54 @@ from dicom_scp.intake import (
 )
 from dicom_scp.peers import Peer, Peers, ServiceName
 from dicom_scp.services import Service, dispatchers
+from dicom_scp.storage import storage_contexts, verification_context
+from dicom_scp.tls import (
+    FollowedContext,
+    fingerprint_shown,
+    server_context,
+    why_refused,
+)
 from dicom_scp.upper_layer import Acceptor, Limits, Listener
 from node.domain.audit import AuditEntry, Outcome
 from node.domain.errors import ErrorKind, NodeError
 from node.workflow.completion import end_lost_associations
-from node.workflow.intake import MODALITY_ROLE
+from node.workflow.intake import MODALITY_ROLE, forget_unfinished_versions
 
 log = structlog.get_logger(__name__)
 
-UNCOMPRESSED: Final = (
-    uid.ExplicitVRLittleEndian,
-    uid.ImplicitVRLittleEndian,
-    uid.DeflatedExplicitVRLittleEndian,
-    uid.ExplicitVRBigEndian,
-)
-LOSSLESS: Final = (
-    uid.RLELossless,
-    uid.JPEGLSLossless,
-    uid.JPEGLosslessSV1,
-    uid.JPEGLossless,
-    uid.JPEG2000Lossless,
-)
-LOSSY: Final = (
-    uid.JPEGBaseline8Bit,
-    uid.JPEGExtended12Bit,
-    uid.JPEGLSNearLossless,
-    uid.JPEG2000,
-)
-# The acceptor's order decides: a scanner that offers both must not lose detail.
-PICTURE_SYNTAXES: Final = (*UNCOMPRESSED[:3], *LOSSLESS, UNCOMPRESSED[3], *LOSSY)
-
-VERIFICATION: Final = uid.UID("1.2.840.10008.1.1")
-PICTURES: Final = (
-    uid.UltrasoundImageStorage,
-    uid.UltrasoundMultiFrameImageStorage,
-    uid.UID("1.2.840.10008.5.1.4.1.1.6"),  # Ultrasound Image Storage (Retired)
-    uid.UID("1.2.840.10008.5.1.4.1.1.3"),  # Ultrasound Multi-frame (Retired)
-    uid.SecondaryCaptureImageStorage,
-    uid.MultiFrameSingleBitSecondaryCaptureImageStorage,
-    uid.MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
-    uid.MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
-    uid.MultiFrameTrueColorSecondaryCaptureImageStorage,
-)
-DOCUMENTS: Final = (
-    uid.EnhancedSRStorage,
-    uid.ComprehensiveSRStorage,
-    uid.Comprehensive3DSRStorage,
-)
-
-# A-ASSOCIATE-RJ: result, source, diagnostic (PS3.8 9.3.4).
+# A-ASSOCIATE-RJ: result, source, diagnostic (PS3.8 9.3.4). Who comes under a title that
+# is not its own is told the same as who comes under an unknown one: the answer must not
+# tell which titles there are. The audit trail has the reason.
 CALLING_AE_UNKNOWN: Final = (1, 1, 3)
 CALLED_AE_UNKNOWN: Final = (1, 1, 7)
 LIMIT_EXCEEDED: Final = (2, 3, 2)
-UNKNOWN_CALLER: Final = (CALLING_AE_UNKNOWN, "calling AE title not recognized")
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """The answer to an A-ASSOCIATE-RQ, and for the audit trail why."""
+
+    answer: tuple[int, int, int]
+    reason: str
+
+
+# The conformance statement is generated from this table.
+NOT_CALLED = Rejection(CALLED_AE_UNKNOWN, "called AE title not recognized")
+UNKNOWN_CALLER = Rejection(CALLING_AE_UNKNOWN, "calling AE title not recognized")
+WRONG_ADDRESS = Rejection(CALLING_AE_UNKNOWN, "not an address of this AE title")
+NO_CERTIFICATE = Rejection(CALLING_AE_UNKNOWN, "no certificate of this AE title")
+WRONG_CERTIFICATE = Rejection(CALLING_AE_UNKNOWN, "another than its certificate")
+TOO_MANY = Rejection(LIMIT_EXCEEDED, "too many associations")
+TOO_MANY_OF_PEER = Rejection(LIMIT_EXCEEDED, "too many associations of this AE title")
+REJECTIONS: Final = (
+    NOT_CALLED,
+    UNKNOWN_CALLER,
+    WRONG_ADDRESS,
+    NO_CERTIFICATE,
+    WRONG_CERTIFICATE,
+    TOO_MANY,
+    TOO_MANY_OF_PEER,
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +89,7 @@ class ScpSettings:
     demonstration and no hospital. `process` names this process among the others
     on the same database and stays the same when it is started again. TLS is
     spoken on `tls_port` when a certificate is set; with `tls_client_ca` peers
-    have to show one too.
+    show one too, all of them or (`tls_client_required` false) those who have one.
     """
 
     ae_title: str = "SONONODE"
@@ -106,6 +99,7 @@ class ScpSettings:
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
+    tls_client_required: bool = True
     peers: Peers = field(default_factory=Peers)
     process: str = "scp"
     max_associations: int = 64
@@ -135,6 +129,8 @@ class StorageScp:
         self._intake = Intake(
             self._thread,
             IntakeSettings(
+                ae_title=settings.ae_title,
+                peers=settings.peers,
                 process=settings.process,
                 max_instance_bytes=settings.max_instance_bytes,
                 min_free_bytes=settings.min_free_bytes,
@@ -166,6 +162,9 @@ class StorageScp:
             )
             if lost:
                 log.warning("dicom.interrupted_studies", studies=len(lost))
+            self._thread.call(
+                forget_unfinished_versions(self._intake.store, self.settings.process)
+            )
             self._listen(self.settings.port, "dicom.port", None)
             if tls is not None:
                 self._listen(self.settings.tls_port, "dicom.tls_port", tls)
@@ -189,7 +188,7 @@ class StorageScp:
         self._listeners.clear()
         self._thread.stop()
 
-    def _listen(self, port: int, setting: str, tls: ssl.SSLContext | None) -> None:
+    def _listen(self, port: int, setting: str, tls: FollowedContext | None) -> None:
         settings = self.settings
         try:
             listener = Listener(
@@ -208,6 +207,7 @@ class StorageScp:
                 open_sink=self._intake.open_sink,
                 name_of_association=self.associations.new_name,
                 association_ended=self.associations.over,
+                connection_failed=self._connection_failed,
             )
         except OSError as error:
             reason = "is taken" if error.errno == errno.EADDRINUSE else str(error)
@@ -232,43 +232,68 @@ class StorageScp:
             acceptor.is_aborted = True
             return
         calling = str(request.calling_ae_title).strip()
+        called = str(request.called_ae_title).strip()
         peer = self.settings.peers.caller(calling)
-        rejection = self._rejection(
-            acceptor, peer, str(request.called_ae_title).strip()
-        )
+        rejection = self._rejection(acceptor, peer, called)
         if peer is not None and rejection is None:
             acceptor.peer = peer
             acceptor.acceptor.supported_contexts = contexts_for(peer, self.services)
             return
-        (result, source, diagnostic), reason = rejection or UNKNOWN_CALLER
-        acceptor.acse.send_reject(result, source, diagnostic)
-        log.warning("dicom.association_rejected", reason=reason)
-        self._intake.audit(
-            AuditEntry(
-                at=self._intake.store.clock(),
-                actor=_printable(calling),
-                role=MODALITY_ROLE,
-                action="associate",
-                entity=f"ae/{self.settings.ae_title}",
-                outcome=Outcome.REFUSED,
-                detail={"address": acceptor.address, "reason": reason},
-            )
-        )
+        refused = rejection or UNKNOWN_CALLER
+        acceptor.acse.send_reject(*refused.answer)
+        log.warning("dicom.association_rejected", reason=refused.reason)
+        detail = {
+            "address": acceptor.address,
+            "reason": refused.reason,
+            "answer": ",".join(map(str, refused.answer)),
+        }
+        if refused is WRONG_CERTIFICATE:
+            detail["certificate"] = _certificate_of(acceptor)
+        self._audit_refusal(_printable(calling), detail)
         acceptor.kill()
 
     def _rejection(
         self, acceptor: Acceptor, peer: Peer | None, called: str
-    ) -> tuple[tuple[int, int, int], str] | None:
+    ) -> Rejection | None:
         settings = self.settings
         if called != settings.ae_title:
-            return CALLED_AE_UNKNOWN, "called AE title not recognized"
+            return NOT_CALLED
         if peer is None:
             return UNKNOWN_CALLER
         if not peer.calls_from(acceptor.address):
-            return CALLING_AE_UNKNOWN, "not an address of this AE title"
+            return WRONG_ADDRESS
+        if peer.certificates:
+            shown = _certificate_of(acceptor)
+            if shown not in peer.certificates:
+                return WRONG_CERTIFICATE if shown else NO_CERTIFICATE
         if len(self.associations) >= settings.max_associations:
-            return LIMIT_EXCEEDED, "too many associations"
+            return TOO_MANY
+        if peer.max_associations and (
+            self.associations.of_peer(peer) >= peer.max_associations
+        ):
+            return TOO_MANY_OF_PEER
         return None
+
+    def _connection_failed(self, address: str, error: Exception) -> None:
+        """Audit a TLS handshake that was refused for what the caller showed."""
+        reason = why_refused(error)
+        if reason is not None:
+            self._audit_refusal(
+                "", {"address": address, "reason": f"TLS handshake: {reason}"}
+            )
+
+    def _audit_refusal(self, actor: str, detail: Mapping[str, str]) -> None:
+        self._intake.audit(
+            AuditEntry(
+                at=self._intake.store.clock(),
+                actor=actor or "unknown",
+                role=MODALITY_ROLE,
+                action="associate",
+                entity=f"ae/{self.settings.ae_title}",
+                outcome=Outcome.REFUSED,
+                detail=detail,
+            )
+        )
 
     def _established(self, event: Any) -> None:
         self.associations.established(event.assoc)
@@ -291,28 +316,24 @@ def run_scp(
 
 
 def supported_contexts() -> list[PresentationContext]:
-    """Return every SOP Class we store with its transfer syntaxes, the best first."""
-    return [
-        build_context(VERIFICATION, list(UNCOMPRESSED[:2])),
-        *(build_context(sop_class, list(PICTURE_SYNTAXES)) for sop_class in PICTURES),
-        *(build_context(sop_class, list(UNCOMPRESSED)) for sop_class in DOCUMENTS),
-    ]
+    """Return what everybody may negotiate who may store."""
+    return [verification_context(), *storage_contexts()]
 
 
 def contexts_for(
     peer: Peer, services: Sequence[Service] = ()
 ) -> list[PresentationContext]:
     """Return what `peer` may negotiate: copies, for negotiation writes into them."""
-    stored = supported_contexts()
-    if ServiceName.STORE not in peer.services:
-        stored = [c for c in stored if c.abstract_syntax == VERIFICATION]
+    stored = []
+    if ServiceName.STORE in peer.services:
+        stored = storage_contexts(peer.transfer_syntaxes, peer.sop_classes)
     offered = [
         deepcopy(context)
         for service in services
         if service.name in peer.services
         for context in service.contexts
     ]
-    return [*stored, *offered]
+    return [verification_context(), *stored, *offered]
 
 
 def application_entity(settings: ScpSettings) -> ApplicationEntity:
@@ -339,23 +360,16 @@ def limits(settings: ScpSettings) -> Limits:
     )
 
 
-def tls_context(settings: ScpSettings) -> ssl.SSLContext | None:
-    """Return the server side of TLS 1.2 or later (PS3.15 B.12), or None without."""
+def tls_context(settings: ScpSettings) -> FollowedContext | None:
+    """Return the server side of TLS, or None without a certificate."""
     if settings.tls_certificate is None:
         return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
-        if settings.tls_client_ca is not None:
-            context.load_verify_locations(settings.tls_client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ssl.SSLError) as error:
-        raise NodeError(
-            f"dicom.tls_certificate: cannot be used ({type(error).__name__})",
-            ErrorKind.SETTING,
-        ) from error
-    return context
+    return server_context(
+        settings.tls_certificate,
+        settings.tls_key,
+        client_ca=settings.tls_client_ca,
+        client_required=settings.tls_client_required,
+    )
 
 
 def quiet_pynetdicom() -> None:
@@ -363,6 +377,11 @@ def quiet_pynetdicom() -> None:
     logger = logging.getLogger("pynetdicom")
     logger.setLevel(logging.CRITICAL + 1)
     logger.propagate = False
+
+
+def _certificate_of(acceptor: Acceptor) -> str:
+    connection = acceptor.dul.socket
+    return "" if connection is None else fingerprint_shown(connection.socket)
 
 
 def _printable(title: str) -> str:

@@ -3,6 +3,7 @@
 from node.domain.errors import ErrorKind, NodeError
 
 SUCCESS = 0x0000
+COERCED = 0xB000  # Coercion of Data Elements: stored, with a rule of the site applied
 PROCESSING_FAILURE = 0x0110
 DOES_NOT_MATCH = 0xA900
 

@@ -39,6 +39,7 @@ from pynetdicom.transport import (
 )
 
 from dicom_scp.peers import Peer
+from dicom_scp.tls import WrapsSockets
 
 log = structlog.get_logger(__name__)
 
@@ -508,18 +509,20 @@ class Listener(ThreadedAssociationServer):
         address: tuple[str, int],
         ae_title: str,
         contexts: list[PresentationContext],
-        ssl_context: ssl.SSLContext | None = None,
+        ssl_context: WrapsSockets | None = None,
         *,
         evt_handlers: list[Any] | None = None,
         limits: Limits,
         open_sink: OpenSink,
         name_of_association: Callable[[], str],
         association_ended: "Callable[[Acceptor], None]",
+        connection_failed: Callable[[str, Exception], None] | None = None,
     ) -> None:
         self.limits = limits
         self.open_sink = open_sink
         self.name_of_association = name_of_association
         self.association_ended = association_ended
+        self.connection_failed = connection_failed
         self._counted = Counter[str]()
         self._counting = threading.Lock()
         super().__init__(
@@ -527,7 +530,7 @@ class Listener(ThreadedAssociationServer):
             address,
             ae_title,
             contexts,
-            ssl_context,
+            cast(ssl.SSLContext, ssl_context),  # only its wrap_socket is asked for
             evt_handlers=evt_handlers,
             request_handler=_Connection,
         )
@@ -577,6 +580,8 @@ class Listener(ThreadedAssociationServer):
                 address=str(client_address[0]),
                 error=type(error).__name__,
             )
+            if self.connection_failed is not None:
+                self.connection_failed(str(client_address[0]), error)
             self.connection_ended(str(client_address[0]))
             self.shutdown_request(request)
 

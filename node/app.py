@@ -4,7 +4,14 @@ import asyncio
 import os
 import signal
 import tomllib
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -20,8 +27,8 @@ import uvloop
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from config.settings import Settings
-from dicom_scp import dicomweb
+from config.settings import Coerce, Settings, SettingsError
+from dicom_scp import coercion, dicomweb, tls
 from dicom_scp.machine_sr import read_machine_report
 from dicom_scp.peers import Peer, Peers, ServiceName
 from dicom_scp.results import ResultSettings, encode_report
@@ -29,6 +36,7 @@ from dicom_scp.scp import ScpSettings, run_scp
 from dicom_scp.scu import Destination, send_instance
 from dicom_scp.services import Service
 from dicom_scp.sr import Equipment
+from dicom_scp.storage import SYNTAXES, is_storage_class
 from fhir import rest, subscriptions
 from fhir.mapping import Systems
 from fhir.publish import publish_report
@@ -37,6 +45,7 @@ from inference.models import ModelFolder, Shelf
 from node.domain.disclosure import TierText
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.report import ReportStatus
+from node.domain.study import Duplicates
 from node.http import HttpSettings, RouteGroup, make_app
 from node.store.jobs import Jobs
 from node.store.models import ModelRole
@@ -130,22 +139,81 @@ def equipment_of(settings: Settings) -> Equipment:
 
 
 def peers_of(settings: Settings) -> Peers:
-    """Return the DICOM nodes around us."""
-    return Peers(
-        (
-            Peer(
-                ae_title=peer.ae_title,
-                name=peer.name,
-                services=frozenset(map(ServiceName, peer.services)),
-                addresses=tuple(map(ip_network, peer.addresses)),
-                certificate=peer.certificate.replace(":", "").lower(),
-                host=peer.host,
-                port=peer.port,
-                tls=peer.tls,
+    """Return the DICOM nodes around us; SettingsError names every fault."""
+    faults: list[str] = []
+    peers = [
+        Peer(
+            ae_title=peer.ae_title,
+            name=peer.name,
+            services=frozenset(map(ServiceName, peer.services)),
+            addresses=tuple(map(ip_network, peer.addresses)),
+            certificates=frozenset(peer.fingerprints),
+            host=peer.host,
+            port=peer.port,
+            tls=peer.tls,
+            sop_classes=_storage_classes(number, peer.sop_classes, faults),
+            transfer_syntaxes=_syntaxes(number, peer.transfer_syntaxes, faults),
+            coerce=tuple(_rules(number, peer.coerce, faults)),
+            duplicates=Duplicates(peer.duplicates),
+            max_associations=peer.maximum_associations,
+        )
+        for number, peer in enumerate(settings.dicom.peers, start=1)
+    ]
+    if faults:
+        raise SettingsError(faults)
+    return Peers(peers, allowed_titles=settings.dicom.allowed_calling_aes)
+
+
+def _storage_classes(
+    number: int, uids: Sequence[str], faults: list[str]
+) -> tuple[str, ...]:
+    for uid in uids:
+        if not is_storage_class(uid):
+            name = f"dicom.peers[{number}].sop_classes"
+            faults.append(f"{name}: {uid!r} is no SOP Class that can be stored")
+    return tuple(uids)
+
+
+def _syntaxes(number: int, uids: Sequence[str], faults: list[str]) -> tuple[str, ...]:
+    for uid in uids:
+        if uid not in SYNTAXES:
+            name = f"dicom.peers[{number}].transfer_syntaxes"
+            faults.append(
+                f"{name}: {uid!r} is none that we store; docs/conformance-statement.md"
+                " lists them"
             )
-            for peer in settings.dicom.peers
-        ),
-        allowed_titles=settings.dicom.allowed_calling_aes,
+    return tuple(uids)
+
+
+def _rules(
+    number: int, tables: Sequence[Coerce], faults: list[str]
+) -> Iterator[coercion.Rule]:
+    for place, table in enumerate(tables, start=1):
+        name = f"dicom.peers[{number}].coerce[{place}]"
+        try:
+            action = coercion.Action(table.action)
+        except ValueError:
+            known = ", ".join(coercion.Action)
+            faults.append(f"{name}.action: {table.action!r} is none of {known}")
+            continue
+        rule = coercion.Rule(table.keyword, action, table.value, table.pattern)
+        if fault := rule.fault():
+            faults.append(f"{name}.{fault}")
+        yield rule
+
+
+def calling_tls_of(settings: Settings) -> tls.FollowedContext:
+    """Return how we speak TLS when we call; one for all whom we call.
+
+    NodeError SETTING when a file cannot be used.
+    """
+    dicom = settings.dicom
+    own = dicom.tls_calling_certificate
+    return tls.client_context(
+        trusted=_below_data(settings, dicom.tls_trusted),
+        certificate=_below_data(settings, own or dicom.tls_certificate),
+        key=_below_data(settings, dicom.tls_calling_key if own else dicom.tls_key),
+        check_names=dicom.tls_check_names,
     )
 
 
@@ -235,26 +303,33 @@ def _hook_secret(settings: Settings) -> bytes:
 
 def run_scp_role(settings: Settings) -> None:
     """Receive instances until SIGTERM; torch is never imported here."""
-    dicom = settings.dicom
     run_scp(
-        ScpSettings(
-            ae_title=dicom.ae_title,
-            host=dicom.host,
-            port=dicom.port,
-            tls_port=dicom.tls_port,
-            tls_certificate=_below_data(settings, dicom.tls_certificate),
-            tls_key=_below_data(settings, dicom.tls_key),
-            peers=peers_of(settings),
-            max_associations=dicom.maximum_associations,
-            connections_per_address=dicom.maximum_associations_per_host,
-            max_pdu=dicom.maximum_pdu_size,
-            acse_timeout_s=dicom.association_timeout_s,
-            network_timeout_s=dicom.network_timeout_s,
-            grace_s=dicom.shutdown_grace_s,
-            min_free_bytes=settings.storage.minimum_free_mb << 20,
-        ),
+        scp_settings_of(settings),
         partial(store_of, settings),
         services_of(settings),
+    )
+
+
+def scp_settings_of(settings: Settings) -> ScpSettings:
+    """Return how the node listens; SettingsError for what is wrong with a peer."""
+    dicom = settings.dicom
+    return ScpSettings(
+        ae_title=dicom.ae_title,
+        host=dicom.host,
+        port=dicom.port,
+        tls_port=dicom.tls_port,
+        tls_certificate=_below_data(settings, dicom.tls_certificate),
+        tls_key=_below_data(settings, dicom.tls_key),
+        tls_client_ca=_below_data(settings, dicom.tls_client_ca),
+        tls_client_required=dicom.tls_client_certificates == "required",
+        peers=peers_of(settings),
+        max_associations=dicom.maximum_associations,
+        connections_per_address=dicom.maximum_associations_per_host,
+        max_pdu=dicom.maximum_pdu_size,
+        acse_timeout_s=dicom.association_timeout_s,
+        network_timeout_s=dicom.network_timeout_s,
+        grace_s=dicom.shutdown_grace_s,
+        min_free_bytes=settings.storage.minimum_free_mb << 20,
     )
 
 

@@ -98,6 +98,13 @@ class Origin(StrEnum):
     PDF = "pdf"
 
 
+class Duplicates(StrEnum):
+    """What becomes of other bytes under a SOP Instance UID that is taken."""
+
+    REJECT = "reject"
+    KEEP_BOTH = "keep-both"  # the first is served, the other kept for the staff
+
+
 @dataclass(frozen=True)
 class ReceivedInstance:
     """What intake knows of one instance after its bytes are safe in the store.

@@ -4,15 +4,21 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 from node.domain.audit import AuditEntry, Outcome
 from node.domain.errors import ErrorKind, NodeError
-from node.domain.study import Origin, PatientIdentity, ReceivedInstance, StudyStatus
-from node.store import audit, studies
+from node.domain.study import (
+    Duplicates,
+    Origin,
+    PatientIdentity,
+    ReceivedInstance,
+    StudyStatus,
+)
+from node.store import audit, studies, versions
 
 if TYPE_CHECKING:
     from node.store.blobs import BlobWriter
@@ -27,6 +33,7 @@ class Received(Enum):
 
     STORED = "stored"
     DUPLICATE = "duplicate"  # the same bytes were here already; nothing was written
+    KEPT = "kept"  # beside other bytes of the same UID, which stay the ones served
 
 
 @dataclass(frozen=True)
@@ -34,12 +41,16 @@ class Arrival:
     """An instance whose object is safe, on its way to its row.
 
     `process` is the stable name of the process that holds the association open;
-    empty for instances that come over no association (STOW-RS).
+    empty for instances that come over no association (STOW-RS). `coerced` tells
+    which attributes were changed by which rule, without values. `duplicates` says
+    what becomes of it when its UID holds other bytes.
     """
 
     instance: ReceivedInstance
     blob_key: bytes = field(repr=False)
     process: str = ""
+    coerced: Sequence[str] = ()
+    duplicates: Duplicates = Duplicates.REJECT
 
 
 @dataclass(frozen=True)
@@ -113,9 +124,9 @@ async def receive_instance(
 ) -> Received:
     """Write the rows of one instance; when this returns they are on disk.
 
-    The same bytes under the same UID are DUPLICATE. Raises NodeError CONFLICT,
-    audited, when the UID names other bytes or the study another patient: the
-    first one stays.
+    The same bytes under the same UID are DUPLICATE; other bytes are KEPT beside
+    them where the site wants it. Raises NodeError CONFLICT, audited, when it does
+    not, or when the study belongs to another patient: the first one stays.
     """
     try:
         async with store.db.transaction() as tx:
@@ -171,6 +182,24 @@ async def withdraw(store: "Store", sop_instance_uid: str) -> None:
                 detail={"reason": "its object could not be written"},
             ),
         )
+
+
+async def withdraw_version(store: "Store", blob_name: str) -> None:
+    """Take back a kept version whose object could not be made durable."""
+    async with store.db.transaction() as tx:
+        await versions.withdraw(tx, [blob_name])
+
+
+async def forget_unfinished_versions(store: "Store", process: str) -> int:
+    """Take back versions of a killed process whose objects never got durable.
+
+    Nobody was told that they are stored. Returns how many there were.
+    """
+    async with store.db.transaction() as tx:
+        held = await versions.of_process(tx, process)
+        lost = [name for name in held if not store.blobs.exists(name)]
+        await versions.withdraw(tx, lost)
+    return len(lost)
 
 
 async def _receive_known(
@@ -244,9 +273,9 @@ async def _receive(
     known = await studies.known_instance(tx, instance.sop_instance_uid)
     if known is not None:
         same = (known.study_instance_uid, known.sha256)
-        if same != (instance.study_instance_uid, instance.sha256):
-            raise _taken()
-        return Received.DUPLICATE, None
+        if same == (instance.study_instance_uid, instance.sha256):
+            return Received.DUPLICATE, None
+        return await _keep_version(tx, store, arrival, known), None
     patient_id = await studies.upsert_patient(
         tx,
         store,
@@ -275,6 +304,47 @@ async def _receive(
     return Received.STORED, patient_id
 
 
+async def _keep_version(
+    tx: "Transaction",
+    store: "Store",
+    arrival: Arrival,
+    known: studies.KnownInstance,
+) -> Received:
+    """Keep other bytes under a UID that is taken, if the site wants them.
+
+    Only a machine's own second version of its image is kept: what names another
+    study or patient, or the UID of a result of ours, is never taken in so.
+    """
+    instance = arrival.instance
+    theirs = (known.origin, known.study_instance_uid)
+    if arrival.duplicates is Duplicates.REJECT or theirs != (
+        Origin.RECEIVED,
+        instance.study_instance_uid,
+    ):
+        raise _taken()
+    patient_id = await studies.patient_named(
+        tx, store, instance.patient, alone_in=instance.study_instance_uid
+    )
+    study = await studies.study(tx, instance.study_instance_uid, for_update=True)
+    if study is None or study.patient_id != patient_id:
+        raise NodeError("the study belongs to another patient", ErrorKind.CONFLICT)
+    number = await versions.insert(
+        tx,
+        store,
+        instance,
+        patient_id,
+        blob_key=arrival.blob_key,
+        process=arrival.process,
+        at=store.clock(),
+    )
+    if number is None:
+        return Received.DUPLICATE
+    entry = _entry(store, arrival, patient_id, reopened=False)
+    told = {**entry.detail, "kept_version": str(number)}
+    await audit.record(tx, replace(entry, detail=told))
+    return Received.KEPT
+
+
 def _entry(
     store: "Store", arrival: Arrival, patient_id: UUID, *, reopened: bool
 ) -> AuditEntry:
@@ -284,6 +354,8 @@ def _entry(
         "patient": str(patient_id),
         "association": instance.association,
     }
+    if arrival.coerced:
+        detail["coerced"] = "; ".join(arrival.coerced)
     return AuditEntry(
         at=store.clock(),
         actor=instance.calling_ae,

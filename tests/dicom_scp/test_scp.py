@@ -33,7 +33,8 @@ from pynetdicom.dsutils import encode
 
 from dicom_scp.intake import HEAD_BYTES
 from dicom_scp.peers import Peers
-from dicom_scp.scp import VERIFICATION, StorageScp
+from dicom_scp.scp import StorageScp
+from dicom_scp.storage import VERIFICATION
 from dicom_scp.upper_layer import LOOK_AROUND_S
 from node.domain.audit import Outcome
 from node.domain.errors import ErrorKind, NodeError

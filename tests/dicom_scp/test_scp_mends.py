@@ -37,7 +37,8 @@ from pynetdicom.presentation import build_context
 from pynetdicom.timer import Timer
 from pynetdicom.transport import AssociationServer
 
-from dicom_scp.scp import VERIFICATION, supported_contexts
+from dicom_scp.scp import supported_contexts
+from dicom_scp.storage import VERIFICATION
 from dicom_scp.upper_layer import (
     Acceptor,
     Limits,
