@@ -185,6 +185,13 @@ class Routing:
 
 
 @dataclass(frozen=True)
+class Results:
+    key_images: bool
+    segmentation: bool
+    pdf: str
+
+
+@dataclass(frozen=True)
 class Http:
     host: str
     port: int
@@ -260,6 +267,7 @@ class Settings:
     completion: Completion
     pacs: Pacs
     routing: Routing
+    results: Results
     http: Http
     fhir: Fhir
     inference: Inference
@@ -273,6 +281,7 @@ DUPLICATES = ("reject", "keep-both")
 _CHOICES = {
     "site.language": ("zh-CN", "en"),
     "dicom.tls_client_certificates": ("required", "optional"),
+    "results.pdf": ("none", "site", "both"),
     "fhir.ai_report_status": ("partial", "preliminary"),
     "inference.engine": ("auto", "openvino", "torch"),
     "log.level": ("debug", "info", "warning", "error"),
