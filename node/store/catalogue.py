@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from uuid import UUID
 
 from node.domain.errors import ErrorKind, NodeError
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from node.store.store import Store
 
 Header = dict[str, Any]
+Entry = TypeVar("Entry")
+Place = TypeVar("Place")
 
 KEY_OBJECT_SELECTION: Final = "1.2.840.10008.5.1.4.1.1.88.59"
 # Titles of Rejection Notes (DCM): quality, patient safety, wrong order, expired.
@@ -151,6 +153,21 @@ class Retrievable:
     study_instance_uid: str
 
 
+StudyPlace = tuple[date, str]
+
+
+@dataclass(frozen=True)
+class Page(Generic[Entry, Place]):
+    """Some candidates, the place of the last row, and whether more may follow it.
+
+    Rows of erased patients have a place and no entry.
+    """
+
+    entries: Sequence[Entry]
+    last: Place | None
+    more: bool
+
+
 @dataclass(frozen=True)
 class _Hidden:
     """What is rejected in some studies: single instances, or all results of ours."""
@@ -168,7 +185,7 @@ _VISIBLE: Final = (
 
 async def patients_page(
     store: "Store", narrowing: Narrowing, *, after: UUID | None, limit: int
-) -> list[PatientEntry]:
+) -> Page[PatientEntry, UUID]:
     """Return the next candidates that have a study, by id."""
     where = _Where()
     _narrow_patients(where, store, narrowing)
@@ -181,16 +198,18 @@ async def patients_page(
             f" order by p.patient_id limit {limit:d}",
             *where.values,
         )
-        return [entry async for entry in _patients(tx, store, rows)]
+        entries = [entry async for entry in _patients(tx, store, rows)]
+    last = rows[-1]["patient_id"] if rows else None
+    return Page(entries, last, more=len(rows) == limit)
 
 
 async def studies_page(
     store: "Store",
     narrowing: Narrowing,
     *,
-    after: StudyEntry | None,
+    after: StudyPlace | None,
     limit: int,
-) -> list[StudyEntry]:
+) -> Page[StudyEntry, StudyPlace]:
     """Return the next candidates, newest first."""
     text, values = studies_statement(store, narrowing, after=after, limit=limit)
     async with store.db.connection() as tx:
@@ -199,7 +218,7 @@ async def studies_page(
             entry.patient_id: entry
             async for entry in _patients(tx, store, _once(rows, "patient_id"))
         }
-    return [
+    entries = [
         StudyEntry(
             study_instance_uid=row["study_instance_uid"],
             study_date=row["study_date"],
@@ -207,12 +226,16 @@ async def studies_page(
             body=row["study_body"],
         )
         for row in rows
-        if row["patient_id"] in patients  # the others were erased
+        if row["patient_id"] in patients
     ]
+    last = None
+    if rows:
+        last = (rows[-1]["study_date"] or NO_DATE, rows[-1]["study_instance_uid"])
+    return Page(entries, last, more=len(rows) == limit)
 
 
 def studies_statement(
-    store: "Store", narrowing: Narrowing, *, after: StudyEntry | None, limit: int
+    store: "Store", narrowing: Narrowing, *, after: StudyPlace | None, limit: int
 ) -> tuple[str, list[object]]:
     """Return the statement of one page and its parameters."""
     where = _Where()
@@ -227,8 +250,7 @@ def studies_statement(
     if after is not None:
         where.add(
             f"({_DATE}, s.study_instance_uid) < ({{}}, {{}})",
-            after.study_date or NO_DATE,
-            after.study_instance_uid,
+            *after,
         )
     text = (
         "select s.study_instance_uid, s.study_date, s.body as study_body,"
