@@ -36,7 +36,7 @@ from node.http import (
 from node.store import audit, people, studies
 from node.store.people import SessionKind, User
 from node.store.store import Store
-from review_ui import measured, similar
+from review_ui import measured, printed, similar
 
 _DIST = Path(__file__).parent / "dist"
 _PATIENT = re.compile(r"Patient/([0-9a-f-]{36})")
@@ -72,6 +72,7 @@ def routes(store: Store, settings: ReviewSettings) -> list[RouteGroup]:
         _auth_group(store, settings),
         similar.route_group(),
         measured.route_group(),
+        printed.route_group(),
     ]
 
 

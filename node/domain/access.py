@@ -27,6 +27,7 @@ class Action(Enum):
     RETRIEVE_INSTANCE = "retrieve_instance"  # whole objects with identity
     EDIT_REPORT = "edit_report"
     SIGN_REPORT = "sign_report"
+    PRINT_REPORT = "print_report"  # on paper stands the whole identity
     WRITE_PATIENT = "write_patient"
     WRITE_ORDER = "write_order"
     MANAGE_SUBSCRIPTION = "manage_subscription"
@@ -43,6 +44,7 @@ _READER = {Action.READ_REPORT, Action.READ_IMAGE}
 _DOCTOR = _READER | {
     Action.EDIT_REPORT,
     Action.SIGN_REPORT,
+    Action.PRINT_REPORT,
     Action.READ_AGREEMENT,
     Action.COMPARE_CASES,
     Action.RECORD_OUTCOME,

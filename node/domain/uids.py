@@ -15,3 +15,8 @@ def result_uid(report_id: UUID, version: int, kind: str) -> str:
 def heat_map_uid(report_id: UUID, version: int, tracking_uid: str) -> str:
     """Return the SOP Instance UID of the heat map of one lesion."""
     return result_uid(report_id, version, f"heat-map/{tracking_uid}")
+
+
+def pdf_uid(report_id: UUID, version: int) -> str:
+    """Return the SOP Instance UID of the Encapsulated PDF of a signed version."""
+    return result_uid(report_id, version, "pdf")

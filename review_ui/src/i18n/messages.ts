@@ -94,6 +94,7 @@ export const zh = {
   'review.signedNow': '已签发',
   'review.leave': '有未保存的修改，确定离开吗？',
   'review.aiBy': 'AI：{name}',
+  'review.print': '打印 PDF',
   'review.withdrawn': '此报告已撤回，只可查看。',
   'review.readOnly': '您的账号可以查看报告，不能修改。',
 
@@ -443,6 +444,7 @@ export const en: Record<MessageKey, string> = {
   'review.signedNow': 'Signed',
   'review.leave': 'There are unsaved changes. Leave anyway?',
   'review.aiBy': 'AI: {name}',
+  'review.print': 'Print PDF',
   'review.withdrawn': 'This report was withdrawn and can only be read.',
   'review.readOnly': 'Your account may read reports but not change them.',
 

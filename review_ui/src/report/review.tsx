@@ -105,6 +105,11 @@ function Heading({ work, report }: { work: Work; report: Report }) {
       <button type="button" class="quiet" onClick={() => open(work, 'history')}>
         <kbd>D</kbd> {t('review.history')}
       </button>
+      {may('print_report') && isSigned(report.status) && (
+        <a class="quiet button" href={`/review/printed/${report.id}`} target="_blank" rel="noopener">
+          {t('review.print')}
+        </a>
+      )}
       {may('bind_patient') && report.person.id && (
         <button type="button" class="quiet" onClick={() => open(work, 'desk')}>
           {t('review.desk')}
