@@ -1,0 +1,93 @@
+"""Serves the signed report as it is printed: with her name, so only to doctors, audited.
+
+On the page a doctor sees masked identities; paper that goes to the patient needs the
+whole one. Who prints is told by the audit trail.
+"""
+
+import asyncio
+from io import BytesIO
+from uuid import UUID
+
+from aiohttp import hdrs, web
+from pydicom import dcmread
+
+from node.domain.access import Action
+from node.domain.audit import AuditEntry
+from node.domain.errors import ErrorKind, NodeError
+from node.domain.report import Report, ReportStatus
+from node.domain.uids import pdf_uid
+from node.http import STORE, RouteGroup, identity
+from node.store import audit, reports, studies
+from node.store.store import Store
+from node.store.studies import StoredInstance
+
+# Without this browsers refuse to show it: their viewer counts as an embedded object.
+_POLICY = "default-src 'none'; object-src 'self'; frame-ancestors 'none'"
+
+
+def route_group() -> RouteGroup:
+    """Return the route under /review that prints a signed report."""
+    return RouteGroup(
+        prefix="/review",
+        routes=[web.get("/review/printed/{report_id}", printed)],
+    )
+
+
+async def printed(request: web.Request) -> web.Response:
+    """Answer the PDF of the newest signed version of a report.
+
+    NOT_FOUND while nobody has signed, or while the PDF is still being made; GONE when
+    the report was withdrawn.
+    """
+    caller = identity(request)
+    caller.require(Action.PRINT_REPORT)
+    store = request.app[STORE]
+    async with store.db.transaction() as tx:
+        report = await reports.read(tx, store, _report_id(request))
+        number = _signed_version(report)
+        instance = await studies.instance(tx, store, pdf_uid(report.id, number))
+        if instance is None:
+            raise NodeError("the report is not printed yet", ErrorKind.NOT_FOUND)
+        await audit.record(
+            tx,
+            AuditEntry(
+                at=store.clock(),
+                actor=caller.user_id,
+                role=",".join(sorted(role.value for role in caller.roles)),
+                action="print report",
+                entity=f"report/{report.id}/{number}",
+            ),
+        )
+    pdf = await asyncio.to_thread(_pdf, store, instance)
+    name = f"report-{report.id}-{number}.pdf"
+    return web.Response(
+        body=pdf,
+        content_type="application/pdf",
+        headers={
+            hdrs.CONTENT_DISPOSITION: f'inline; filename="{name}"',
+            "Content-Security-Policy": _POLICY,
+        },
+    )
+
+
+def _report_id(request: web.Request) -> UUID:
+    try:
+        return UUID(request.match_info["report_id"])
+    except ValueError:
+        raise NodeError("there is no such report", ErrorKind.NOT_FOUND) from None
+
+
+def _signed_version(report: Report) -> int:
+    if report.current.status is ReportStatus.ENTERED_IN_ERROR:
+        raise NodeError("the report was withdrawn", ErrorKind.GONE)
+    signed = report.last_signed()
+    if signed is None:
+        raise NodeError("only signed reports are printed", ErrorKind.NOT_FOUND)
+    return signed.number
+
+
+def _pdf(store: Store, instance: StoredInstance) -> bytes:
+    with studies.open_blob(store, instance) as reader:
+        document = dcmread(BytesIO(reader.read()))
+    content: bytes = document.EncapsulatedDocument
+    return content[: int(document.EncapsulatedDocumentLength)]
