@@ -37,9 +37,7 @@ from node.domain.errors import ErrorKind, NodeError
 from node.domain.finding import Lesion
 from node.domain.lexicon import Concept, FieldKey
 from node.domain.report import AuthorKind, Report, ReportStatus, ReportVersion
-from node.domain.uids import result_uid
-
-PDF: Final = "pdf"
+from node.domain.uids import pdf_uid, result_uid
 
 _SERIES_NUMBER: Final = 9700
 _TEMPLATE: Final = Path(__file__).with_name("report.typ")
@@ -182,8 +180,8 @@ def encapsulate_report(
     words = Languages(equipment.language).text(_WORDS["title"])
     document.SpecificCharacterSet = UTF8
     document.SOPClassUID = EncapsulatedPDFStorage
-    document.SOPInstanceUID = result_uid(report.id, version.number, PDF)
-    document.SeriesInstanceUID = result_uid(report.id, version.number, f"{PDF}/series")
+    document.SOPInstanceUID = pdf_uid(report.id, version.number)
+    document.SeriesInstanceUID = result_uid(report.id, version.number, "pdf/series")
     document.SeriesNumber = _SERIES_NUMBER + version.number
     document.InstanceNumber = 1
     document.Modality, document.ConversionType = "DOC", "WSD"
@@ -203,12 +201,6 @@ def encapsulate_report(
     stamp(document, version, equipment)
     equipment.sign(document)
     return document
-
-
-def pdf_of(document: Dataset) -> bytes:
-    """Return the PDF in an Encapsulated PDF, without the byte that made it even."""
-    content: bytes = document.EncapsulatedDocument
-    return content[: int(document.EncapsulatedDocumentLength)]
 
 
 def _coded(concept: Concept) -> Dataset:
