@@ -78,6 +78,7 @@ class Peer:
     duplicates: str = "reject"
     coerce: list[Coerce] = field(default_factory=list)
     maximum_associations: int = 0
+    commitment_reply: str = "new"
 
     @property
     def fingerprints(self) -> list[str]:
@@ -114,6 +115,13 @@ class Dicom:
 class Completion:
     quiet_period_s: float
     quiet_after_release_s: float
+
+
+@dataclass(frozen=True)
+class Commitment:
+    grace_s: float
+    reply_wait_s: float
+    patience_h: float
 
 
 @dataclass(frozen=True)
@@ -265,6 +273,7 @@ class Settings:
     storage: Storage
     dicom: Dicom
     completion: Completion
+    commitment: Commitment
     pacs: Pacs
     routing: Routing
     results: Results
@@ -288,6 +297,9 @@ _CHOICES = {
     "log.format": ("auto", "json", "console"),
 }
 _RANGES = (
+    ("commitment.grace_s", 0, 3600),
+    ("commitment.reply_wait_s", 0, 60),
+    ("commitment.patience_h", 0.1, 168),
     ("inference.stuck_after_s", 1, 3600),
     ("inference.cine_frames", 1, 50),
     # Fewer than 30 reports are never judged (node.domain.agreement.LEAST_TRIALS).
@@ -468,6 +480,11 @@ def _check_peers(dicom: Dicom, faults: list[str]) -> None:
         if not _is_title(peer.ae_title) or titles.count(peer.ae_title) > 1:
             faults.append(
                 f"{name}.ae_title: has 1 to 16 ASCII signs without a backslash, once"
+            )
+        if peer.commitment_reply not in ("new", "same"):
+            faults.append(
+                f"{name}.commitment_reply: {peer.commitment_reply!r} is none of"
+                " new, same"
             )
         for service in set(peer.services) - set(PEER_SERVICES):
             known = ", ".join(PEER_SERVICES)
