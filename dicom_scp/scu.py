@@ -1,6 +1,7 @@
-"""The job `send_instance`: one stored instance to one archive by C-STORE (PS3.4 B).
+"""Instances to an archive by C-STORE (PS3.4 B).
 
-pynetdicom works in a thread of its own, so the event loop never waits for a peer.
+pynetdicom works in threads of its own, so the event loop never waits for a peer. An
+association is kept for a moment: the next instance of a study follows at once.
 Whatever an archive answers ends as done, as an error worth another try, or as one
 that only people can mend, told in a line that they understand.
 """
@@ -9,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import structlog
 from pydicom import dcmread
@@ -22,24 +24,36 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+    UltrasoundImageStorage,
+    UltrasoundMultiFrameImageStorage,
 )
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
 
+from dicom_scp.delivery import Pace, Sent, Unconfirmed
 from dicom_scp.intake import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION
 from dicom_scp.scp import quiet_pynetdicom
-from dicom_scp.sr import SR_CLASSES, as_sop_class
-from node.domain.audit import AuditEntry
+from dicom_scp.sr import (
+    SR_CLASSES,
+    as_sop_class,
+    names_documents,
+    naming_documents_as,
+)
+from dicom_scp.tls import WrapsSockets
 from node.domain.errors import ErrorKind, NodeError
-from node.store import audit, studies
-
-if TYPE_CHECKING:
-    from node.store.store import Store
-    from node.store.studies import StoredInstance
 
 log = structlog.get_logger(__name__)
 
+KEEP_S: Final = 2.0
+_MOST_CONTEXTS: Final = 128  # PS3.8 9.3.2.2: odd numbers of one byte
+_OFTEN: Final = (
+    str(UltrasoundImageStorage),
+    str(UltrasoundMultiFrameImageStorage),
+    str(SecondaryCaptureImageStorage),
+)
 _UNCOMPRESSED: Final = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
 
 # The conformance statement is generated from this table: first match counts.
@@ -63,7 +77,9 @@ class Destination:
     """An archive: where it listens, how we introduce ourselves, and its limits.
 
     `sr_sop_classes` are the SR classes to try, best first. `tls` is a client
-    context, None for an unencrypted connection.
+    context, None for an unencrypted connection. With `commitment` it is asked to
+    commit itself to what it stored (PS3.4 J); an archive that reports on the same
+    association does so within `commitment_wait_s`.
     """
 
     ae_title: str
@@ -71,7 +87,9 @@ class Destination:
     port: int
     calling_ae_title: str = "SONONODE"
     sr_sop_classes: tuple[str, ...] = SR_CLASSES
-    tls: ssl.SSLContext | None = None
+    tls: WrapsSockets | None = None
+    commitment: bool = False
+    commitment_wait_s: float = 2.0
     connection_timeout_s: float = 10.0
     association_timeout_s: float = 15.0
     response_timeout_s: float = 120.0
@@ -80,91 +98,178 @@ class Destination:
         return f"archive {self.ae_title} at {self.host}:{self.port}"
 
 
-async def send_instance(
-    store: Store,
-    payload: Mapping[str, Any],
-    destinations: Mapping[str, Destination],
-) -> None:
-    """Send one stored instance to the destination that the payload names.
+@dataclass
+class _Line:
+    """An association that is kept, what was offered on it, and since when it rests."""
 
-    Raises NodeError: EXHAUSTED and UNAVAILABLE are worth another try, the other
-    kinds are final. An instance that arrived twice is the same instance.
+    association: Association
+    offered: frozenset[tuple[str, str]]
+    rests_since: float = 0.0
+    used: bool = False
+
+
+@dataclass
+class DimseSender:
+    """Sends to one archive; one association carries what follows within `keep_s`.
+
+    The associations together leave no faster than `pace` allows.
     """
-    uid, name = payload["sop_instance_uid"], payload["destination"]
-    destination = destinations.get(name)
-    if destination is None:
-        raise NodeError(
-            f"there is no destination {name} in the settings", ErrorKind.SETTING
-        )
-    async with store.db.connection() as tx:
-        instance = await studies.instance(tx, store, uid)
-    if instance is None:
-        raise NodeError(f"there is no instance {uid}", ErrorKind.NOT_FOUND)
-    sent_as = await asyncio.to_thread(_send_stored, store, instance, destination)
-    log.info("scu.sent", sop_instance_uid=uid, destination=name, sent_as=sent_as)
-    async with store.db.transaction() as tx:
-        await audit.record(
-            tx,
-            AuditEntry(
-                at=store.clock(),
-                actor="sononode",
-                role="device",
-                action="export",
-                entity=f"instance/{uid}",
-                detail={"destination": name, "sent_as": sent_as},
-            ),
-        )
 
+    destination: Destination
+    pace: Pace | None = None
+    keep_s: float = KEEP_S
+    opened: int = 0
+    _resting: list[_Line] = field(default_factory=list)
+    _wanted: set[tuple[str, str]] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
-def _send_stored(
-    store: Store, instance: StoredInstance, destination: Destination
-) -> str:
-    with studies.open_blob(store, instance) as reader:
-        part10 = reader.read()
-    return send_part10(part10, destination)
+    @property
+    def commitment(self) -> bool:
+        """Tell whether the archive is asked to commit itself to what it got."""
+        return self.destination.commitment
+
+    async def send(self, part10: bytes, *, before: str | None = None) -> Sent:
+        """Send a Part 10 file, as `delivery.Sender` promises."""
+        sent = await asyncio.to_thread(self.send_part10, part10, before=before)
+        loop = asyncio.get_running_loop()
+        loop.call_later(self.keep_s, lambda: loop.run_in_executor(None, self._tidy))
+        return sent
+
+    async def close(self) -> None:
+        """Release what is kept."""
+        await asyncio.to_thread(self._tidy, everything=True)
+
+    def send_part10(self, part10: bytes, *, before: str | None = None) -> Sent:
+        """Send a Part 10 file. Blocks."""
+        dataset: Dataset = dcmread(BytesIO(part10))
+        pairs = _pairs(dataset, self.destination)
+        while True:
+            line = self._take(pairs)
+            try:
+                return self._store(dataset, line, len(part10), before)
+            except Unconfirmed:
+                # A line that rested may have been closed by the archive meanwhile:
+                # that is no failure. The same UID arrives at most once more.
+                if not line.used:
+                    raise
+            finally:
+                self._put_back(line)
+
+    def _take(self, pairs: Iterable[tuple[str, str]]) -> _Line:
+        needed = frozenset(pairs)
+        with self._lock:
+            for line in self._resting:
+                if needed <= line.offered and line.association.is_established:
+                    self._resting.remove(line)
+                    line.used = True
+                    return line
+            if len(needed | self._wanted) > _MOST_CONTEXTS:
+                self._wanted.clear()
+            self._wanted |= needed
+            offered = frozenset(self._wanted)
+            self.opened += 1
+        # One syntax a context: an archive picks what it likes of several.
+        contexts = [build_context(c, s) for c, s in sorted(offered)]
+        handlers = [] if self.pace is None else [_slow_down(self.pace)]
+        association = associate(self.destination, contexts, handlers=handlers)
+        if self.pace is not None:
+            # The idle timer counts from what was received last: at a slow pace it
+            # would end an association in the middle of a cine.
+            association.network_timeout = None
+        return _Line(association, offered)
+
+    def _put_back(self, line: _Line) -> None:
+        if not line.association.is_established:
+            return
+        if not self.keep_s:
+            line.association.release()
+            return
+        line.rests_since = time.monotonic()
+        with self._lock:
+            self._resting.append(line)
+
+    def _tidy(self, *, everything: bool = False) -> None:
+        """Release what has rested for `keep_s`."""
+        latest = time.monotonic() - 0.9 * self.keep_s
+        with self._lock:
+            done = [
+                line
+                for line in self._resting
+                if everything or line.rests_since <= latest
+            ]
+            self._resting = [line for line in self._resting if line not in done]
+        for line in done:
+            if line.association.is_established:
+                line.association.release()
+
+    def _store(
+        self, dataset: Dataset, line: _Line, size: int, before: str | None
+    ) -> Sent:
+        association, destination = line.association, self.destination
+        try:
+            dataset = _as_accepted(dataset, association, destination, before)
+            association.dimse_timeout = destination.response_timeout_s
+            if self.pace is not None:
+                association.dimse_timeout += size / self.pace.bytes_per_s
+            response = association.send_c_store(dataset)
+        except (ValueError, RuntimeError) as error:
+            # pynetdicom says so when the peer left or no accepted context fits.
+            if not association.is_established:
+                raise _unconfirmed(destination, "broke the association") from error
+            raise NodeError(
+                f"{destination} takes neither this class nor this transfer syntax",
+                ErrorKind.UNSUPPORTED,
+            ) from error
+        _judge(response, destination)
+        return Sent(str(dataset.SOPClassUID), str(dataset.SOPInstanceUID))
 
 
 def send_part10(part10: bytes, destination: Destination) -> str:
-    """Send a Part 10 file; return the SOP Instance UID under which it went.
+    """Send one Part 10 file; return the SOP Instance UID under which it went.
 
     That is another one only for a document whose class the archive refuses:
     then it goes under the best class that it takes (`sr.as_sop_class`). Blocks.
     """
-    dataset: Dataset = dcmread(BytesIO(part10))
-    association = _associate(destination, _contexts(dataset, destination))
-    try:
-        dataset = _as_accepted(dataset, association, destination)
-        response = association.send_c_store(dataset)
-        _judge(response, destination)
-        return str(dataset.SOPInstanceUID)
-    except (ValueError, RuntimeError) as error:
-        # pynetdicom says so when the peer left or no accepted context fits.
-        if not association.is_established:
-            raise _away(destination, "broke the association") from error
-        raise NodeError(
-            f"{destination} takes neither this class nor this transfer syntax",
-            ErrorKind.UNSUPPORTED,
-        ) from error
-    finally:
-        if association.is_established:
-            association.release()
+    return DimseSender(destination, keep_s=0).send_part10(part10).sop_instance_uid
 
 
-def _contexts(dataset: Dataset, destination: Destination) -> list[PresentationContext]:
+def _pairs(dataset: Dataset, destination: Destination) -> list[tuple[str, str]]:
+    """Return the pairs of class and transfer syntax that an instance may go under.
+
+    What a study is made of is offered together, so that one association carries it.
+    """
     syntax = str(dataset.file_meta.TransferSyntaxUID)
     native = {*_UNCOMPRESSED, str(DeflatedExplicitVRLittleEndian)}
-    syntaxes = list(_UNCOMPRESSED) if syntax in native else [syntax]
     own = str(dataset.SOPClassUID)
-    classes: Sequence[str] = (own,)
+    documents = [c for c in destination.sr_sop_classes if c in SR_CLASSES]
+    classes: Iterable[str] = (own,)
     if own in SR_CLASSES:
-        classes = [c for c in destination.sr_sop_classes if c in SR_CLASSES] or [own]
-    # One syntax a context: an archive picks what it likes of several.
-    return [build_context(c, s) for c in classes for s in syntaxes]
+        classes = documents or [own]
+    elif names_documents(dataset):
+        classes = (own, *documents)
+    if own in _OFTEN:
+        classes = dict.fromkeys((*classes, *_OFTEN, *documents))
+    pairs = [(c, s) for c in classes for s in _UNCOMPRESSED]
+    return pairs if syntax in native else [*pairs, (own, syntax)]
 
 
-def _associate(
-    destination: Destination, contexts: list[PresentationContext]
+def _slow_down(pace: Pace) -> tuple[Any, Callable[[evt.Event], None]]:
+    """Return a handler that holds up the next PDU until the line is free again."""
+    return evt.EVT_DATA_SENT, lambda event: time.sleep(pace.wait_s(len(event.data)))
+
+
+def associate(
+    destination: Destination,
+    contexts: list[PresentationContext],
+    *,
+    roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
+    handlers: Sequence[Any] = (),
 ) -> Association:
+    """Return an established association. Blocks.
+
+    Raises NodeError: UNAVAILABLE when nobody answers or wants us just now,
+    FORBIDDEN and UNSUPPORTED when the peer says no for good.
+    """
     quiet_pynetdicom()
     ae = AE(ae_title=destination.calling_ae_title)
     ae.implementation_class_uid = IMPLEMENTATION_UID
@@ -173,7 +278,7 @@ def _associate(
     ae.acse_timeout = destination.association_timeout_s
     ae.dimse_timeout = destination.response_timeout_s
     ae.network_timeout = destination.response_timeout_s
-    tls = destination.tls
+    tls: Any = destination.tls  # pynetdicom only asks it to wrap the socket
     association = ae.associate(
         destination.host,
         destination.port,
@@ -181,7 +286,8 @@ def _associate(
         ae_title=destination.ae_title,
         max_pdu=0,
         tls_args=None if tls is None else (tls, destination.host),
-        evt_handlers=[(evt.EVT_CONN_OPEN, send_at_once)],
+        ext_neg=list(roles),
+        evt_handlers=[(evt.EVT_CONN_OPEN, send_at_once), *handlers],
     )
     if association.is_established:
         return association
@@ -215,38 +321,51 @@ def _rejected(association: Association, destination: Destination) -> NodeError:
 
 
 def _as_accepted(
-    dataset: Dataset, association: Association, destination: Destination
+    dataset: Dataset,
+    association: Association,
+    destination: Destination,
+    before: str | None,
 ) -> Dataset:
-    """Return the document in the best class that the archive accepted."""
+    """Return the instance as the archive takes it.
+
+    A document goes in the best class that was accepted, or in the one in which it
+    went `before`. What names documents names them as they went.
+    """
     own = str(dataset.SOPClassUID)
-    if own not in SR_CLASSES:
+    document = own in SR_CLASSES
+    if not document and not names_documents(dataset):
         return dataset
     accepted = {str(c.abstract_syntax) for c in association.accepted_contexts}
-    for sop_class_uid in destination.sr_sop_classes:
-        if sop_class_uid in accepted:
-            other = as_sop_class(dataset, sop_class_uid)
-            if other is not dataset:
-                other.file_meta.MediaStorageSOPClassUID = other.SOPClassUID
-                other.file_meta.MediaStorageSOPInstanceUID = other.SOPInstanceUID
-            return other
-    raise NodeError(
-        f"{destination} takes no Structured Report of any class", ErrorKind.UNSUPPORTED
-    )
+    make = as_sop_class if document else naming_documents_as
+    possible = [make(dataset, c) for c in destination.sr_sop_classes if c in accepted]
+    if not possible:
+        if not document:
+            return dataset
+        raise NodeError(
+            f"{destination} takes no Structured Report of any class",
+            ErrorKind.UNSUPPORTED,
+        )
+    chosen = next((d for d in possible if str(d.SOPInstanceUID) == before), possible[0])
+    if chosen is not dataset:
+        chosen.file_meta.MediaStorageSOPClassUID = chosen.SOPClassUID
+        chosen.file_meta.MediaStorageSOPInstanceUID = chosen.SOPInstanceUID
+    return chosen
 
 
 def _judge(response: Dataset, destination: Destination) -> None:
     """Raise what the C-STORE response status means; return when it has arrived."""
     if "Status" not in response:
-        raise _away(destination, "did not confirm in time or went away")
+        raise _unconfirmed(destination, "did not confirm in time or went away")
     status = int(response.Status)
-    kind, words = _outcome(status)
+    kind, words = outcome(status)
     if kind is not None:
         raise NodeError(f"{destination} {words} ({status:04X})", kind)
     if status:
         log.warning("scu.warning", status=f"{status:04X}", destination=str(destination))
 
 
-def _outcome(status: int) -> tuple[ErrorKind | None, str]:
+def outcome(status: int) -> tuple[ErrorKind | None, str]:
+    """Return what becomes of an instance that was answered so, and in words."""
     for low, high, kind, words in SEND_OUTCOMES:
         if low <= status <= high:
             return kind, words
@@ -255,3 +374,7 @@ def _outcome(status: int) -> tuple[ErrorKind | None, str]:
 
 def _away(destination: Destination, words: str) -> NodeError:
     return NodeError(f"{destination} {words}", ErrorKind.UNAVAILABLE)
+
+
+def _unconfirmed(destination: Destination, words: str) -> Unconfirmed:
+    return Unconfirmed(f"{destination} {words}")

@@ -122,6 +122,7 @@ class Jobs:
         returned. It may have read its input already: a `key` must name the version
         of what is to be done. Jobs that share `order_key` run one at a time,
         oldest first; one that waits for its next try holds up those behind it.
+        An urgent one lends its `priority` to those that it has to wait for.
         """
         job_id, now = uuid4(), self._clock()
         body = json.dumps(payload, ensure_ascii=False).encode()
@@ -143,6 +144,8 @@ class Jobs:
                 priority.value,
             )
             if inserted is not None:
+                if order_key is not None:
+                    await tx.execute(_HURRY, order_key, priority.value)
                 return inserted
             waiting: UUID | None = await tx.fetchval(
                 "select job_id from jobs where kind = $1 and dedupe_key = $2"
@@ -390,6 +393,11 @@ on conflict (kind, dedupe_key)
     where dedupe_key is not null and state in ('ready', 'running')
     do nothing
 returning job_id
+"""
+
+_HURRY = """
+update jobs set head_start = $2::interval, turn_at = not_before - $2::interval
+where order_key = $1 and state = 'ready' and head_start < $2::interval
 """
 
 # A running job whose lease ran out has lost its process. The third loss buries it.

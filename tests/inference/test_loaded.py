@@ -307,7 +307,7 @@ def visible_handlers(rig: Rig) -> dict[str, Handler]:
         "assess_study": read_study,
         "publish_report": partial(publish_report, rig.store, settings),
         "encode_report": lambda payload: encode_report(
-            rig.store, payload, ResultSettings(equipment, ())
+            rig.store, payload, ResultSettings(equipment)
         ),
     }
 

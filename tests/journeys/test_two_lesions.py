@@ -101,7 +101,6 @@ async def test_two_lesions_stay_apart_from_the_pixels_to_the_phone(
             Equipment.at_site(
                 "示范医院", "SONONODE", "zh-CN", "+0800", software_version="1.2.3"
             ),
-            (),
         ),
     )
     (document,) = await stored(store, Origin.AI_SR)

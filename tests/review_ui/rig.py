@@ -60,7 +60,6 @@ RESULTS = ResultSettings(
     Equipment.at_site(
         "示范医院", "SONONODE", "zh-CN", "+0800", software_version="1.2.3"
     ),
-    (),
 )
 
 

@@ -59,6 +59,14 @@ create index routed_instances_open on routed_instances (destination, queued_at)
     where state <> 'sent';
 create index routed_instances_of_job on routed_instances (job_id) where state <> 'sent';
 
+create view deliveries_now as
+select r.*, i.sequence,
+       case when r.state <> 'sent' and j.state = 'dead' then 'failed'
+            else r.state end as now_state,
+       coalesce(case when r.state <> 'sent' then j.error end, r.error, '') as told
+from routed_instances r join instances i using (sop_instance_uid)
+left join jobs j on j.job_id = r.job_id;
+
 -- What a destination answered when it was asked, so that sending need not find it out
 -- object by object. `stale` asks for it anew.
 create table destination_probes (

@@ -275,6 +275,16 @@ async def test_what_is_urgent_overtakes_and_nothing_waits_for_ever(
     assert taken == [3, 2, 1, 4]
 
 
+async def test_an_urgent_job_hurries_those_that_it_has_to_wait_for(
+    store: Store, clock: FrozenClock
+) -> None:
+    await defer(store, 1, order_key="study-1", priority=Priority.LOW)
+    await defer(store, 2, order_key="study-2")
+    clock.advance(seconds=60)
+    await defer(store, 3, order_key="study-1", priority=Priority.HIGH)
+    assert (await claimed(store)).payload["number"] == 1
+
+
 async def test_a_failure_keeps_the_head_start(store: Store, clock: FrozenClock) -> None:
     await defer(store, 1, priority=Priority.HIGH)
     await store.jobs.failed(await claimed(store), "away")
