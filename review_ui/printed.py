@@ -1,4 +1,4 @@
-"""Serves the signed report as it is printed: with her name, so only to doctors, audited.
+"""Serves the signed report as printed: with her name, so only to doctors, audited.
 
 On the page a doctor sees masked identities; paper that goes to the patient needs the
 whole one. Who prints is told by the audit trail.
