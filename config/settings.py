@@ -79,6 +79,7 @@ class Peer:
     coerce: list[Coerce] = field(default_factory=list)
     maximum_associations: int = 0
     commitment_reply: str = "new"
+    charset: str = ""
 
     @property
     def fingerprints(self) -> list[str]:
@@ -109,6 +110,14 @@ class Dicom:
     association_timeout_s: float
     network_timeout_s: float
     shutdown_grace_s: float
+
+
+@dataclass(frozen=True)
+class Worklist:
+    stations: str
+    in_progress: bool
+    past_days: int
+    maximum_answers: int
 
 
 @dataclass(frozen=True)
@@ -272,6 +281,7 @@ class Settings:
     keys: Keys
     storage: Storage
     dicom: Dicom
+    worklist: Worklist
     completion: Completion
     commitment: Commitment
     pacs: Pacs
@@ -287,16 +297,21 @@ class Settings:
 
 PEER_SERVICES = ("store", "commitment", "worklist", "mpps", "query", "retrieve")
 DUPLICATES = ("reject", "keep-both")
+# What answers to a machine can be written in, whatever it asks for.
+CHARSETS = ("ISO_IR 192", "GB18030", "GBK", "\\ISO 2022 IR 58", "ISO_IR 100")
 _CHOICES = {
     "site.language": ("zh-CN", "en"),
     "dicom.tls_client_certificates": ("required", "optional"),
     "results.pdf": ("none", "site", "both"),
+    "worklist.stations": ("own", "asked", "all"),
     "fhir.ai_report_status": ("partial", "preliminary"),
     "inference.engine": ("auto", "openvino", "torch"),
     "log.level": ("debug", "info", "warning", "error"),
     "log.format": ("auto", "json", "console"),
 }
 _RANGES = (
+    ("worklist.past_days", 0, 3650),
+    ("worklist.maximum_answers", 1, 10_000),
     ("commitment.grace_s", 0, 3600),
     ("commitment.reply_wait_s", 0, 60),
     ("commitment.patience_h", 0.1, 168),
@@ -502,6 +517,9 @@ def _check_peers(dicom: Dicom, faults: list[str]) -> None:
         if not 0 <= peer.maximum_associations <= dicom.maximum_associations:
             most = f"{dicom.maximum_associations} (dicom.maximum_associations)"
             faults.append(f"{name}.maximum_associations: must be from 0 to {most}")
+        if peer.charset and peer.charset not in CHARSETS:
+            known = ", ".join(CHARSETS)
+            faults.append(f"{name}.charset: {peer.charset!r} is none of {known}")
         _check_certificate(name, peer, dicom, faults)
 
 

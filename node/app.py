@@ -37,6 +37,7 @@ from dicom_scp.scu import Destination, send_instance
 from dicom_scp.services import Service
 from dicom_scp.sr import Equipment
 from dicom_scp.storage import SYNTAXES, is_storage_class
+from dicom_scp.worklist import Stations, WorklistSettings, worklist_service
 from fhir import rest, subscriptions
 from fhir.mapping import Systems
 from fhir.publish import publish_report
@@ -217,9 +218,31 @@ def calling_tls_of(settings: Settings) -> tls.FollowedContext:
     )
 
 
+def worklist_settings_of(settings: Settings) -> WorklistSettings:
+    """Return what the worklist is told."""
+    told = settings.worklist
+    return WorklistSettings(
+        stations=Stations(told.stations),
+        in_progress=told.in_progress,
+        past_days=told.past_days,
+        maximum_answers=told.maximum_answers,
+        offset=site_offset(settings),
+        character_sets={
+            peer.ae_title: peer.charset for peer in settings.dicom.peers if peer.charset
+        },
+    )
+
+
+def site_offset(settings: Settings) -> timedelta:
+    """Return how far the site's clock is ahead of UTC."""
+    told = settings.site.timezone_offset
+    ahead = timedelta(hours=int(told[1:3]), minutes=int(told[3:5]))
+    return -ahead if told.startswith("-") else ahead
+
+
 def services_of(settings: Settings) -> list[Service]:
     """Return what the node offers to DICOM peers beside Verification and Storage."""
-    return []
+    return [worklist_service(worklist_settings_of(settings))]
 
 
 def destinations_of(settings: Settings) -> dict[str, Destination]:

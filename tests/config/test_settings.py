@@ -102,3 +102,11 @@ def test_a_wrong_peer_is_named(told: str, fault: str) -> None:
         load_settings({"SONONODE_DICOM__PEERS": told})
 
     assert fault in str(raised.value)
+
+
+def test_a_character_set_that_we_cannot_write_is_named() -> None:
+    peer = '[{"ae_title": "A", "charset": "%s"}]'
+    known = load_settings({"SONONODE_DICOM__PEERS": peer % "\\\\ISO 2022 IR 58"})
+    assert known.dicom.peers[0].charset == "\\ISO 2022 IR 58"
+    with pytest.raises(SettingsError, match=r"dicom.peers\[1\].charset: 'UTF-8'"):
+        load_settings({"SONONODE_DICOM__PEERS": peer % "UTF-8"})
