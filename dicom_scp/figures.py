@@ -6,23 +6,42 @@ because the typesetter takes it as text: nothing of a patient becomes a file.
 
 from __future__ import annotations
 
+import json
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import structlog
 from PIL import Image
+from pydicom.dataset import Dataset
 
-from node.domain.finding import Lesion, PixelBox
+from dicom_scp.heatmap import decode_overlay
+from node.domain.errors import ErrorKind, NodeError
+from node.domain.finding import ImageReference, Lesion, PixelBox
+from node.domain.report import Report, ReportVersion
 from node.domain.study import UltrasoundRegion
-from node.imaging import Pixels
+from node.imaging import Pixels, StoredImage, ultrasound_regions
+from node.store import studies
+from node.store.overlays import read_overlay
+
+if TYPE_CHECKING:
+    from node.store.keys import Sealer
+    from node.store.store import Store
+    from node.store.studies import StoredInstance
+
+log = structlog.get_logger(__name__)
 
 _LONGEST_SIDE: Final = 1000
 _QUALITY: Final = 92
 _LINE: Final = "#ffd21f"
 _SCALE_BAR_MM: Final = 10
+# A store that is away is none of these: then the report waits.
+_UNSHOWABLE: Final = frozenset(
+    {ErrorKind.UNSUPPORTED, ErrorKind.NOT_FOUND, ErrorKind.INVALID}
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +57,72 @@ class Figure:
     heat_map: str | None = None
     instance_number: str = ""
     frame: int | None = None
+
+
+def figures_of(
+    store: Store,
+    sealer: Sealer,
+    report: Report,
+    version: ReportVersion,
+    sources: Sequence[StoredInstance],
+) -> dict[str, Figure]:
+    """Return the pictures of a version's lesions by tracking UID. Blocks.
+
+    A lesion whose image is not here or cannot be shown has none.
+    """
+    by_uid = {source.sop_instance_uid: source for source in sources}
+    heat_maps = _heat_maps(report, version)
+    found = {}
+    for lesion in version.findings.lesions:
+        image = lesion.image
+        source = by_uid.get(image.sop_instance_uid) if image else None
+        if image is None or source is None:
+            continue
+        header = Dataset.from_json(json.loads(source.metadata))
+        try:
+            pixels = _frame(store, source, header, image)
+        except NodeError as error:
+            if error.kind not in _UNSHOWABLE:
+                raise
+            uid = image.sop_instance_uid
+            log.warning("figures.not_shown", sop_instance_uid=uid, error=str(error))
+            continue
+        svg, bar = outlined(pixels, lesion, ultrasound_regions(header))
+        found[lesion.tracking_uid] = Figure(
+            svg,
+            bar,
+            _heat_map(store, sealer, heat_maps.get(lesion.tracking_uid)),
+            str(header.get("InstanceNumber") or ""),
+            image.frame if source.number_of_frames > 1 else None,
+        )
+    return found
+
+
+def _frame(
+    store: Store, source: StoredInstance, header: Dataset, image: ImageReference
+) -> Pixels:
+    with studies.open_blob(store, source) as reader:
+        stored = StoredImage(
+            reader,
+            header=header,
+            frames=source.frame_table,
+            transfer_syntax_uid=source.transfer_syntax_uid,
+        )
+        return stored.frame(image.frame - 1)
+
+
+def _heat_maps(report: Report, version: ReportVersion) -> dict[str, str]:
+    """Return the newest heat map of each lesion, whichever version painted it."""
+    return {
+        item.tracking_uid: item.sop_instance_uid
+        for earlier in report.versions[: version.number]
+        for item in earlier.findings.heat_maps
+    }
+
+
+def _heat_map(store: Store, sealer: Sealer, uid: str | None) -> str | None:
+    png = None if uid is None else read_overlay(store, sealer, uid)
+    return None if png is None else plain(decode_overlay(png))
 
 
 def outlined(

@@ -121,7 +121,8 @@ async def _write(store: "Store", tx: "Transaction", report: Report, role: str) -
             entity=f"report/{report.id}/{version.number}",
         ),
     )
-    if version.signed or role == "algorithm":
+    withdrawn = version.status is ReportStatus.ENTERED_IN_ERROR
+    if version.signed or withdrawn or role == "algorithm":
         await _defer(store, tx, "encode_report", report)
     if report.last_signed() is not None:
         # A withdrawn report takes its comparison back.
