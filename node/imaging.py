@@ -13,6 +13,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import SEEK_CUR, SEEK_END, SEEK_SET, BufferedReader, BytesIO, RawIOBase
 from typing import BinaryIO, Final, Protocol, cast
@@ -137,6 +138,21 @@ def frame_table(source: bytes | BinaryIO) -> FrameTable:
     return read_part10(source)[1]
 
 
+def video_fragments(reader: RandomAccess) -> FrameTable:
+    """Return (offset, length) of the parts of a video stream in a Part 10 file.
+
+    Empty when its pixel data is not encapsulated (PS3.5 A.4).
+    """
+    file = cast(BinaryIO, BufferedReader(ReaderFile(reader)))
+    _parse(file)
+    start = file.tell()
+    tag_and_length = file.read(12)
+    if tag_and_length[:4] != b"\xe0\x7f\x10\0" or tag_and_length[8:] != b"\xff" * 4:
+        return ()
+    items = list(_items(file, start + 12, reader.size))  # first the offset table
+    return tuple((at + 8, length) for at, length in items[1:])
+
+
 def transfer_syntax_of(header: Dataset) -> str:
     """Return the Transfer Syntax UID; Implicit VR Little Endian when none is given."""
     meta = getattr(header, "file_meta", None)
@@ -259,6 +275,8 @@ def _frame_table(file: BinaryIO, raw: Dataset) -> FrameTable:
     else:
         return ()
     size = file.seek(0, SEEK_END)
+    if transfer_syntax_of(raw) in VIDEO:
+        return ()  # its fragments are parts of a stream, not frames
     try:
         picture = Picture.of(raw)
     except NodeError:
@@ -419,6 +437,15 @@ class Picture:
         return self.frame_bytes
 
 
+# What these say of a compressed stream is not so of its whole samples.
+_NATIVE_PHOTOMETRIC: Final = {
+    "YBR_RCT": "RGB",
+    "YBR_ICT": "RGB",
+    "YBR_FULL_422": "YBR_FULL",
+    "YBR_PARTIAL_420": "YBR_FULL",
+}
+
+
 class StoredImage:
     """The pictures of one stored instance, frame by frame in true colours."""
 
@@ -477,28 +504,51 @@ class StoredImage:
         Raises Undecodable when no decoder here knows the syntax or the stream is
         damaged.
         """
+        stream = self._decodable_stream(index)
+        with _damage_named():
+            if self._is_colour_jpeg:
+                return _jpeg_pixels(stream, self.picture)
+            return self._true_colour(self._samples(stream))
+
+    def native_frame(self, index: int) -> tuple[bytes, str]:
+        """Return frame `index` (from 0) uncompressed, and what its samples are.
+
+        Little endian, colour by pixel. What was coded without loss keeps every bit
+        and its photometric interpretation; YCbCr of a JPEG or JPEG 2000 stream comes
+        as RGB. Raises Undecodable as `frame` does.
+        """
+        stream = self._decodable_stream(index)
+        photometric = self.picture.photometric_interpretation
+        with _damage_named():
+            if self._is_colour_jpeg:
+                return _jpeg_pixels(stream, self.picture).tobytes(), "RGB"
+            if self.transfer_syntax_uid in JPEG_2000:
+                photometric = _jpeg2000_photometric(stream, photometric)
+            samples = self._samples(stream, raw=True)
+        photometric = _NATIVE_PHOTOMETRIC.get(photometric, photometric)
+        order = samples.dtype.newbyteorder("<")
+        native = samples.astype(order, copy=False).tobytes()
+        if len(native) != self.picture.frame_bytes:
+            raise Undecodable("the compressed frame has another size than the header")
+        return native, photometric
+
+    @property
+    def _is_colour_jpeg(self) -> bool:
+        colour = self.picture.samples_per_pixel == 3
+        return colour and self.transfer_syntax_uid in JPEG_DCT
+
+    def _decodable_stream(self, index: int) -> bytes:
+        """Return what a decoder is given, after everything that can be checked."""
         reason = why_undecodable(self.transfer_syntax_uid)
         if reason is not None:
             raise Undecodable(reason)
         stream = self.stored_frame(index)
         if _encapsulated(self.transfer_syntax_uid):
             _check_stream_size(stream, self.picture)
-        try:
-            if (
-                self.transfer_syntax_uid in JPEG_DCT
-                and self.picture.samples_per_pixel == 3
-            ):
-                return _jpeg_pixels(stream, self.picture)
-            return self._true_colour(self._samples(stream))
-        except NodeError:
-            raise
-        except Exception as error:  # every codec has errors of its own
-            raise Undecodable(
-                f"the pixel data is damaged ({type(error).__name__})"
-            ) from None
+        return stream
 
-    def _samples(self, stream: bytes) -> NDArray[np.generic]:
-        """Decode one frame to its samples, RGB where it was a YBR."""
+    def _samples(self, stream: bytes, *, raw: bool = False) -> NDArray[np.generic]:
+        """Decode one frame to its samples, RGB where it was a YBR unless `raw`."""
         picture, syntax = self.picture, uid.UID(self.transfer_syntax_uid)
         photometric = picture.photometric_interpretation
         source = stream
@@ -521,7 +571,7 @@ class StoredImage:
             "pixel_keyword": "PixelData",
             "pixel_vr": "OW" if picture.bits_allocated > 8 else "OB",
         }
-        array, _ = get_decoder(syntax).as_array(source, index=0, **options)  # type: ignore[arg-type]
+        array, _ = get_decoder(syntax).as_array(source, index=0, raw=raw, **options)  # type: ignore[arg-type]
         return cast(NDArray[np.generic], array)
 
     def _true_colour(self, samples: NDArray[np.generic]) -> Pixels:
@@ -550,6 +600,19 @@ class StoredImage:
             cast(BinaryIO, BufferedReader(ReaderFile(self._reader)))
         )
         return self.header
+
+
+@contextmanager
+def _damage_named() -> Iterator[None]:
+    """Turn what a codec raises into Undecodable; every codec has errors of its own."""
+    try:
+        yield
+    except NodeError:
+        raise
+    except Exception as error:
+        raise Undecodable(
+            f"the pixel data is damaged ({type(error).__name__})"
+        ) from None
 
 
 def why_undecodable(transfer_syntax_uid: str) -> str | None:
