@@ -401,7 +401,7 @@ class InstanceSink:
             raise
         if result is Received.DUPLICATE:
             intake.store.blobs.delete(self._name)
-        elif result is Received.STORED:
+        if result is not Received.KEPT:
             intake.feeds(arrival.instance.association)
         coerced = arrival.coerced and result is not Received.DUPLICATE
         return COERCED if coerced else SUCCESS

@@ -142,6 +142,7 @@ class StudyStatus(StrEnum):
     CLOSED = "closed"  # complete; waiting for the reading
     READ = "read"  # an AI draft exists
     FAILED = "failed"  # the reading failed; can be retried
+    DISCONTINUED = "discontinued"  # broken off at the machine; not to be read
 
 
 @dataclass(frozen=True)
@@ -157,3 +158,4 @@ class StudyRecord:
     closed_at: datetime | None
     evidence: str | None
     generation: int
+    incomplete: bool = False  # images may be missing: `node.store.completion`

@@ -333,6 +333,17 @@ async def write_verdict(
     )
 
 
+async def last_told(tx: "Transaction", study_instance_uid: str) -> str:
+    """Return a text that changes with what was concluded of a study."""
+    return str(
+        await tx.fetchval(
+            "select md5(coalesce(evidence_detail::text, '')) from studies"
+            " where study_instance_uid = $1",
+            study_instance_uid,
+        )
+    )
+
+
 async def settle(tx: "Transaction", study_instance_uid: str) -> None:
     """Note that a study was weighed again and nothing changed."""
     await tx.execute(

@@ -10,7 +10,7 @@ import struct
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
@@ -445,16 +445,22 @@ async def touch_study(
 
 
 async def close_study(
-    tx: "Transaction", study_instance_uid: str, *, at: datetime, evidence: str
+    tx: "Transaction",
+    study_instance_uid: str,
+    *,
+    at: datetime,
+    evidence: str,
+    status: StudyStatus = StudyStatus.CLOSED,
 ) -> StudyRecord | None:
     """Close an open study under the next generation; None when it is not open."""
     row = await tx.fetchrow(
-        "update studies set status = 'closed', closed_at = $2, evidence = $3,"
+        "update studies set status = $4, closed_at = $2, evidence = $3,"
         " generation = generation + 1"
         " where study_instance_uid = $1 and status = 'receiving' returning *",
         study_instance_uid,
         at,
         evidence,
+        status.value,
     )
     return None if row is None else _record(row)
 
@@ -471,39 +477,6 @@ async def mark_study(
         generation,
     )
     return done is not None
-
-
-async def studies_due(
-    tx: "Transaction",
-    now: datetime,
-    *,
-    quiet: timedelta,
-    quiet_after_release: timedelta,
-    stale_association: timedelta,
-    limit: int = 100,
-) -> list[tuple[StudyRecord, EndedHow | None]]:
-    """Return, locked, the open studies that nobody feeds any more.
-
-    An association that has been silent for `stale_association` no longer holds
-    a study open: its process may be gone for good.
-    """
-    rows = await tx.fetch(
-        "select * from studies s where status = 'receiving'"
-        " and not exists (select from open_associations a"
-        "  where a.study_instance_uid = s.study_instance_uid and a.touched_at > $2)"
-        " and case when ended_how = 'released' then ended_at + $4::interval"
-        "  else greatest(ended_at, last_instance_at) + $3::interval end <= $1"
-        " order by last_instance_at limit $5 for update of s skip locked",
-        now,
-        now - stale_association,
-        quiet,
-        quiet_after_release,
-        limit,
-    )
-    return [
-        (_record(row), EndedHow(row["ended_how"]) if row["ended_how"] else None)
-        for row in rows
-    ]
 
 
 async def counts(tx: "Transaction") -> Mapping[str, int]:
@@ -535,6 +508,7 @@ def _record(row: "asyncpg.Record") -> StudyRecord:
         closed_at=row["closed_at"],
         evidence=row["evidence"],
         generation=row["generation"],
+        incomplete=row["incomplete"],
     )
 
 
@@ -788,6 +762,35 @@ async def hold_open(
     )
 
 
+async def hold_open_by_repeat(
+    tx: "Transaction",
+    *,
+    association: str,
+    study_instance_uid: str,
+    calling_ae: str,
+    process: str,
+    at: datetime,
+) -> None:
+    """Note that an association repeats what is here of a study that is still open.
+
+    A machine that was cut off sends all again: its orderly end then counts, even
+    if nothing of what it sent was new.
+    """
+    await tx.execute(
+        "insert into open_associations"
+        " (association, study_instance_uid, process, touched_at, calling_ae)"
+        " select $1, study_instance_uid, $3, $4, $5 from studies"
+        " where study_instance_uid = $2 and status = 'receiving'"
+        " on conflict (association, study_instance_uid)"
+        " do update set touched_at = excluded.touched_at",
+        association,
+        study_instance_uid,
+        process,
+        at,
+        calling_ae,
+    )
+
+
 async def end_associations(
     tx: "Transaction",
     *,
@@ -796,24 +799,71 @@ async def end_associations(
     association: str | None = None,
     process: str | None = None,
 ) -> list[str]:
-    """Forget one association, or all of a process; return the studies they fed.
+    """Forget one association, or all of a process; return the open studies they fed.
 
-    A study remembers the worst end since its last instance: one aborted
-    transfer is not made good by another association's release.
+    A transfer that broke off is made good only by one of the same sender that
+    began later and was released: it had its chance to send the rest.
     """
-    rows = await tx.fetch(
-        "with gone as (delete from open_associations"
-        "  where ($1::text is null or association = $1)"
-        "  and ($2::text is null or process = $2) returning study_instance_uid)"
-        " update studies s set ended_at = $3,"
-        "  ended_how = case when ended_how in ('aborted', 'lost') then ended_how"
-        "  else $4 end"
-        " from (select distinct study_instance_uid from gone) g"
-        " where s.study_instance_uid = g.study_instance_uid"
-        " and s.status = 'receiving' returning s.study_instance_uid",
+    gone = await tx.fetch(
+        "delete from open_associations a where ($1::text is null or association = $1)"
+        " and ($2::text is null or process = $2)"
+        " returning study_instance_uid as study, overlapped,"
+        # Who held it open: its row says so, or what came over it.
+        " coalesce(a.calling_ae, (select i.calling_ae from instances i"
+        "  where i.study_instance_uid = a.study_instance_uid"
+        "  and i.association = a.association limit 1)) as sender",
         association,
         process,
+    )
+    if not gone:
+        return []
+    rows = await tx.fetch(
+        "update studies set ended_at = $2, ended_how = $3"
+        " where study_instance_uid = any($1) and status = 'receiving'"
+        " returning study_instance_uid",
+        sorted({row["study"] for row in gone}),
         at,
         how.value,
     )
-    return [row["study_instance_uid"] for row in rows]
+    still_open = {row["study_instance_uid"] for row in rows}
+    ends = [row for row in gone if row["study"] in still_open and row["sender"]]
+    if how is EndedHow.RELEASED:
+        await _mend_transfers(tx, [row for row in ends if not row["overlapped"]])
+    else:
+        await _break_transfers(tx, ends, how, at)
+    return sorted(still_open)
+
+
+async def _mend_transfers(tx: "Transaction", ends: "Sequence[asyncpg.Record]") -> None:
+    await tx.execute(
+        "delete from broken_transfers b using unnest($1::text[], $2::text[]) e(s, ae)"
+        " where b.study_instance_uid = e.s and b.calling_ae = e.ae",
+        [row["study"] for row in ends],
+        [row["sender"] for row in ends],
+    )
+
+
+async def _break_transfers(
+    tx: "Transaction", ends: "Sequence[asyncpg.Record]", how: EndedHow, at: datetime
+) -> None:
+    pairs = sorted({(row["study"], row["sender"]) for row in ends})
+    uids, senders = [study for study, _ in pairs], [sender for _, sender in pairs]
+    await tx.execute(
+        "insert into broken_transfers (study_instance_uid, calling_ae, how, at)"
+        " select s, ae, $3, $4 from unnest($1::text[], $2::text[]) e(s, ae)"
+        " on conflict (study_instance_uid, calling_ae)"
+        " do update set how = excluded.how, at = excluded.at",
+        uids,
+        senders,
+        how.value,
+        at,
+    )
+    await tx.execute(
+        "update open_associations a set overlapped = true"
+        " from unnest($1::text[], $2::text[]) e(s, ae)"
+        " where a.study_instance_uid = e.s and (a.calling_ae = e.ae or exists"
+        "  (select from instances i where i.study_instance_uid = e.s"
+        "  and i.association = a.association and i.calling_ae = e.ae))",
+        uids,
+        senders,
+    )

@@ -5,6 +5,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
@@ -274,6 +275,7 @@ async def _receive(
     if known is not None:
         same = (known.study_instance_uid, known.sha256)
         if same == (instance.study_instance_uid, instance.sha256):
+            await _hold_open_again(tx, arrival, at)
             return Received.DUPLICATE, None
         return await _keep_version(tx, store, arrival, known), None
     patient_id = await studies.upsert_patient(
@@ -302,6 +304,22 @@ async def _receive(
     reopened = study.status is not StudyStatus.RECEIVING
     await audit.record(tx, _entry(store, arrival, patient_id, reopened=reopened))
     return Received.STORED, patient_id
+
+
+async def _hold_open_again(tx: "Transaction", arrival: Arrival, at: datetime) -> None:
+    """Let the end of an association count although it brought nothing new.
+
+    A study that is closed stays closed: all that was sent again is here.
+    """
+    if arrival.process:
+        await studies.hold_open_by_repeat(
+            tx,
+            association=arrival.instance.association,
+            study_instance_uid=arrival.instance.study_instance_uid,
+            calling_ae=arrival.instance.calling_ae,
+            process=arrival.process,
+            at=at,
+        )
 
 
 async def _keep_version(
