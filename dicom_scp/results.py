@@ -13,8 +13,13 @@ import structlog
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
+from dicom_scp.figures import figures_of
 from dicom_scp.heatmap import build_heat_map, decode_overlay
 from dicom_scp.intake import describe
+from dicom_scp.key_objects import build_key_images, build_rejection
+from dicom_scp.report_pdf import build_report_pdf, encapsulate_report
+from dicom_scp.routing import RoutingTable, route_result
+from dicom_scp.segmentation import build_segmentations
 from dicom_scp.sr import (
     AI_SR,
     VERIFIED_SR,
@@ -28,7 +33,7 @@ from dicom_scp.sr import (
 from dicom_scp.upper_layer import StoreRequest
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.finding import Findings
-from node.domain.report import AuthorKind, Report, ReportVersion
+from node.domain.report import AuthorKind, Report, ReportStatus, ReportVersion
 from node.domain.study import Origin, ReceivedInstance
 from node.imaging import read_part10
 from node.store import models, reports, studies
@@ -36,7 +41,6 @@ from node.store.overlays import read_overlay
 from node.workflow.intake import KeptObject, Received, keep_object, store_result
 
 if TYPE_CHECKING:
-    from node.store.database import Transaction
     from node.store.keys import Sealer
     from node.store.models import KnownModel
     from node.store.store import Store
@@ -45,14 +49,22 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 CALLING_AE: Final = "SONONODE"
+_NOT_REJECTED: Final = frozenset({Origin.RECEIVED, Origin.REJECTION})
 
 
 @dataclass(frozen=True)
 class ResultSettings:
-    """Who writes, and to which configured destinations (their AE titles) it goes."""
+    """Who writes what, and where it goes.
+
+    SR and heat maps are always made. `pdf` is `none`, `site` (in the language of the
+    site) or `both`.
+    """
 
     equipment: Equipment
-    destinations: tuple[str, ...] = ()
+    routing: RoutingTable = field(default_factory=RoutingTable)
+    key_images: bool = True
+    segmentation: bool = False
+    pdf: str = "site"
 
 
 @dataclass(frozen=True)
@@ -63,35 +75,82 @@ class _Result:
     kept: KeptObject = field(repr=False)
 
 
+@dataclass(frozen=True)
+class _Job:
+    """All that the objects of one version are made from."""
+
+    store: Store
+    sealer: Sealer
+    report: Report
+    version: ReportVersion
+    sources: Sequence[StoredInstance]
+    made: Sequence[StoredInstance]
+    model: KnownModel | None
+    settings: ResultSettings
+
+    @property
+    def headers(self) -> list[Dataset]:
+        return image_headers(self.sources)
+
+    def known_as(self) -> dict[str, Any]:
+        return {
+            "report_id": self.report.id,
+            "equipment": self.settings.equipment,
+        }
+
+
 async def encode_report(
     store: Store, payload: Mapping[str, Any], settings: ResultSettings
 ) -> None:
     """Write the DICOM objects of one report version and ask for their delivery.
 
-    The algorithm's version gives heat maps and its SR, a signed one the verified
-    SR; a physician's draft and a withdrawal give none here. Runs again without
-    harm: the UIDs follow from the version, what is stored already stays.
+    The algorithm's version gives heat maps and its SR, a signed one the verified SR
+    and its PDF, both their key images; a withdrawal gives the note that rejects them
+    all. A physician's draft gives none. Runs again without harm: the UIDs follow from
+    the version, what is stored already stays.
+
+    The SR is stored before the PDF is tried: a report that cannot be printed is in
+    the archive, and the job says why there is no paper.
     """
+    job = await _read(store, payload, settings)
+    if not is_encoded(job.version):
+        return
+    await _store(job, await asyncio.to_thread(_encode, job))
+    if job.version.signed and settings.pdf != "none":
+        await _store(job, await asyncio.to_thread(_print, job))
+
+
+async def _read(
+    store: Store, payload: Mapping[str, Any], settings: ResultSettings
+) -> _Job:
     report_id, number = UUID(payload["report_id"]), int(payload["version"])
     async with store.db.transaction() as tx:
         report = await reports.read(tx, store, report_id)
-        sources = await studies.instances_of(
-            tx, store, report.study_instance_uid, Origin.RECEIVED
-        )
-        sealer = await store.ring.patient(tx, report.patient_id)
+        instances = await studies.instances_of(tx, store, report.study_instance_uid)
         version = report.version(number)
-        model = await models.find(tx, version.author.id)
-    if not is_encoded(version):
-        return
-    results = await asyncio.to_thread(
-        _encode, store, sealer, report, version, sources, settings.equipment, model
-    )
-    await _store(store, report, results, settings)
+        return _Job(
+            store=store,
+            sealer=await store.ring.patient(tx, report.patient_id),
+            report=report,
+            version=version,
+            sources=[i for i in instances if i.origin is Origin.RECEIVED],
+            made=[i for i in instances if i.origin not in _NOT_REJECTED],
+            model=await models.find(tx, version.author.id),
+            settings=settings,
+        )
 
 
 def is_encoded(version: ReportVersion) -> bool:
     """Tell whether a version becomes DICOM objects here."""
-    return version.signed or version.author.kind is AuthorKind.ALGORITHM
+    return (
+        version.signed
+        or version.author.kind is AuthorKind.ALGORITHM
+        or _is_withdrawal(version)
+    )
+
+
+def _is_withdrawal(version: ReportVersion) -> bool:
+    return version.status is ReportStatus.ENTERED_IN_ERROR
 
 
 def image_headers(sources: Sequence[StoredInstance]) -> list[Dataset]:
@@ -106,18 +165,26 @@ def predecessor_of_version(report: Report, version: ReportVersion) -> Predecesso
     RULE when there is neither, as a report always starts with a reading.
     """
     before = report.last_signed(before=version.number)
-    kind = VERIFIED_SR
-    if before is None:
-        kind = AI_SR
-        drafts = [
-            v
-            for v in report.versions
-            if v.number < version.number and v.author.kind is AuthorKind.ALGORITHM
-        ]
-        if not drafts:
-            raise NodeError("a signed report without a reading", ErrorKind.RULE)
-        before = drafts[-1]
-    return predecessor_of(report.study_instance_uid, report.id, before.number, kind)
+    if before is not None:
+        uid = report.study_instance_uid
+        return predecessor_of(uid, report.id, before.number, VERIFIED_SR)
+    draft = earlier_draft(report, version)
+    if draft is None:
+        raise NodeError("a signed report without a reading", ErrorKind.RULE)
+    return draft
+
+
+def earlier_draft(report: Report, version: ReportVersion) -> Predecessor | None:
+    """Return the algorithm's newest document before `version`, None if none is."""
+    drafts = [
+        v
+        for v in report.versions
+        if v.number < version.number and v.author.kind is AuthorKind.ALGORITHM
+    ]
+    if not drafts:
+        return None
+    uid = report.study_instance_uid
+    return predecessor_of(uid, report.id, drafts[-1].number, AI_SR)
 
 
 def _header(source: StoredInstance) -> Dataset:
@@ -127,56 +194,90 @@ def _header(source: StoredInstance) -> Dataset:
     return header
 
 
-def _encode(
-    store: Store,
-    sealer: Sealer,
-    report: Report,
-    version: ReportVersion,
-    sources: Sequence[StoredInstance],
-    equipment: Equipment,
-    model: KnownModel | None,
-) -> list[_Result]:
+def _encode(job: _Job) -> list[_Result]:
     """Return the objects of a version, each durable already. Blocks."""
-    headers = image_headers(sources)
-    if version.signed:
-        document = build_verified_sr(
-            version,
-            predecessor_of_version(report, version),
-            headers,
-            report_id=report.id,
-            equipment=equipment,
-        )
-        return [_keep(store, document, Origin.VERIFIED_SR)]
-    heat_maps = list(_heat_maps(store, sealer, report, version, headers, equipment))
+    if _is_withdrawal(job.version):
+        objects = _rejection(job)
+    elif job.version.signed:
+        objects = _signed_report(job)
+    else:
+        objects = _draft(job)
+    return [_keep(job.store, dataset, origin) for dataset, origin in objects]
+
+
+def _draft(job: _Job) -> Iterator[tuple[Dataset, Origin]]:
+    headers, version = job.headers, job.version
+    heat_maps = list(_heat_maps(job, headers))
+    for heat_map in heat_maps:
+        yield heat_map, Origin.HEAT_MAP
     document = build_ai_sr(
         version,
         headers,
-        report_id=report.id,
-        equipment=equipment,
         heat_maps=heat_maps,
-        weights_sha256=model.weights_sha256 if model else None,
+        weights_sha256=job.model.weights_sha256 if job.model else None,
+        predecessor=earlier_draft(job.report, version),
+        **job.known_as(),
     )
-    return [
-        *(_keep(store, heat_map, Origin.HEAT_MAP) for heat_map in heat_maps),
-        _keep(store, document, Origin.AI_SR),
-    ]
+    yield document, Origin.AI_SR
+    if job.settings.segmentation:
+        for masks in build_segmentations(version, headers, **job.known_as()):
+            yield masks, Origin.SEGMENTATION
+    yield from _key_images(job, headers)
 
 
-def _heat_maps(
-    store: Store,
-    sealer: Sealer,
-    report: Report,
-    version: ReportVersion,
-    headers: Sequence[Dataset],
-    equipment: Equipment,
-) -> Iterator[Dataset]:
+def _signed_report(job: _Job) -> Iterator[tuple[Dataset, Origin]]:
+    headers = job.headers
+    document = build_verified_sr(
+        job.version,
+        predecessor_of_version(job.report, job.version),
+        headers,
+        **job.known_as(),
+    )
+    yield document, Origin.VERIFIED_SR
+    yield from _key_images(job, headers)
+
+
+def _key_images(
+    job: _Job, headers: Sequence[Dataset]
+) -> Iterator[tuple[Dataset, Origin]]:
+    if job.settings.key_images:
+        chosen = build_key_images(job.version, headers, **job.known_as())
+        if chosen is not None:
+            yield chosen, Origin.KEY_IMAGES
+
+
+def _rejection(job: _Job) -> Iterator[tuple[Dataset, Origin]]:
+    withdrawn = [_header(instance) for instance in job.made]
+    if withdrawn:
+        note = build_rejection(job.version, withdrawn, **job.known_as())
+        yield note, Origin.REJECTION
+
+
+def _print(job: _Job) -> list[_Result]:
+    """Return the signed report as a PDF, durable already. Blocks."""
+    header = job.headers[0]
+    pdf = build_report_pdf(
+        job.report,
+        job.version,
+        header,
+        figures_of(job.store, job.sealer, job.report, job.version, job.sources),
+        equipment=job.settings.equipment,
+        both_languages=job.settings.pdf == "both",
+    )
+    document = encapsulate_report(
+        pdf, job.report, job.version, header, equipment=job.settings.equipment
+    )
+    return [_keep(job.store, document, Origin.PDF)]
+
+
+def _heat_maps(job: _Job, headers: Sequence[Dataset]) -> Iterator[Dataset]:
     by_uid = {str(header.SOPInstanceUID): header for header in headers}
-    explained = _heat_map_of_lesion(version.findings)
-    for number, lesion in enumerate(version.findings.lesions, start=1):
+    explained = _heat_map_of_lesion(job.version.findings)
+    for number, lesion in enumerate(job.version.findings.lesions, start=1):
         uid = explained.get(lesion.tracking_uid)
         if uid is None or lesion.image is None:
             continue
-        png = read_overlay(store, sealer, uid)
+        png = read_overlay(job.store, job.sealer, uid)
         header = by_uid.get(lesion.image.sop_instance_uid)
         if png is None or header is None:
             # The result matters more than its picture, so the report goes without.
@@ -184,12 +285,11 @@ def _heat_maps(
             continue
         yield build_heat_map(
             decode_overlay(png),
-            version,
+            job.version,
             lesion,
             header,
-            report_id=report.id,
-            equipment=equipment,
             number=number,
+            **job.known_as(),
         )
 
 
@@ -222,29 +322,37 @@ def _keep(store: Store, dataset: Dataset, origin: Origin) -> _Result:
     return _Result(replace(described, origin=origin), kept)
 
 
-async def _store(
-    store: Store,
-    report: Report,
-    results: Sequence[_Result],
-    settings: ResultSettings,
-) -> None:
+async def _store(job: _Job, results: Sequence[_Result]) -> None:
     """Add the objects to the study and defer their sending, all in one commit.
 
-    Objects that no row refers to are removed, but only when that is certain: in
-    a commit that broke off nobody knows what the database kept.
+    Nothing of a report that was withdrawn meanwhile is added but its rejection, which
+    could not name it. Objects that no row refers to are removed, but only when that
+    is certain: in a commit that broke off nobody knows what the database kept.
     """
+    store, report = job.store, job.report
     unused = []
     try:
         async with store.db.transaction() as tx:
+            await studies.study(tx, report.study_instance_uid, for_update=True)
+            newest = (await reports.read_for_update(tx, store, report.id)).current
+            late = _is_withdrawal(newest) and not _is_withdrawal(job.version)
             for result in results:
-                outcome = await store_result(
-                    store, tx, result.instance, blob_key=result.kept.key
-                )
-                if outcome is Received.DUPLICATE:
+                outcome = None
+                if not late:
+                    outcome = await store_result(
+                        store, tx, result.instance, blob_key=result.kept.key
+                    )
+                if outcome is not Received.STORED:
                     unused.append(result.kept.blob_name)
                     continue
-                for destination in settings.destinations:
-                    await _defer_send(store, tx, report, result.instance, destination)
+                await route_result(
+                    store,
+                    tx,
+                    job.settings.routing,
+                    result.instance,
+                    report,
+                    job.version,
+                )
     except NodeError as error:
         if error.kind is not ErrorKind.UNAVAILABLE:
             await _remove(store, [result.kept.blob_name for result in results])
@@ -255,22 +363,3 @@ async def _store(
 async def _remove(store: Store, names: Sequence[str]) -> None:
     for name in names:
         await asyncio.to_thread(store.blobs.delete, name)
-
-
-async def _defer_send(
-    store: Store,
-    tx: Transaction,
-    report: Report,
-    instance: ReceivedInstance,
-    destination: str,
-) -> None:
-    await store.jobs.defer(
-        tx,
-        "send_instance",
-        {
-            "sop_instance_uid": instance.sop_instance_uid,
-            "destination": destination,
-        },
-        key=f"{instance.sop_instance_uid}/{destination}",
-        patient_id=report.patient_id,
-    )
