@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 
 from fhir import bundles, subscriptions
 from fhir.masked import is_masked
+from fhir.orders import place_service_request
 from fhir.outcome import Issue, Refused
 from fhir.reading import read_patient
 from fhir.search import index_of
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
 
 class Clerk:
-    """Takes resources of other systems in, for one caller and one transaction."""
+    """Takes resources of other systems in, for one caller and one transaction.
+
+    `notes` is what the caller should know of what was stored.
+    """
 
     def __init__(
         self,
@@ -37,6 +41,7 @@ class Clerk:
         self._store = store
         self._settings = settings
         self._identity = identity
+        self.notes: list[str] = []
         self._create: Mapping[str, Callable[[Json], Awaitable[Stored]]] = {
             "Patient": self._create_patient,
             "ServiceRequest": self._create_order,
@@ -94,8 +99,15 @@ class Clerk:
         return await self._write(resource, str(patient_id), patient_id, expected=0)
 
     async def _create_order(self, resource: Json) -> Stored:
-        patient_id = await self._patient_of(resource)
-        return await self._write(resource, str(uuid4()), patient_id, expected=0)
+        patient_id, order_id = await self._patient_of(resource), str(uuid4())
+        await self._place(resource, order_id, patient_id)
+        return await self._write(resource, order_id, patient_id, expected=0)
+
+    async def _place(self, resource: Json, order_id: str, patient_id: UUID) -> None:
+        """Bring an order to the worklist, in the transaction that stores it."""
+        self.notes += await place_service_request(
+            self._tx, self._store, self._settings, resource, order_id, patient_id
+        )
 
     async def _create_practitioner(self, resource: Json) -> Stored:
         return await self._write(resource, str(uuid4()), None, expected=0)
@@ -125,6 +137,7 @@ class Clerk:
             patient_id = await self._update_identity(resource)
         elif kind == "ServiceRequest":
             patient_id = await self._patient_of(resource)
+            await self._place(resource, resource_id, patient_id)
         elif kind == "Subscription":
             if resource_id == str(subscriptions.RELAY):
                 raise NodeError(

@@ -36,11 +36,12 @@ class Systems:
     """The identifier systems of the site.
 
     `mrn` names patient ids that modalities send without an issuer; `accession`
-    names accession numbers.
+    names accession numbers; `ae_title` names machines by their AE title.
     """
 
     mrn: str
     accession: str
+    ae_title: str = "urn:sononode:ae-title"
 
 
 @dataclass(frozen=True)

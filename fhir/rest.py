@@ -4,7 +4,7 @@ Who may do what is `fhir.access`, what a search means `fhir.search`, what an edi
 of a report does `fhir.editing`. Here is HTTP: negotiation, ETags, status codes.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
@@ -176,6 +176,7 @@ class Rest:
     async def create(self, request: web.Request) -> web.Response:
         """Store a new resource; 200 with the old one when If-None-Exist finds it."""
         caller, kind = self._allowed(request, Interaction.CREATE)
+        notes: list[str] = []
         resource = read_resource(await _body(request), kind)
         async with self._store.db.transaction() as tx:
             if kind == "Communication":
@@ -195,9 +196,10 @@ class Rest:
                     if known is not None:
                         return self._written(request, caller, known, 200)
                 stored = await clerk.create(resource)
+                notes = clerk.notes
         if stored is None:
             raise NodeError("nothing was written", ErrorKind.INTEGRITY)
-        return self._written(request, caller, stored, 201)
+        return self._written(request, caller, stored, 201, notes)
 
     async def update(self, request: web.Request) -> web.Response:
         """Store the next version of a resource; needs If-Match (428, 412)."""
@@ -209,6 +211,7 @@ class Rest:
         if kind == "Task":
             return await self._retry(resource)
         expected = version_of_etag(request.headers.get(hdrs.IF_MATCH))
+        notes: list[str] = []
         async with self._store.db.transaction() as tx:
             if kind in _EDITED:
                 edit = _edit_of(request, kind, Change(resource, expected))
@@ -217,7 +220,8 @@ class Rest:
             else:
                 clerk = Clerk(tx, self._store, self._settings, caller)
                 stored = await clerk.update(resource, expected)
-        return self._written(request, caller, stored, 200)
+                notes = clerk.notes
+        return self._written(request, caller, stored, 200, notes)
 
     async def _retry(self, task: Json) -> web.Response:
         async with self._store.db.transaction() as tx:
@@ -320,17 +324,26 @@ class Rest:
         )
 
     def _written(
-        self, request: web.Request, caller: Identity, stored: Stored, status: int
+        self,
+        request: web.Request,
+        caller: Identity,
+        stored: Stored,
+        status: int,
+        notes: Sequence[str] = (),
     ) -> web.Response:
+        """Answer what was stored; `notes` go along as warnings (RFC 7234 5.5)."""
         address = f"{stored.resource_type}/{stored.resource_id}"
         location = f"{self._settings.base_url}/{address}/_history/{stored.version}"
         headers = _version_headers(stored) | {hdrs.LOCATION: location}
+        if notes:
+            headers["Warning"] = ", ".join(f'299 sononode "{note}"' for note in notes)
         wanted = _prefers(request, "return")
         if wanted == "minimal":
             return web.Response(status=status, headers=headers)
         if wanted == "OperationOutcome":
-            issue = Issue("informational", "stored", severity="information")
-            body = to_bytes(outcome([issue]))
+            told = ["stored", *notes]
+            issues = [Issue("informational", t, severity="information") for t in told]
+            body = to_bytes(outcome(issues))
         else:
             body = self._show(caller)(stored)
         return web.Response(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from fhir.mapping import Systems
 from node.domain import lexicon
@@ -16,7 +17,7 @@ class FhirSettings:
     `base_url` ends in /fhir and is what other systems see. `hook_hosts` are the
     hosts, with or without port, that a Subscription may call: nothing else on
     the hospital's network can be reached through us. `texts` has one entry for
-    every BI-RADS category.
+    every BI-RADS category. `offset` is the site's from UTC: worklists have its time.
     """
 
     base_url: str
@@ -28,6 +29,7 @@ class FhirSettings:
     relay_url: str = ""
     relay_secret: bytes = field(default=b"", repr=False)
     give_up_after_s: float = 72 * 3600
+    offset: timedelta = timedelta(hours=8)
 
     def __post_init__(self) -> None:
         missing = sorted(set(lexicon.CATEGORIES) - set(self.texts))

@@ -278,11 +278,16 @@ def fhir_settings_of(settings: Settings) -> FhirSettings:
     relay = settings.relay
     return FhirSettings(
         base_url=f"{base}/fhir",
-        systems=Systems(mrn=f"{base}/mrn", accession=f"{base}/accession"),
+        systems=Systems(
+            mrn=f"{base}/mrn",
+            accession=f"{base}/accession",
+            ae_title=f"{base}/ae-title",
+        ),
         texts=patient_texts(),
         department_phone=settings.site.department_phone,
         page_size=settings.fhir.page_size,
         hook_hosts=frozenset(settings.fhir.hook_hosts),
+        offset=site_offset(settings),
         relay_url=relay.url if relay.enabled else "",
         relay_secret=_hook_secret(settings) if relay.enabled else b"",
     )

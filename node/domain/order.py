@@ -120,9 +120,9 @@ class Order:
     step: Step = field(repr=False)
 
     @property
-    def is_open(self) -> bool:
-        """Tell whether the examination is still to be finished."""
-        return self.status in OPEN
+    def begun(self) -> bool:
+        """Tell whether the examination has begun, or is over."""
+        return self.status not in (OrderStatus.SCHEDULED, OrderStatus.CANCELLED)
 
     def performed(self, status: OrderStatus) -> "Order":
         """Return the order as an examination moves it: forward, never back.

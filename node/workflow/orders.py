@@ -40,7 +40,6 @@ class Placement:
     source: OrderSource
     step: Step = field(repr=False)
     source_id: str = ""
-    status: OrderStatus = OrderStatus.SCHEDULED
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ async def place_order(
         order = Order(
             order_id=uuid4(),
             patient_id=placement.patient_id,
-            status=placement.status,
+            status=OrderStatus.SCHEDULED,
             source=placement.source,
             source_id=placement.source_id,
             step=placement.step,
@@ -142,15 +141,14 @@ def _changed(known: Order, placement: Placement) -> Order:
         step_id=told.step_id or was.step_id,
         study_instance_uid=told.study_instance_uid or was.study_instance_uid,
     )
-    begun = known.status not in (OrderStatus.SCHEDULED, OrderStatus.CANCELLED)
-    if begun and step != was:
+    if known.begun and step != was:
         raise NodeError(
             "the examination has begun: the order can no longer be changed",
             ErrorKind.CONFLICT,
         )
-    if begun:
-        return known.performed(placement.status)
-    return replace(known, step=step, status=placement.status)
+    if known.begun:
+        return known
+    return replace(known, step=step, status=OrderStatus.SCHEDULED)
 
 
 async def _completed(tx: "Transaction", store: "Store", order: Order) -> Step:
@@ -202,7 +200,7 @@ async def cancel_order(
     order = listed.order
     if order.status is OrderStatus.CANCELLED:
         return order
-    if order.status is not OrderStatus.SCHEDULED:
+    if order.begun:
         raise NodeError(
             "the examination has begun: the order can no longer be cancelled",
             ErrorKind.CONFLICT,
