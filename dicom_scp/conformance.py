@@ -13,7 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from pydicom.uid import UID, SecondaryCaptureImageStorage
+from pydicom.uid import (
+    UID,
+    EncapsulatedPDFStorage,
+    KeyObjectSelectionDocumentStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
@@ -162,6 +168,9 @@ def _sent() -> Iterable[tuple[UID, str]]:
         when = "results" if rank == 0 else "results, when the classes above are refused"
         yield UID(uid), when
     yield SecondaryCaptureImageStorage, "AI heat maps"
+    yield SegmentationStorage, "AI lesion outlines (results.segmentation)"
+    yield KeyObjectSelectionDocumentStorage, "key images; rejection of what is withdrawn"
+    yield EncapsulatedPDFStorage, "the signed report on paper (results.pdf)"
 
 
 def _reaction(kind: ErrorKind | None) -> str:

@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { calibratedRegions, type Header, readArea, toClip } from './dicomweb';
+import { calibratedRegions, type Header, isPicture, readArea, toClip } from './dicomweb';
 
 const value = (v: unknown) => ({ Value: [v] });
 
@@ -29,6 +29,12 @@ const header = (...regions: Header[]): Header => ({
   '00280008': value('60'),
   '00181063': value('33.3333'),
   '00186011': { Value: regions },
+});
+
+test('reports, selections and masks are no pictures', () => {
+  expect(isPicture(header(region()))).toBe(true);
+  expect(isPicture({ '00080016': value('1.2.840.10008.5.1.4.1.1.88.59') })).toBe(false);
+  expect(isPicture({ ...header(), '00080016': value('1.2.840.10008.5.1.4.1.1.66.4') })).toBe(false);
 });
 
 test('a clip tells its frames, its pace and where its frames are', () => {

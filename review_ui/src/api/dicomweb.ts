@@ -6,6 +6,7 @@ type Attribute = { Value?: unknown[] };
 export type Header = Record<string, Attribute>;
 
 const SECONDARY_CAPTURE = '1.2.840.10008.5.1.4.1.1.7';
+const SEGMENTATION = '1.2.840.10008.5.1.4.1.1.66.4';
 const CENTIMETRE = 3;
 const DEFAULT_FRAMES_PER_SECOND = 30;
 
@@ -13,7 +14,7 @@ export async function readClips(studyUid: string): Promise<{ clips: Clip[]; capt
   const headers: Header[] = await json(`/dicom-web/studies/${studyUid}/metadata`, {
     accept: 'application/dicom+json',
   });
-  const images = headers.filter((header) => number(header, '00280010') !== null);
+  const images = headers.filter(isPicture);
   const captures = images.filter((header) => text(header, '00080016').startsWith(SECONDARY_CAPTURE));
   const clips = images.filter((header) => !captures.includes(header));
   clips.sort((a, b) => (number(a, '00200013') ?? 0) - (number(b, '00200013') ?? 0));
@@ -29,6 +30,11 @@ export async function readExamOfImages(studyUid: string, background: boolean): P
   const name = (header?.['00100010']?.Value?.[0] as { Alphabetic?: string } | undefined)?.Alphabetic;
   if (!name) return null;
   return { person: { id: null, name, sex: 'unknown', age: null }, studyDate: null, accession: '' };
+}
+
+/** Whether an instance is something to look at: a mask has rows, too, and shows nothing. */
+export function isPicture(header: Header): boolean {
+  return number(header, '00280010') !== null && text(header, '00080016') !== SEGMENTATION;
 }
 
 export function toClip(header: Header): Clip {
