@@ -169,7 +169,7 @@ def _sent() -> Iterable[tuple[UID, str]]:
         yield UID(uid), when
     yield SecondaryCaptureImageStorage, "AI heat maps"
     yield SegmentationStorage, "AI lesion outlines (results.segmentation)"
-    yield KeyObjectSelectionDocumentStorage, "key images; rejection of what is withdrawn"
+    yield KeyObjectSelectionDocumentStorage, "key images, rejections"
     yield EncapsulatedPDFStorage, "the signed report on paper (results.pdf)"
 
 

@@ -15,7 +15,10 @@ from pydicom.dataset import Dataset
 from pydicom.uid import JPEGBaseline8Bit
 
 from dicom_scp.heatmap import build_heat_map
+from dicom_scp.key_objects import build_key_images, build_rejection
+from dicom_scp.report_pdf import build_report_pdf, encapsulate_report
 from dicom_scp.scu import Destination, send_part10
+from dicom_scp.segmentation import build_segmentations
 from dicom_scp.sr import SR_CLASSES, as_sop_class, build_ai_sr, to_part10
 from node.domain.finding import Findings, HeatMap
 from node.domain.report import ReportStatus
@@ -32,7 +35,7 @@ from tests.dicom_scp.test_sr import (
     make_version,
 )
 from tests.dicom_scp.ultrasound import make_header
-from tests.factories import make_findings, make_lesion
+from tests.factories import DOCTOR, NOW, make_findings, make_lesion
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -155,7 +158,57 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
         server.stop()
 
 
-@pytest.mark.parametrize("make", [make_explained, make_verified, make_heat_map])
+def make_segmentation() -> Dataset:
+    (made,) = build_segmentations(
+        make_version(), make_sources(), report_id=REPORT, equipment=EQUIPMENT
+    )
+    return made
+
+
+def make_key_images() -> Dataset:
+    made = build_key_images(
+        make_version(), make_sources(), report_id=REPORT, equipment=EQUIPMENT
+    )
+    assert made is not None
+    return made
+
+
+def make_rejection() -> Dataset:
+    report = make_signed()
+    withdrawn = report.revise(
+        ReportStatus.ENTERED_IN_ERROR,
+        report.current.findings,
+        report.current.conclusions,
+        author=DOCTOR,
+        at=NOW,
+        reason="错误的患者",
+    )
+    return build_rejection(
+        withdrawn.current,
+        [make_ai(), make_verified()],
+        report_id=REPORT,
+        equipment=EQUIPMENT,
+    )
+
+
+def make_pdf() -> Dataset:
+    report, header = make_signed(), make_sources()[0]
+    pdf = build_report_pdf(report, report.current, header, {}, equipment=EQUIPMENT)
+    return encapsulate_report(pdf, report, report.current, header, equipment=EQUIPMENT)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        make_explained,
+        make_verified,
+        make_heat_map,
+        make_segmentation,
+        make_key_images,
+        make_rejection,
+        make_pdf,
+    ],
+)
 def test_orthanc_takes_the_object_and_gives_it_back_identical(
     make: Callable[[], Dataset], orthanc: Orthanc
 ) -> None:
