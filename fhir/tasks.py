@@ -26,6 +26,18 @@ _WORDS = {
     "publish_report": ("AI 初稿未能发布", "The AI draft was not published"),
     "encode_report": ("结构化报告未能生成", "The Structured Report was not written"),
     "send_instance": ("结果未能送达 PACS", "A result did not reach the archive"),
+    "redeliver_instance": (
+        "PACS 未确认保存结果",
+        "An archive did not commit itself to a result",
+    ),
+    "request_commitment": (
+        "未能向 PACS 请求存储确认",
+        "An archive was not asked to commit itself",
+    ),
+    "report_commitment": (
+        "存储确认未能送达设备",
+        "A machine did not get its storage commitment report",
+    ),
     "deliver_notifications": ("通知未能送达", "A subscriber was not notified"),
     "offer_binding": ("二维码未能启用", "A QR code was not activated"),
 }

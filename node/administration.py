@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import uvloop
@@ -13,13 +14,15 @@ from node.domain.access import Role
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
 from node.installation import attached
-from node.store import audit, keys, models, people, studies
+from node.store import audit, commitments, keys, models, people, routes, studies
 from node.store.database import Transaction
 from node.store.store import Store
 from node.workflow.agreement import DriftReport, judge
 
 T = TypeVar("T")
+WAITS_TOO_LONG = timedelta(minutes=10)
 ADMINISTRATOR = "command line"
+REPORT_IS_LATE = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ async def examine(store: Store, settings: Settings) -> list[Finding]:
         dead = await store.jobs.dead(tx)
         judged = await judge(tx, app.drift_settings_of(settings))
         findings += await _models(tx)
+        findings += await _commitment(tx, store)
+        findings += await _sending(tx, store, settings)
     held = ", ".join(f"{count} {name}" for name, count in counts.items())
     findings.append(Finding("archive", True, held))
     free_mb = shutil.disk_usage(settings.data).free >> 20
@@ -64,7 +69,7 @@ async def examine(store: Store, settings: Settings) -> list[Finding]:
     ]
     if judged is not None:
         findings.append(_agreement(judged))
-    if not settings.pacs.ae_title:
+    if not settings.pacs.ae_title and not settings.routing.destinations:
         told = "pacs.ae_title is empty: results stay in the node"
         findings.append(Finding("PACS", True, told))
     if not settings.dicom.allowed_calling_aes and not settings.dicom.peers:
@@ -86,6 +91,56 @@ def _agreement(judged: DriftReport) -> Finding:
     else:
         told = f"{judged.reports} signed reports compared, no change"
     return Finding("agreement of AI and doctors", not judged.drifted, told)
+
+
+async def _commitment(tx: Transaction, store: Store) -> list[Finding]:
+    """Look at what archives promised us, and at reports that machines do not take."""
+    counts = await commitments.delivery_counts(tx)
+    findings = []
+    for destination in sorted({destination for destination, _ in counts}):
+        states = ("committed", "sent", "waiting", "failed")
+        told = ", ".join(
+            f"{counts[destination, state]} {state}"
+            for state in states
+            if (destination, state) in counts
+        )
+        well = (destination, "failed") not in counts
+        findings.append(Finding(f"results at {destination}", well, told))
+    late = await commitments.overdue_reports(tx, store.clock() - REPORT_IS_LATE)
+    for title in sorted({asked.calling_ae for asked in late}):
+        since = min(asked.asked_at for asked in late if asked.calling_ae == title)
+        told = (
+            f"{title} has not taken its report since {since:%Y-%m-%d %H:%M} UTC; look"
+            " at host and port in dicom.peers and at the machine"
+        )
+        findings.append(Finding("storage commitment", False, told))
+    return findings
+
+
+async def _sending(tx: Transaction, store: Store, settings: Settings) -> list[Finding]:
+    """Look at what waits for each destination, and at what it said of itself."""
+    findings = []
+    for one in await routes.backlogs(tx):
+        told = f"{one.sent} sent, {one.waiting} waiting, {one.failed} failed"
+        stuck = bool(one.since and store.clock() - one.since > WAITS_TOO_LONG)
+        if one.since is not None:
+            told += f"; the oldest since {one.since:%Y-%m-%d %H:%M} UTC"
+        if one.error:
+            told += f": {one.error}"
+        if one.failed:
+            told += f"; then `deliveries replay --to {one.destination}`"
+        well = not one.failed and not (stuck and one.error)
+        findings.append(Finding(f"sending to {one.destination}", well, told))
+    names = [outlet.name for outlet in settings.routing.destinations]
+    for name in filter(None, [settings.pacs.ae_title, *names]):
+        answer = await routes.probe_answer(tx, name)
+        if answer is None:
+            continue
+        ill = [f"{step}: {told}" for step, well, told in answer.findings if not well]
+        told = "; ".join(ill) or "takes what we send"
+        at = f"asked {answer.at:%Y-%m-%d %H:%M} UTC"
+        findings.append(Finding(f"archive {name}", answer.well, f"{told} ({at})"))
+    return findings
 
 
 async def _models(tx: Transaction) -> list[Finding]:

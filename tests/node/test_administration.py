@@ -7,8 +7,14 @@ import pytest
 
 from config.settings import Settings, load_settings
 from node.administration import Finding, examine
+from node.store import commitments
+from node.store.commitments import DeliveryState, Reference
 from node.store.store import Store
+from node.workflow.commitment import instance_sent, receive_request
+from node.workflow.intake import receive_instance
 from tests.agreements import KEPT, compared_reports, record_all
+from tests.conftest import FrozenClock
+from tests.node.workflow.test_completion import make_arrival
 
 NOW = datetime(2026, 11, 21, 8, tzinfo=UTC)
 WHAT = "agreement of AI and doctors"
@@ -45,3 +51,54 @@ async def test_doctor_says_when_agreement_has_changed(
     (alarm,) = await told(store, settings)
     assert not alarm.well
     assert "changed in orientation;" in alarm.told
+
+
+async def test_doctor_says_which_results_an_archive_does_not_keep(
+    store: Store, settings: Settings
+) -> None:
+    async def archive() -> list[Finding]:
+        found = await examine(store, settings)
+        return [finding for finding in found if finding.what == "results at PACS"]
+
+    assert await archive() == []
+    for number in (1, 2):
+        arrival = make_arrival(number)
+        await receive_instance(store, arrival)
+        async with store.db.transaction() as tx:
+            await instance_sent(
+                store,
+                tx,
+                sop_instance_uid=arrival.instance.sop_instance_uid,
+                destination="PACS",
+                sent=Reference("1.2.3", arrival.instance.sop_instance_uid),
+                commitment=True,
+            )
+    assert await archive() == [Finding("results at PACS", True, "2 waiting")]
+    async with store.db.transaction() as tx:
+        one, two = await commitments.deliveries_of_study(tx, "2.25.71")
+        await commitments.settle(tx, one, DeliveryState.COMMITTED, at=NOW)
+        await commitments.settle(tx, two, DeliveryState.FAILED, at=NOW)
+    assert await archive() == [
+        Finding("results at PACS", False, "1 committed, 1 failed")
+    ]
+
+
+async def test_doctor_names_the_machine_that_does_not_take_its_report(
+    store: Store, settings: Settings, clock: FrozenClock
+) -> None:
+    await receive_request(
+        store,
+        calling_ae="LOGIQ_1",
+        transaction_uid="2.25.9",
+        references=[Reference("1.2.3", "2.25.1")],
+    )
+
+    async def late() -> list[Finding]:
+        found = await examine(store, settings)
+        return [finding for finding in found if finding.what == "storage commitment"]
+
+    assert await late() == []
+    clock.advance(seconds=3601)
+    (finding,) = await late()
+    assert not finding.well
+    assert finding.told.startswith("LOGIQ_1 has not taken its report since 2026-11-21")
