@@ -41,6 +41,9 @@ MOST_KEYS: Final = 512
 """Far more than identifiers have; every key and pattern costs its length."""
 
 
+_BINARY: Final = frozenset({"AT", "FD", "FL", "SL", "SS", "SV", "UL", "US", "UV"})
+
+
 class NotAnIdentifier(NodeError):
     """The identifier does not match the SOP Class (A900)."""
 
@@ -171,6 +174,20 @@ def encode_answer(
     return _dataset(answer, sets, syntax, sets)
 
 
+def holds(answer: JsonModel, sets: CharacterSets) -> bool:
+    """Tell whether these character sets have all text of an answer."""
+    for element in answer.values():
+        values = element.get("Value", ())
+        if element["vr"] == "SQ":
+            if not all(holds(item, sets) for item in values):
+                return False
+        elif element["vr"] in TEXT_VR and any(
+            encode_text(text_of(value), sets) is None for value in values
+        ):
+            return False
+    return True
+
+
 def _fits(answer: JsonModel, sets: CharacterSets) -> bool:
     for element in answer.values():
         values = element.get("Value", ())
@@ -203,6 +220,10 @@ def _dataset(
         if vr == "SQ":
             items = [_dataset(item, sets, syntax) for item in values]
             written[tag] = DataElement(tag, "SQ", Items(items))
+        elif vr in _BINARY:
+            written[tag] = DataElement.from_json(
+                Dataset, name, vr, list(values), "Value"
+            )
         else:
             written[tag] = _raw(tag, vr, _bytes(vr, values, sets), syntax)
     # Both told alike, pydicom takes raw values as they are.

@@ -12,16 +12,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import structlog
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import evt
+from pynetdicom.dimse_primitives import C_FIND
 from pynetdicom.presentation import build_context
 
-from dicom_scp.matching import Element, Key, matches
+from dicom_scp.answers import (
+    encode_answer,
+    holds,
+    project,
+    read_identifier,
+    spoken,
+)
+from dicom_scp.matching import Element, matches
 from dicom_scp.peers import ServiceName
 from dicom_scp.query_model import (
     FIND_MODELS,
@@ -31,12 +40,11 @@ from dicom_scp.query_model import (
     Asked,
     Level,
     failure,
-    identifier_of,
     person_name,
     read_asked,
-    written,
 )
-from dicom_scp.services import Caller, Service, caller_of
+from dicom_scp.services import Caller, Service, caller_of, is_cancelled
+from node.charset import UTF8
 from node.domain.audit import AuditEntry, Outcome
 from node.domain.errors import ErrorKind, NodeError
 from node.store import audit, catalogue
@@ -55,6 +63,7 @@ PENDING_WITH_UNSUPPORTED_KEYS: Final = 0xFF01
 CANCELLED: Final = 0xFE00
 PEER_ROLE: Final = "peer"
 PAGE: Final = 100
+LISTEN_EVERY: Final = 8
 DATABASE_TIMEOUT_S: Final = 60.0
 
 # The conformance statement is generated from this table.
@@ -113,6 +122,7 @@ class QuerySettings:
     `maximum_matches` are answered, `maximum_opened` candidates opened that do not
     match. `relational` allows searches that name no entity above their level;
     `rejected_too` shows what a Rejection Note or a withdrawn report hides.
+    `character_sets` by AE title: for peers that read another than they ask in.
     """
 
     ae_title: str = "SONONODE"
@@ -120,6 +130,7 @@ class QuerySettings:
     maximum_opened: int = 20_000
     relational: bool = False
     rejected_too: bool = False
+    character_sets: Mapping[str, str] | None = None
 
 
 def service(settings: QuerySettings) -> Service:
@@ -140,28 +151,34 @@ def _find(
     settings: QuerySettings, event: evt.Event, thread: StoreThread
 ) -> Iterator[tuple[int | Dataset, Dataset | None]]:
     """Answer one C-FIND; audited whatever becomes of it."""
-    record = _Record(caller_of(event))
+    caller = caller_of(event)
+    record = _Record(caller)
+    syntax = UID(event.context.transfer_syntax)
+    always = (settings.character_sets or {}).get(caller.calling_ae, "")
+    request = cast(C_FIND, event.request)
     try:
-        levels = FIND_MODELS[event.context.abstract_syntax]
-        asked = read_asked(identifier_of(event), levels, relational=settings.relational)
+        identifier = read_identifier(
+            request.Identifier or BytesIO(),
+            syntax,
+            unlabelled=always.split("\\")[0],
+        )
+        levels = FIND_MODELS[str(event.context.abstract_syntax)]
+        asked = read_asked(identifier, levels, relational=settings.relational)
         record.asked = asked
         pending = PENDING
         if not all(_supported(tag, asked.level) for tag in asked.keys):
             pending = PENDING_WITH_UNSUPPORTED_KEYS
-
-        def stop_if_cancelled() -> None:
-            if event.is_cancelled:
-                raise _Cancelled
-
-        search = _Search(settings, asked, thread, stop_if_cancelled)
-        for answer in search.answers():
+        sets = spoken(identifier.character_sets, always)
+        for answer in _Search(settings, asked, thread, event).answers():
             record.matches += 1
             if record.matches > settings.maximum_matches:
                 raise NodeError(
                     f"more than {settings.maximum_matches} matches: ask for less",
                     ErrorKind.EXHAUSTED,
                 )
-            yield pending, written(answer, asked.character_sets)
+            # What a viewer cannot tell us about itself must not cost half a name.
+            told_in = sets if always or holds(answer, sets) else (UTF8,)
+            yield pending, encode_answer(answer, told_in, syntax)
     except _Cancelled:
         record.ended = "cancelled"
         yield CANCELLED, None
@@ -329,13 +346,14 @@ class _Search:
         settings: QuerySettings,
         asked: Asked,
         thread: StoreThread,
-        stop_if_cancelled: Callable[[], None],
+        event: evt.Event,
     ) -> None:
         self.settings = settings
         self._asked = asked
         self._narrowing = asked.narrowing
         self._thread = thread
-        self._stop_if_cancelled = stop_if_cancelled
+        self._event = event
+        self._looked_at = 0
         self._opened = 0
         self._counts_of: tuple[UUID, Mapping[str, int]] | None = None
 
@@ -482,7 +500,7 @@ class _Search:
             if not key.universal
             and tag not in _OF_EVERY_LEVEL
             and looked_at(tag)
-            and _supported(tag, self._asked.level)
+            and self._supports(tag)
         )
 
     def _count_opened(self) -> None:
@@ -494,14 +512,24 @@ class _Search:
             )
 
     def _answer(self, subject: _Subject) -> dict[str, Element]:
-        answer: dict[str, Element] = {
+        known: dict[str, Element] = {}
+        keys = [k for k in self._asked.keys.values() if self._supports(k.tag)]
+        for key in keys:
+            element = subject.element(key.tag)
+            known[key.tag] = element if element is not None else {"vr": key.vr}
+        return {
             LEVEL: _element("CS", self._asked.level.name),
             RETRIEVE_AE_TITLE: _element("AE", self.settings.ae_title),
+            **project(known, keys),
         }
-        for tag, key in self._asked.keys.items():
-            if _supported(tag, self._asked.level):
-                answer[tag] = _asked_of(key, subject.element(tag))
-        return answer
+
+    def _supports(self, tag: str) -> bool:
+        return _supported(tag, self._asked.level)
+
+    def _stop_if_cancelled(self) -> None:
+        self._looked_at += 1
+        if self._looked_at % LISTEN_EVERY == 0 and is_cancelled(self._event):
+            raise _Cancelled
 
     # -- the store --------------------------------------------------------------------
 
@@ -511,19 +539,6 @@ class _Search:
 
     def _call(self, coroutine: Any) -> Any:
         return self._thread.call(coroutine, timeout_s=DATABASE_TIMEOUT_S)
-
-
-def _asked_of(key: Key, element: Element | None) -> Element:
-    """Return the element as it is answered: of items only the keys that were asked."""
-    if element is None or "Value" not in element:
-        return {"vr": element["vr"] if element else key.vr}
-    if element["vr"] != "SQ" or not key.items:
-        return element
-    items = [
-        {inner.tag: _asked_of(inner, item.get(inner.tag)) for inner in key.items}
-        for item in element["Value"]
-    ]
-    return {"vr": "SQ", "Value": items}
 
 
 def _identity_element(tag: str, identity: PatientIdentity) -> Element | None:

@@ -7,9 +7,10 @@ contexts of the others (PS3.8 9.3.3.2: abstract syntax not supported).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pynetdicom import evt
 from pynetdicom.presentation import PresentationContext
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from dicom_scp.intake import StoreThread
 
 Handler = Callable[[evt.Event, "StoreThread"], Any]
+_PAUSE_S: Final = 0.001
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,19 @@ def caller_of(event: evt.Event) -> Caller:
     return Caller(
         acceptor.peer, acceptor.calling_ae, acceptor.address, acceptor.association
     )
+
+
+def is_cancelled(event: evt.Event) -> bool:
+    """Tell whether a C-CANCEL has come for the request of `event` (PS3.7 9.3.2.3).
+
+    The upper layer listens only when it has nothing to send, so what was answered
+    goes out first: answers never gather in memory either.
+    """
+    association: Any = event.assoc
+    waiting = association.dul.to_provider_queue
+    while association.is_established and waiting.qsize():
+        time.sleep(_PAUSE_S)
+    return bool(event.is_cancelled)
 
 
 def dispatchers(

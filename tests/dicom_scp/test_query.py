@@ -174,7 +174,7 @@ async def test_query_without_the_entity_above_is_refused(scp: StorageScp) -> Non
         answers, (status,) = await find(scp, identifier("SERIES", **keys), model)  # type: ignore[arg-type]
         assert answers == []
         assert status.Status == 0xA900
-        assert fault in status.ErrorComment
+        assert "has to name one" in status.ErrorComment
         assert status.OffendingElement == tag_for_keyword(fault)
 
 
@@ -297,6 +297,7 @@ async def test_cancelled_query_ends_at_once(
             yield answer
 
     monkeypatch.setattr(query._Search, "answers", slowly)
+    monkeypatch.setattr(query, "LISTEN_EVERY", 1)
     scp = await serve(start_scp)
 
     def ask() -> list[int]:
