@@ -55,12 +55,16 @@ class Machine:
 
 @dataclass(frozen=True)
 class Patient:
-    """An invented woman. `id_number` has eighteen digits and a wrong check digit."""
+    """An invented woman. `id_number` has eighteen digits and a wrong check digit.
+
+    A worklist may give neither that nor an issuer: then both are empty.
+    """
 
     name: str
     patient_id: str
     birth_date: str
     id_number: str
+    issuer: str = "SIMULATOR"
 
 
 def invalid_id_number(birth_date: str, serial: int) -> str:
@@ -144,13 +148,16 @@ def build_instance(
 
 def _describe_patient(dataset: Dataset, patient: Patient, at: datetime) -> None:
     dataset.PatientName, dataset.PatientID = patient.name, patient.patient_id
-    dataset.IssuerOfPatientID = "SIMULATOR"
+    if patient.issuer:
+        dataset.IssuerOfPatientID = patient.issuer
     dataset.PatientBirthDate, dataset.PatientSex = patient.birth_date, "F"
-    dataset.PatientAge = f"{at.year - int(patient.birth_date[:4]):03d}Y"
-    national = Dataset()
-    national.PatientID, national.IssuerOfPatientID = patient.id_number, "CN-ID"
-    national.TypeOfPatientID = "TEXT"
-    dataset.OtherPatientIDsSequence = [national]
+    if patient.birth_date:
+        dataset.PatientAge = f"{at.year - int(patient.birth_date[:4]):03d}Y"
+    if patient.id_number:
+        national = Dataset()
+        national.PatientID, national.IssuerOfPatientID = patient.id_number, "CN-ID"
+        national.TypeOfPatientID = "TEXT"
+        dataset.OtherPatientIDsSequence = [national]
 
 
 def _describe_study(

@@ -86,6 +86,11 @@ PATIENTS = (
 )
 
 
+def invented_patient(number: int) -> Patient:
+    """Return one of as many women as anybody asks for; none of them exists."""
+    return Patient(f"Load^{number:05d}", f"SIM-{100_000 + number}", "19700101", "")
+
+
 # The others get a cine, a Doppler picture or a second visit.
 SAMPLE_PATIENTS = tuple(PATIENTS[n] for n in (0, 1, 2, 3, 6, 7))
 

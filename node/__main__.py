@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from config.settings import Settings, SettingsError, load_settings
-from node import models_commands
+from node import deliveries, doctor_commands, models_commands, send_commands
 from node.domain.access import Role
 from node.domain.consent import ConsentScope
 from node.domain.errors import ErrorKind, NodeError
@@ -39,6 +39,8 @@ cli.add_typer(users, name="user")
 cli.add_typer(keys, name="keys")
 cli.add_typer(audit, name="audit")
 cli.add_typer(models_commands.cli, name="models")
+cli.add_typer(doctor_commands.cli, name="doctor")
+cli.add_typer(deliveries.cli, name="deliveries")
 cli.add_typer(consent, name="consent")
 cli.add_typer(export, name="export")
 
@@ -97,55 +99,7 @@ def demo(
     raise typer.Exit(demonstrate(os.environ, console, once=once, json_file=json_file))
 
 
-@cli.command()
-def send(
-    sources: Annotated[
-        list[Path] | None,
-        typer.Argument(help="DICOM files or folders; none = the simulator's studies."),
-    ] = None,
-    host: str = "127.0.0.1",
-    port: int = 11112,
-    ae: Annotated[str, typer.Option(help="Called AE title.")] = "SONONODE",
-    calling: Annotated[str, typer.Option(help="Calling AE title.")] = "SIMULATOR",
-    associations: Annotated[int, typer.Option(min=1, max=64)] = 2,
-) -> None:
-    """Send studies over C-STORE as an ultrasound machine does."""
-    from uuid import uuid4
-
-    from dicom_scp import simulator
-
-    if sources:
-        studies = list(simulator.read_studies(sources))
-        if not studies:
-            named = ", ".join(map(str, sources))
-            raise NodeError(f"{named}: no DICOM file there", ErrorKind.NOT_FOUND)
-    else:
-        samples = os.environ.get("SAMPLES")
-        studies = simulator.plan_demo(
-            Path(samples) if samples else None,
-            uid=lambda: f"2.25.{uuid4().int}",
-            now=datetime.now(UTC),
-        )
-    with Progress(
-        TextColumn("C-STORE"), BarColumn(), MofNCompleteColumn(), console=console
-    ) as progress:
-        task = progress.add_task("", total=sum(len(s.instances) for s in studies))
-        answers = simulator.send(
-            studies,
-            host=host,
-            port=port,
-            clock=lambda: datetime.now(UTC),
-            called_ae=ae,
-            calling_ae=calling,
-            associations=associations,
-            progress=lambda _: progress.advance(task),
-        )
-    refused = [answer for answer in answers if not answer.stored]
-    for answer in refused:
-        status = "no answer" if answer.status is None else f"0x{answer.status:04X}"
-        errors.print(f"{answer.sop_instance_uid}: {status}")
-    console.print(f"{len(answers) - len(refused)} stored, {len(refused)} not")
-    raise typer.Exit(1 if refused else 0)
+cli.command()(send_commands.send)
 
 
 @cli.command()
@@ -165,21 +119,6 @@ def samples(
             ),
         )
     console.print(f"{target}: use it with SAMPLES={target} make demo")
-
-
-@cli.command()
-def doctor() -> None:
-    """Look at this installation and say what is wrong and what to do."""
-    from node.administration import examine
-
-    settings = _settings()
-    findings = _with_store(lambda store: examine(store, settings))
-    table = Table(show_header=False, box=None)
-    for finding in findings:
-        sign = "[green]ok[/]" if finding.well else "[red]mend[/]"
-        table.add_row(sign, finding.what, finding.told)
-    console.print(table)
-    raise typer.Exit(0 if all(finding.well for finding in findings) else 1)
 
 
 @cli.command()

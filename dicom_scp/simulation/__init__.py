@@ -1,0 +1,1 @@
+"""Simulated ultrasound rooms, for demonstrations, tests and acceptance at a site."""
