@@ -28,7 +28,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from config.settings import Coerce, Settings, SettingsError
-from dicom_scp import coercion, dicomweb, tls
+from dicom_scp import coercion, dicomweb, orders, tls
 from dicom_scp.machine_sr import read_machine_report
 from dicom_scp.peers import Peer, Peers, ServiceName
 from dicom_scp.results import ResultSettings, encode_report
@@ -421,6 +421,7 @@ def _route_groups(store: Store, settings: Settings) -> list[RouteGroup]:
             routes=dicomweb.routes(store),
             render_error=dicomweb.render_error,
         ),
+        orders.route_group(site_offset(settings)),
         *server.routes(store, review),
         agreement.route_group(drift_settings_of(settings)),
     ]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -40,6 +41,14 @@ class Placement:
     source: OrderSource
     step: Step = field(repr=False)
     source_id: str = ""
+
+
+class Placed(Enum):
+    """What became of an order that was sent, as the audit trail calls it."""
+
+    NEW = "order-place"
+    CHANGED = "order-change"
+    SAME = "order-repeat"
 
 
 @dataclass(frozen=True)
@@ -91,8 +100,8 @@ async def patient_of_order(
 
 async def place_order(
     store: "Store", tx: "Transaction", placement: Placement, *, by: By | None
-) -> tuple[Order, bool]:
-    """Write an order or its change; return it, and whether anything changed.
+) -> tuple[Order, Placed]:
+    """Write an order or its change; return it, and what became of it.
 
     The same placement twice is one order. A change keeps ids and Study Instance UID
     that the node gave. CONFLICT when the accession number is another patient's, and
@@ -100,7 +109,7 @@ async def place_order(
     """
     await _require_own_accession(tx, store, placement)
     identity = await studies.patient(tx, store, placement.patient_id)
-    known = await orders.find_by_key(tx, store, placement.key)
+    known = await _find_placed(tx, store, placement)
     if known is None:
         order = Order(
             order_id=uuid4(),
@@ -117,12 +126,27 @@ async def place_order(
     else:
         order = _changed(known.order, placement)
         if order == known.order:
-            return order, False
+            return order, Placed.SAME
         await orders.update(tx, store, order, identity, at=store.clock())
+    placed = Placed.NEW if known is None else Placed.CHANGED
     if by is not None:
-        action = "order-place" if known is None else "order-change"
-        await _record(store, tx, by, action, order)
-    return order, True
+        await _record(store, tx, by, placed.value, order)
+    return order, placed
+
+
+async def _find_placed(
+    tx: "Transaction", store: "Store", placement: Placement
+) -> ListedOrder | None:
+    """Return the order that is placed again, also by the step id that the node gave."""
+    known = await orders.find_by_key(tx, store, placement.key)
+    step = placement.step
+    if known is not None or not (step.accession_number and step.step_id):
+        return known
+    for other in await orders.of_accession(tx, store, step.accession_number):
+        same = (other.source, other.step.step_id) == (placement.source, step.step_id)
+        if same and placement.source is OrderSource.REST:
+            return await orders.find(tx, store, other.order_id, for_update=True)
+    return None
 
 
 def _changed(known: Order, placement: Placement) -> Order:
@@ -179,9 +203,12 @@ async def _require_own_accession(
         return
     for other in await orders.of_accession(tx, store, number):
         taken = other.patient_id != placement.patient_id
-        if taken and other.status is not OrderStatus.CANCELLED:
+        if other.status is OrderStatus.CANCELLED:
+            continue
+        if taken or other.source is not placement.source:
+            whose = "patient" if taken else "system"
             raise NodeError(
-                "accession_number is that of another patient's order",
+                f"accession_number is that of another {whose}'s order",
                 ErrorKind.CONFLICT,
                 expression="accession_number",
             )

@@ -24,6 +24,7 @@ from node.store.store import Store
 from node.workflow.intake import Arrival, receive_instance
 from node.workflow.orders import (
     By,
+    Placed,
     Placement,
     cancel_order,
     finish_orders,
@@ -51,7 +52,7 @@ async def placed(
     identity: PatientIdentity | None = None,
     key: str = "1",
     **changes: object,
-) -> tuple[Order, bool]:
+) -> tuple[Order, Placed]:
     async with store.db.transaction() as tx:
         patient_id = await patient_of_order(store, tx, identity or make_patient())
         placement = Placement(key, patient_id, OrderSource.REST, step)
@@ -110,14 +111,14 @@ async def test_an_order_gets_the_ids_that_nobody_gave_and_keeps_them(
     store: Store,
 ) -> None:
     order, new = await placed(store)
-    again, changed = await placed(store)
-    assert (new, changed, again) == (True, False, order)
+    again, repeated = await placed(store)
+    assert (new, repeated, again) == (Placed.NEW, Placed.SAME, order)
     assert order.step.requested_procedure_id == "ACC-1"
     assert order.step.step_id.startswith("S")
     assert order.step.study_instance_uid.startswith("2.25.")
     later = replace(STEP, scheduled_time=time(11))
     moved, changed = await placed(store, later)
-    assert changed
+    assert changed is Placed.CHANGED
     assert moved.step.scheduled_time == time(11)
     assert moved.step.study_instance_uid == order.step.study_instance_uid
     assert await read(store, order.order_id) == moved
