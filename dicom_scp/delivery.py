@@ -12,10 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
 
+from dicom_scp.sr import SR_CLASSES
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
 from node.store import audit, commitments, routes, studies
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+BELIEVED: Final = timedelta(minutes=10)
 _BURST_S: Final = 1.0
 
 
@@ -56,12 +59,19 @@ class Sender(Protocol):
     def commitment(self) -> bool:
         """Tell whether the destination is asked to commit itself (PS3.4 J)."""
 
-    async def send(self, part10: bytes, *, before: str | None = None) -> Sent:
+    async def send(
+        self,
+        part10: bytes,
+        *,
+        instance: StoredInstance | None = None,
+        before: str | None = None,
+    ) -> Sent:
         """Send a Part 10 file; return when the destination has confirmed it.
 
-        `before` is the SOP Instance UID under which it went the last time, so that
-        it does not arrive under a second one. Raises NodeError: EXHAUSTED and
-        UNAVAILABLE are worth another try, the other kinds are final.
+        `instance` is what the store knows of it, so that it can go in another
+        transfer syntax. `before` is the SOP Instance UID under which it went the
+        last time, so that it does not arrive under a second one. Raises NodeError:
+        EXHAUSTED and UNAVAILABLE are worth another try, the other kinds are final.
         """
 
     async def close(self) -> None:
@@ -113,13 +123,16 @@ async def send_instance(
         opens = table.outlets[name].hours.next_open(now)
         if opens > now:
             raise Postponed(opens)
-    instance, known = await _begin(store, uid, name)
+    instance = await _read_row(store, uid)
+    if refusal := await _known_refusal(store, name, instance.sop_class_uid):
+        raise NodeError(refusal, ErrorKind.UNSUPPORTED)
+    known = await _begin(store, instance, name)
     if known.state is DeliveryState.SENT:
         log.info("delivery.there_already", sop_instance_uid=uid, destination=name)
         return
     try:
         part10 = await asyncio.to_thread(_read, store, instance)
-        sent = await sender.send(part10, before=known.sent_as)
+        sent = await sender.send(part10, instance=instance, before=known.sent_as)
     except NodeError as error:
         await _note_failure(store, uid, name, error)
         raise
@@ -131,12 +144,38 @@ def _read(store: Store, instance: StoredInstance) -> bytes:
         return reader.read()
 
 
-async def _begin(store: Store, uid: str, name: str) -> tuple[StoredInstance, Delivery]:
-    """Return the instance and how its delivery stood before this sending began."""
+async def _read_row(store: Store, uid: str) -> StoredInstance:
+    async with store.db.connection() as connection:
+        instance = await studies.instance(connection, store, uid)
+    if instance is None:
+        raise NodeError(f"there is no instance {uid}", ErrorKind.NOT_FOUND)
+    return instance
+
+
+async def _known_refusal(store: Store, name: str, sop_class_uid: str) -> str | None:
+    """Return why it is in vain, when the destination has just said so itself."""
+    async with store.db.connection() as connection:
+        answer = await routes.probe_answer(connection, name)
+    if answer is None or answer.stale or store.clock() - answer.at > BELIEVED:
+        return None
+    document = sop_class_uid in SR_CLASSES
+    asked = [
+        answer.accepted[uid]
+        for uid in (SR_CLASSES if document else (sop_class_uid,))
+        if uid in answer.accepted
+    ]
+    if not asked or any(asked):
+        return None
+    return (
+        f"{answer.target} takes no objects of this class, as it said at"
+        f" {answer.at:%H:%M} UTC; see `doctor pacs {name}`"
+    )
+
+
+async def _begin(store: Store, instance: StoredInstance, name: str) -> Delivery:
+    """Return how the delivery stood before this sending begins."""
+    uid = instance.sop_instance_uid
     async with store.db.transaction() as tx:
-        instance = await studies.instance(tx, store, uid)
-        if instance is None:
-            raise NodeError(f"there is no instance {uid}", ErrorKind.NOT_FOUND)
         await routes.queue(
             tx,
             uid,
@@ -150,7 +189,7 @@ async def _begin(store: Store, uid: str, name: str) -> tuple[StoredInstance, Del
             raise NodeError(f"there is no instance {uid}", ErrorKind.NOT_FOUND)
         if known.state is not DeliveryState.SENT:
             await routes.begin(tx, uid, name, at=store.clock())
-    return instance, known
+    return known
 
 
 async def _note_failure(store: Store, uid: str, name: str, error: NodeError) -> None:

@@ -9,18 +9,22 @@ that only people can mend, told in a line that they understand.
 from __future__ import annotations
 
 import asyncio
+import copy
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -43,7 +47,12 @@ from dicom_scp.sr import (
     naming_documents_as,
 )
 from dicom_scp.tls import WrapsSockets
+from dicom_scp.transcode import NATIVE, encoded_for
 from node.domain.errors import ErrorKind, NodeError
+from node.imaging import BytesReader
+
+if TYPE_CHECKING:
+    from node.store.studies import StoredInstance
 
 log = structlog.get_logger(__name__)
 
@@ -128,9 +137,17 @@ class DimseSender:
         """Tell whether the archive is asked to commit itself to what it got."""
         return self.destination.commitment
 
-    async def send(self, part10: bytes, *, before: str | None = None) -> Sent:
+    async def send(
+        self,
+        part10: bytes,
+        *,
+        instance: StoredInstance | None = None,
+        before: str | None = None,
+    ) -> Sent:
         """Send a Part 10 file, as `delivery.Sender` promises."""
-        sent = await asyncio.to_thread(self.send_part10, part10, before=before)
+        sent = await asyncio.to_thread(
+            self.send_part10, part10, instance=instance, before=before
+        )
         loop = asyncio.get_running_loop()
         loop.call_later(self.keep_s, lambda: loop.run_in_executor(None, self._tidy))
         return sent
@@ -139,13 +156,21 @@ class DimseSender:
         """Release what is kept."""
         await asyncio.to_thread(self._tidy, everything=True)
 
-    def send_part10(self, part10: bytes, *, before: str | None = None) -> Sent:
+    def send_part10(
+        self,
+        part10: bytes,
+        *,
+        instance: StoredInstance | None = None,
+        before: str | None = None,
+    ) -> Sent:
         """Send a Part 10 file. Blocks."""
         dataset: Dataset = dcmread(BytesIO(part10))
         pairs = _pairs(dataset, self.destination)
         while True:
             line = self._take(pairs)
             try:
+                if instance is not None:
+                    dataset = _readable(dataset, part10, line, instance)
                 return self._store(dataset, line, len(part10), before)
             except Unconfirmed:
                 # A line that rested may have been closed by the archive meanwhile:
@@ -253,6 +278,33 @@ def _pairs(dataset: Dataset, destination: Destination) -> list[tuple[str, str]]:
     return pairs if syntax in native else [*pairs, (own, syntax)]
 
 
+def _readable(
+    dataset: Dataset, part10: bytes, line: _Line, instance: StoredInstance
+) -> Dataset:
+    """Return the instance in a transfer syntax that the archive accepted for it.
+
+    It stays as it is where no syntax of its class was accepted: that is the
+    archive's refusal, and told as such.
+    """
+    accepted = [
+        str(context.transfer_syntax[0])
+        for context in line.association.accepted_contexts
+        if context.abstract_syntax == instance.sop_class_uid
+    ]
+    stored = str(dataset.file_meta.TransferSyntaxUID)
+    if not accepted or stored in accepted or stored in NATIVE:
+        return dataset  # pynetdicom itself writes one native syntax as another
+    encoded = encoded_for(BytesReader(part10), instance, accepted)
+    meta = copy.deepcopy(dataset.file_meta)
+    meta.TransferSyntaxUID = UID(encoded.transfer_syntax_uid)
+    file = DicomBytesIO()
+    file.write(bytes(128) + b"DICM")
+    write_file_meta_info(file, meta)
+    for chunk in encoded.chunks:
+        file.write(chunk)
+    return dcmread(BytesIO(file.getvalue()))
+
+
 def _slow_down(pace: Pace) -> tuple[Any, Callable[[evt.Event], None]]:
     """Return a handler that holds up the next PDU until the line is free again."""
     return evt.EVT_DATA_SENT, lambda event: time.sleep(pace.wait_s(len(event.data)))
@@ -312,8 +364,14 @@ def _rejected(association: Association, destination: Destination) -> NodeError:
     answer: Any = association.acceptor.primitive
     told = (answer.result, answer.result_source, answer.diagnostic)
     words = {
-        (1, 1, 3): f"does not know the calling AE title {destination.calling_ae_title}",
-        (1, 1, 7): f"does not go by the AE title {destination.ae_title}",
+        (1, 1, 1): "rejects us without a reason: enter"
+        f" {destination.calling_ae_title} and the address of this machine there",
+        (1, 1, 3): f"does not know the calling AE title {destination.calling_ae_title}:"
+        " enter it there, with the address of this machine",
+        (1, 1, 7): f"does not go by the AE title {destination.ae_title}:"
+        " set ae_title to its own",
+        (2, 3, 1): "has no room for an association just now",
+        (2, 3, 2): "has as many associations as it allows",
     }.get(told, f"rejects the association ({told[0]}, {told[1]}, {told[2]})")
     final = answer.result == _REJECTED_FOR_GOOD
     kind = ErrorKind.FORBIDDEN if final else ErrorKind.UNAVAILABLE

@@ -8,13 +8,14 @@ another place is refused, as is everything that is not an answer of PS3.18.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 import aiohttp
@@ -31,6 +32,9 @@ from dicom_scp.sr import (
     to_part10,
 )
 from node.domain.errors import ErrorKind, NodeError
+
+if TYPE_CHECKING:
+    from node.store.studies import StoredInstance
 
 log = structlog.get_logger(__name__)
 
@@ -84,7 +88,12 @@ def bearer_of(file: Path) -> Callable[[], str]:
 
 def basic_of(user: str, password_file: Path) -> Callable[[], str]:
     """Return what makes an HTTP Basic header of a user and a password in a file."""
-    return lambda: aiohttp.BasicAuth(user, _secret(password_file), "utf-8").encode()
+
+    def header() -> str:
+        told = f"{user}:{_secret(password_file)}".encode()
+        return f"Basic {base64.b64encode(told).decode()}"
+
+    return header
 
 
 def _secret(file: Path) -> str:
@@ -107,7 +116,13 @@ class StowSender:
     sleep: Callable[[float], Any] = asyncio.sleep
     commitment: bool = False
 
-    async def send(self, part10: bytes, *, before: str | None = None) -> Sent:
+    async def send(
+        self,
+        part10: bytes,
+        *,
+        instance: StoredInstance | None = None,
+        before: str | None = None,
+    ) -> Sent:
         """Send a Part 10 file, as `delivery.Sender` promises.
 
         DICOMweb negotiates no classes: a document goes in the best class that was

@@ -29,11 +29,19 @@ from prometheus_client import CollectorRegistry
 
 from config.settings import Coerce, Settings, SettingsError
 from dicom_scp import coercion, dicomweb, orders, tls
+from dicom_scp.commitment import (
+    CommitmentSettings,
+    commitment_service,
+    report_commitment,
+    request_commitment,
+)
 from dicom_scp.machine_sr import read_machine_report
 from dicom_scp.peers import Peer, Peers, ServiceName
+from dicom_scp.probe import ask_again, targets_of
 from dicom_scp.results import ResultSettings, encode_report
+from dicom_scp.routing import RoutingTable, route_received
 from dicom_scp.scp import ScpSettings, run_scp
-from dicom_scp.scu import Destination, send_instance
+from dicom_scp.scu import Destination
 from dicom_scp.services import Service
 from dicom_scp.sr import Equipment
 from dicom_scp.storage import SYNTAXES, is_storage_class
@@ -48,6 +56,13 @@ from node.domain.errors import ErrorKind, NodeError
 from node.domain.report import ReportStatus
 from node.domain.study import Duplicates
 from node.http import HttpSettings, RouteGroup, make_app
+from node.outbound import (
+    Outbound,
+    bury_homeless,
+    outbound_of,
+    send_workers,
+    senders_of,
+)
 from node.store.jobs import Jobs
 from node.store.models import ModelRole
 from node.store.store import Store, open_store
@@ -57,6 +72,14 @@ from node.workflow.agreement import (
     compare_report,
     compare_the_rest,
     watch_drift,
+)
+from node.workflow.commitment import (
+    LANE,
+    REDELIVER_INSTANCE,
+    REPORT_COMMITMENT,
+    REQUEST_COMMITMENT,
+    ask_for_missing_reports,
+    redeliver_instance,
 )
 from node.workflow.completion import (
     ASSESS_STUDY,
@@ -72,6 +95,9 @@ if TYPE_CHECKING:
     from inference.loaded import Serving
 
 COMPLETION_EVERY_S = 0.5
+COMMITMENT_EVERY_S = 60.0
+ROUTING_EVERY_S = 1.0
+PROBING_EVERY_S = 60.0
 HOUSEKEEPING_EVERY_S = 3600.0
 AGREEMENT_EVERY_S = 60.0
 KEEP_DONE_JOBS = timedelta(days=7)
@@ -139,6 +165,18 @@ def equipment_of(settings: Settings) -> Equipment:
     )
 
 
+def results_of(settings: Settings, routing: RoutingTable) -> ResultSettings:
+    """Return which objects the node makes, and where they go."""
+    chosen = settings.results
+    return ResultSettings(
+        equipment_of(settings),
+        routing,
+        key_images=chosen.key_images,
+        segmentation=chosen.segmentation,
+        pdf=chosen.pdf,
+    )
+
+
 def peers_of(settings: Settings) -> Peers:
     """Return the DICOM nodes around us; SettingsError names every fault."""
     faults: list[str] = []
@@ -157,12 +195,62 @@ def peers_of(settings: Settings) -> Peers:
             coerce=tuple(_rules(number, peer.coerce, faults)),
             duplicates=Duplicates(peer.duplicates),
             max_associations=peer.maximum_associations,
+            commitment_reply=peer.commitment_reply,
         )
         for number, peer in enumerate(settings.dicom.peers, start=1)
     ]
     if faults:
         raise SettingsError(faults)
-    return Peers(peers, allowed_titles=settings.dicom.allowed_calling_aes)
+    allowed = settings.dicom.allowed_calling_aes
+    if peers or allowed:  # otherwise everybody may call
+        known = {*allowed, *(peer.ae_title for peer in peers)}
+        peers += [p for p in reporting_archives(settings) if p.ae_title not in known]
+    return Peers(peers, allowed_titles=allowed)
+
+
+def reporting_archives(settings: Settings) -> list[Peer]:
+    """Return the archives that we ask to commit themselves: they call to report."""
+    pacs, services = settings.pacs, frozenset({ServiceName.COMMITMENT})
+    asked = [pacs] if pacs.ae_title and pacs.commitment else []
+    archives = [
+        *((archive.ae_title, archive.host, archive.port) for archive in asked),
+        *(
+            (outlet.ae_title, outlet.host, outlet.port)
+            for outlet in settings.routing.destinations
+            if outlet.commitment
+        ),
+    ]
+    return [
+        Peer(title, services=services, host=host, port=port)
+        for title, host, port in archives
+    ]
+
+
+def machines_of(settings: Settings) -> dict[str, Destination]:
+    """Return where commitment reports go, by AE title of the machine.
+
+    One that does not answer is soon let go: the next try comes by itself.
+    """
+    machines = [peer for peer in settings.dicom.peers if peer.host]
+    secured = any(peer.tls for peer in machines)
+    calling = calling_tls_of(settings) if secured else None
+    return {
+        peer.ae_title: Destination(
+            peer.ae_title,
+            peer.host,
+            peer.port,
+            calling_ae_title=settings.dicom.ae_title,
+            tls=calling if peer.tls else None,
+            connection_timeout_s=5.0,
+            response_timeout_s=30.0,
+        )
+        for peer in machines
+    }
+
+
+def commitment_settings_of(settings: Settings) -> CommitmentSettings:
+    """Return what storage commitment is told."""
+    return CommitmentSettings(settings.dicom.ae_title, settings.commitment.grace_s)
 
 
 def _storage_classes(
@@ -242,22 +330,10 @@ def site_offset(settings: Settings) -> timedelta:
 
 def services_of(settings: Settings) -> list[Service]:
     """Return what the node offers to DICOM peers beside Verification and Storage."""
-    return [worklist_service(worklist_settings_of(settings))]
-
-
-def destinations_of(settings: Settings) -> dict[str, Destination]:
-    """Return the archives that results go to, by AE title."""
-    pacs = settings.pacs
-    if not pacs.ae_title:
-        return {}
-    destination = Destination(
-        pacs.ae_title,
-        pacs.host,
-        pacs.port,
-        calling_ae_title=pacs.calling_ae_title,
-        sr_sop_classes=tuple(pacs.sr_sop_classes),
-    )
-    return {pacs.ae_title: destination}
+    return [
+        commitment_service(commitment_settings_of(settings)),
+        worklist_service(worklist_settings_of(settings)),
+    ]
 
 
 def patient_texts() -> dict[str, TierText]:
@@ -438,16 +514,33 @@ async def _worker(settings: Settings) -> None:
         quiet_period_s=settings.completion.quiet_period_s,
         quiet_after_release_s=settings.completion.quiet_after_release_s,
     )
+    outbound = outbound_of(settings, partial(calling_tls_of, settings))
     async with opened(settings) as store, aiohttp.ClientSession() as session:
+        senders = senders_of(outbound, session)
+        await bury_homeless(store, outbound.names)
         await subscriptions.ensure_relay_subscription(store, fhir_settings)
         worker = Worker(
             store.jobs,
-            _worker_handlers(store, settings, fhir_settings, session),
+            _worker_handlers(store, settings, fhir_settings, outbound, session),
             periodic=[
                 Periodic(
                     "close studies",
                     COMPLETION_EVERY_S,
                     partial(close_due_studies, store, completion),
+                ),
+                Periodic(
+                    "ask archives what they take",
+                    PROBING_EVERY_S,
+                    partial(
+                        ask_again,
+                        store,
+                        targets_of(outbound.dimse, outbound.stow, session),
+                    ),
+                ),
+                Periodic(
+                    "route what was received",
+                    ROUTING_EVERY_S,
+                    partial(route_received, store, outbound.table),
                 ),
                 Periodic(
                     "forget done jobs",
@@ -466,22 +559,62 @@ async def _worker(settings: Settings) -> None:
                 ),
             ],
         )
-        await _work_until_told(worker)
+        await _work_until_told(
+            worker,
+            *send_workers(store, outbound, senders),
+            commitment_worker(store, settings, outbound),
+        )
+        for sender in senders.values():
+            await sender.close()
+
+
+def commitment_worker(store: Store, settings: Settings, outbound: Outbound) -> Worker:
+    """Return who reports to machines and asks archives: it waits for them alone."""
+    told = settings.commitment
+    archives = {
+        name: replace(archive, commitment_wait_s=told.reply_wait_s)
+        for name, archive in outbound.dimse.items()
+    }
+    report = partial(
+        report_commitment,
+        store,
+        settings=commitment_settings_of(settings),
+        addresses=machines_of(settings),
+    )
+    return Worker(
+        Jobs(store.db, store.ring, store.clock),
+        {
+            REPORT_COMMITMENT: report,
+            REQUEST_COMMITMENT: partial(
+                request_commitment, store, destinations=archives
+            ),
+            REDELIVER_INSTANCE: partial(redeliver_instance, store),
+        },
+        periodic=[
+            Periodic(
+                "ask for missing commitment reports",
+                COMMITMENT_EVERY_S,
+                partial(
+                    ask_for_missing_reports, store, patience_s=told.patience_h * 3600
+                ),
+            )
+        ],
+        lane=LANE,
+    )
 
 
 def _worker_handlers(
     store: Store,
     settings: Settings,
     fhir_settings: FhirSettings,
+    outbound: Outbound,
     session: aiohttp.ClientSession,
 ) -> Mapping[str, Handler]:
-    destinations = destinations_of(settings)
-    results = ResultSettings(equipment_of(settings), tuple(destinations))
+    results = results_of(settings, outbound.table)
     deliveries = subscriptions.Deliveries(store, fhir_settings, session)
     return {
         "publish_report": partial(publish_report, store, fhir_settings),
         "encode_report": lambda payload: encode_report(store, payload, results),
-        "send_instance": lambda payload: send_instance(store, payload, destinations),
         "read_machine_report": partial(read_machine_report, store),
         "compare_report": partial(compare_report, store),
         "deliver_notifications": deliveries.deliver_notifications,

@@ -364,7 +364,10 @@ class Memory:
         self.got: list[bytes] = []
         self.before: list[str | None] = []
 
-    async def send(self, part10: bytes, *, before: str | None = None) -> Sent:
+    async def send(
+        self, part10: bytes, *, instance: Any = None, before: str | None = None
+    ) -> Sent:
+        assert instance is not None
         self.before.append(before)
         fault = self.faults.pop(0) if self.faults else None
         if not isinstance(fault, NodeError) or isinstance(fault, Unconfirmed):

@@ -21,13 +21,20 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.transport import ThreadedAssociationServer
 
-from dicom_scp.scu import Destination, send_part10
+from dicom_scp.delivery import Pace
+from dicom_scp.scu import Destination, DimseSender, send_part10
 from dicom_scp.sr import SR_CLASSES, as_sop_class, to_part10
 from node.domain.errors import ErrorKind, NodeError
+from node.store import studies
+from node.store.store import Store
 from tests.dicom_scp.test_sr import make_ai, make_verified
+from tests.dicom_scp.ultrasound import make_header
+from tests.intake import receive_object
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -39,10 +46,13 @@ class Archive:
     port: int = 0
     status: int = 0x0000
     received: list[Dataset] = field(default_factory=list)
-    nodelay: list[int] = field(default_factory=list)
+    server: ThreadedAssociationServer | None = None
 
     def destination(self, **changes: object) -> Destination:
         return Destination("ARCHIVE", "127.0.0.1", self.port, **changes)  # type: ignore[arg-type]
+
+    def associations(self) -> list[Association]:
+        return [] if self.server is None else self.server.active_associations
 
     def store(self, event: evt.Event) -> int:
         dataset = event.dataset
@@ -79,6 +89,7 @@ def make_archive() -> Iterator[MakeArchive]:
             evt_handlers=[(evt.EVT_C_STORE, archive.store)],
         )
         servers.append(server)
+        archive.server = server
         archive.port = server.server_address[1]
         return archive
 
@@ -208,6 +219,85 @@ def test_messages_are_not_held_back_by_nagles_algorithm(
     monkeypatch.setattr(socket.socket, "setsockopt", note)
     send_part10(to_part10(make_ai()), make_archive().destination())
     assert (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1) in set_options
+
+
+def make_image(number: int, syntax: str = ExplicitVRLittleEndian) -> bytes:
+    """Return an ultrasound image as a file, native or in RLE."""
+    image = make_header(f"2.25.{number}")
+    image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+    image.Rows, image.Columns = 60, 80
+    image.BitsAllocated = image.BitsStored = 8
+    image.HighBit, image.PixelRepresentation = 7, 0
+    image.PixelData = bytes(range(240)) * 20
+    image["PixelData"].VR = "OB"
+    part10 = to_part10(image)
+    if syntax == ExplicitVRLittleEndian:
+        return part10
+    image = dcmread(BytesIO(part10))
+    image.compress(syntax, generate_instance_uid=False)
+    file = BytesIO()
+    image.save_as(file)
+    return file.getvalue()
+
+
+IMAGES = ("1.2.840.10008.5.1.4.1.1.6.1", "1.2.840.10008.5.1.4.1.1.3.1")
+
+
+async def test_a_study_goes_over_one_association(make_archive: MakeArchive) -> None:
+    archive = make_archive((*SR_CLASSES, *IMAGES))
+    sender = DimseSender(archive.destination())
+    for number in range(5):
+        await sender.send(make_image(number))
+    await sender.send(to_part10(make_ai()))
+    assert len(archive.received) == 6
+    assert sender.opened == 1
+    await sender.close()
+    await sender.send(make_image(9))
+    assert sender.opened == 2
+    await sender.close()
+
+
+async def test_an_association_that_the_archive_closed_meanwhile_is_no_failure(
+    make_archive: MakeArchive,
+) -> None:
+    archive = make_archive(IMAGES)
+    sender = DimseSender(archive.destination())
+    await sender.send(make_image(1))
+    for association in archive.associations():
+        association.abort()
+    await sender.send(make_image(2))
+    assert [str(d.SOPInstanceUID) for d in archive.received] == ["2.25.1", "2.25.2"]
+    await sender.close()
+
+
+async def test_a_compressed_image_goes_decompressed_where_its_syntax_is_refused(
+    make_archive: MakeArchive, store: Store
+) -> None:
+    part10 = make_image(1, RLELossless)
+    await receive_object(store, dcmread(BytesIO(part10)), part10)
+    async with store.db.connection() as connection:
+        instance = await studies.instance(connection, store, "2.25.1")
+    plain, rich = make_archive(IMAGES), make_archive(IMAGES, syntaxes=(RLELossless,))
+    for archive in (plain, rich):
+        sender = DimseSender(archive.destination(), keep_s=0)
+        await sender.send(part10, instance=instance)
+    (native,), (stored,) = plain.received, rich.received
+    assert native.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+    assert stored.file_meta.TransferSyntaxUID == RLELossless
+    assert native.PixelData == bytes(range(240)) * 20
+    assert native.SOPInstanceUID == stored.SOPInstanceUID
+
+
+def test_bytes_leave_no_faster_than_the_site_allows(
+    make_archive: MakeArchive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("dicom_scp.scu.time.sleep", pauses.append)
+    pace = Pace(8, clock=lambda: 0.0)  # 1 kB/s
+    sender = DimseSender(make_archive(IMAGES).destination(), pace, keep_s=0)
+    part10 = make_image(1)
+    sender.send_part10(part10)
+    assert max(pauses) > len(part10) / 1000 - 1
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:

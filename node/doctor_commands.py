@@ -1,0 +1,106 @@
+"""`python -m node doctor`: what is wrong here and around us, and what to do."""
+
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import aiohttp
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from config.settings import Settings, load_settings
+from node.domain.errors import ErrorKind, NodeError
+from node.logs import configure_logging
+
+if TYPE_CHECKING:
+    from dicom_scp.probe import Probe
+    from node.store.store import Store
+
+T = TypeVar("T")
+
+cli = typer.Typer(
+    help="Look at this installation and say what is wrong and what to do.",
+    invoke_without_command=True,
+)
+console = Console()
+
+
+@cli.callback()
+def doctor(context: typer.Context) -> None:
+    """Look at this installation and say what is wrong and what to do."""
+    if context.invoked_subcommand is not None:
+        return
+    from node.administration import examine
+
+    settings = _settings()
+    findings = _with_store(settings, lambda store: examine(store, settings))
+    _show((finding.well, finding.what, finding.told) for finding in findings)
+    raise typer.Exit(0 if all(finding.well for finding in findings) else 1)
+
+
+@cli.command("pacs")
+def pacs(
+    name: Annotated[
+        str | None, typer.Argument(help="One destination; none = every one.")
+    ] = None,
+) -> None:
+    """Ask archives, step by step, whether results can go there, and what to change.
+
+    Nothing is stored there. The answer is remembered and used when sending.
+    """
+    settings = _settings()
+    probes = _with_store(settings, lambda store: _ask(store, settings, name))
+    for destination, address, probe in probes:
+        console.print(f"{destination}: {address}", style="bold", highlight=False)
+        _show((one.well, one.step, one.told) for one in probe.findings)
+    raise typer.Exit(0 if all(probe.well for _, _, probe in probes) else 1)
+
+
+async def _ask(
+    store: "Store", settings: Settings, name: str | None
+) -> "list[tuple[str, str, Probe]]":
+    from functools import partial
+
+    from dicom_scp.probe import ask, targets_of
+    from node.app import calling_tls_of
+    from node.outbound import outbound_of
+
+    outbound = outbound_of(settings, partial(calling_tls_of, settings))
+    if name is not None and name not in outbound.names:
+        known = ", ".join(outbound.names) or "none"
+        raise NodeError(
+            f"{name}: no such destination in pacs or routing; there is {known}",
+            ErrorKind.SETTING,
+        )
+    if not outbound.names:
+        raise NodeError(
+            "pacs.ae_title: no archive is set, nor in routing.destinations",
+            ErrorKind.SETTING,
+        )
+    async with aiohttp.ClientSession() as session:
+        targets = targets_of(outbound.dimse, outbound.stow, session)
+        return [
+            (target.name, target.address, await ask(store, target))
+            for target in targets
+            if name in (None, target.name)
+        ]
+
+
+def _show(rows: Iterable[tuple[bool, str, str]]) -> None:
+    table = Table(show_header=False, box=None)
+    for well, what, told in rows:
+        table.add_row("[green]ok[/]" if well else "[red]mend[/]", what, told)
+    console.print(table)
+
+
+def _with_store(settings: Settings, work: Callable[[Any], Awaitable[T]]) -> T:
+    from node.administration import with_store
+
+    return with_store(settings, work)
+
+
+def _settings() -> Settings:
+    settings = load_settings(os.environ)
+    configure_logging(settings.log.level, settings.log.format)
+    return settings
