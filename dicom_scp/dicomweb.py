@@ -39,15 +39,17 @@ from dicom_scp.rendered import (
     Source,
     Wish,
 )
+from dicom_scp.video import VideoStream
 from node.domain.access import Action, Identity
 from node.domain.audit import AuditEntry
 from node.domain.disclosure import mask_name
 from node.domain.errors import ErrorKind, NodeError
 from node.http import Failure, identity
-from node.imaging import StoredImage
+from node.imaging import VIDEO, StoredImage
 from node.store import audit, studies
 
 if TYPE_CHECKING:
+    from node.store.blobs import BlobReader
     from node.store.store import Store
     from node.store.studies import StoredInstance
 
@@ -110,6 +112,7 @@ SHOWN_TAGS: Final = frozenset(
 HIDDEN_VR: Final = frozenset({"PN", "LT", "ST", "UT", "UN"})
 HIDDEN_TAGS: Final = frozenset({"00181000", "00200010"})  # device serial, Study ID
 PATIENT_NAME: Final = "00100010"
+PIXEL_DATA: Final = "7FE00010"
 
 Attributes = dict[str, Any]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -139,10 +142,10 @@ def render_error(failure: Failure) -> web.Response:
 
 
 def routes(
-    store: Store, *, renderer: Renderer | None = None
+    store: Store, *, renderer: Renderer | None = None, base_url: str = ""
 ) -> list[web.AbstractRouteDef]:
-    """Return the routes below /dicom-web."""
-    handlers = _Handlers(store, renderer or Renderer())
+    """Return the routes below /dicom-web; `base_url` is what bulk data is named by."""
+    handlers = _Handlers(store, renderer or Renderer(), base_url)
     study = f"{PREFIX}/studies/{{study}}"
     series = f"{study}/series/{{series}}"
     instance = f"{series}/instances/{{instance}}"
@@ -155,6 +158,7 @@ def routes(
         (f"{study}/instances", handlers.search_instances),
         (f"{series}/instances", handlers.search_instances),
         (instance, handlers.retrieve),
+        (f"{instance}/bulkdata/{PIXEL_DATA}", handlers.video),
         (frame, handlers.frames),
         (f"{frame}/rendered", handlers.rendered),
         (f"{instance}/rendered", handlers.rendered),
@@ -167,9 +171,10 @@ def routes(
 
 
 class _Handlers:
-    def __init__(self, store: Store, renderer: Renderer) -> None:
+    def __init__(self, store: Store, renderer: Renderer, base_url: str) -> None:
         self._store = store
         self._renderer = renderer
+        self._base_url = base_url
         self._headers: OrderedDict[str, Dataset] = OrderedDict()
 
     # -- headers ----------------------------------------------------------------------
@@ -179,8 +184,22 @@ class _Handlers:
         caller = _reader(request)
         _choose(request, [(JSON, ()), ("application/json", ())])
         found = await self._find(request, caller, audited="read")
-        body = orjson.dumps([_told(one, caller) for one in found])
-        return _json(request, body)
+        told = [_told(one, caller) for one in found]
+        if caller.may(Action.RETRIEVE_INSTANCE):
+            for one, header in zip(found, told, strict=True):
+                self._name_video(one, header)
+        return _json(request, orjson.dumps(told))
+
+    def _name_video(self, instance: StoredInstance, header: Attributes) -> None:
+        """Tell where the stream of a video is: no frame of it can be had."""
+        if instance.transfer_syntax_uid in VIDEO:
+            path = (
+                f"{PREFIX}/studies/{instance.study_instance_uid}"
+                f"/series/{instance.series_instance_uid}"
+                f"/instances/{instance.sop_instance_uid}/bulkdata/{PIXEL_DATA}"
+            )
+            uri = f"{self._base_url}{path}"
+            header[PIXEL_DATA] = {"vr": "OB", "BulkDataURI": uri}
 
     async def search_series(self, request: web.Request) -> web.StreamResponse:
         """Answer the series of a study (PS3.18 10.6, minimal)."""
@@ -251,6 +270,83 @@ class _Handlers:
         await response.write_eof()
         return response
 
+    async def video(self, request: web.Request) -> web.StreamResponse:
+        """Answer a video as stored, a range of it if asked (PS3.18 10.4.1.1.5)."""
+        caller = _reader(request)
+        caller.require(Action.RETRIEVE_INSTANCE)
+        (instance,) = await self._find(request, caller, audited="retrieve")
+        return await self._stream(request, instance)
+
+    async def _stream(
+        self, request: web.Request, instance: StoredInstance
+    ) -> web.StreamResponse:
+        syntax = instance.transfer_syntax_uid
+        if syntax not in VIDEO:
+            raise NodeError("no video; ask for its frames", ErrorKind.NOT_FOUND)
+        reader = await self._renderer.run(
+            lambda: studies.open_blob(self._store, instance)
+        )
+        try:
+            opened = partial(VideoStream.open, reader, syntax)
+            stream = await self._renderer.run(opened)
+            choice = _choose(request, [(stream.media_type, (syntax,)), (OCTETS, ())])
+            asked = ",".join(request.headers.getall(hdrs.ACCEPT, []))
+            told = f"{choice.media_type}; transfer-syntax={syntax}"
+            if "multipart/" in asked:
+                return await self._multipart(request, reader, stream, told)
+            return await self._ranged(request, reader, stream, told)
+        finally:
+            reader.close()
+
+    async def _multipart(
+        self, request: web.Request, reader: BlobReader, stream: VideoStream, told: str
+    ) -> web.StreamResponse:
+        boundary = secrets.token_hex(16)
+        head = f"--{boundary}\r\nContent-Type: {told}\r\n\r\n".encode()
+        tail = f"\r\n--{boundary}--\r\n".encode()
+        kind = told.partition(";")[0]
+        response = web.StreamResponse()
+        response.headers[hdrs.CONTENT_TYPE] = (
+            f'multipart/related; type="{kind}"; boundary={boundary}'
+        )
+        response.content_length = len(head) + stream.size + len(tail)
+        await response.prepare(request)
+        await response.write(head)
+        await self._send(response, reader, stream, 0, stream.size)
+        await response.write(tail)
+        await response.write_eof()
+        return response
+
+    async def _ranged(
+        self, request: web.Request, reader: BlobReader, stream: VideoStream, told: str
+    ) -> web.StreamResponse:
+        start, stop = _range(request, stream.size)
+        response = web.StreamResponse(
+            status=200 if hdrs.RANGE not in request.headers else 206,
+            headers={hdrs.CONTENT_TYPE: told, hdrs.ACCEPT_RANGES: "bytes"},
+        )
+        if response.status == 206:
+            where = f"bytes {start}-{stop - 1}/{stream.size}"
+            response.headers[hdrs.CONTENT_RANGE] = where
+        response.content_length = stop - start
+        await response.prepare(request)
+        await self._send(response, reader, stream, start, stop)
+        await response.write_eof()
+        return response
+
+    async def _send(
+        self,
+        response: web.StreamResponse,
+        reader: BlobReader,
+        stream: VideoStream,
+        start: int,
+        stop: int,
+    ) -> None:
+        for at, length in stream.pieces(start, stop):
+            await response.write(
+                await self._renderer.run(partial(reader.read, at, length))
+            )
+
     async def frames(self, request: web.Request) -> web.StreamResponse:
         """Answer frames as stored, one part each (PS3.18 10.4.1.1.6)."""
         caller = _reader(request)
@@ -281,6 +377,10 @@ class _Handlers:
         """Answer a frame as a picture for a browser (PS3.18 10.4.1.1.3)."""
         caller = _reader(request)
         (instance,) = await self._find(request, caller)
+        video = instance.transfer_syntax_uid in VIDEO
+        whole = "frames" not in request.match_info
+        if video and whole and caller.may(Action.RETRIEVE_INSTANCE):
+            return await self._stream(request, instance)
         (number,) = _frame_numbers(request, instance, many=False)
         wish = Wish(
             frame=number - 1,
@@ -421,6 +521,19 @@ def _stored_frames(source: Source, numbers: Sequence[int]) -> list[bytes]:
 
 
 # -- requests and answers --------------------------------------------------------------
+
+
+def _range(request: web.Request, size: int) -> tuple[int, int]:
+    """Return the one range that is asked for, or all (RFC 9110 14.2); 416 outside."""
+    try:
+        start, stop, _ = request.http_range.indices(size)
+    except ValueError:
+        start, stop = size, size
+    if start >= stop:
+        raise web.HTTPRequestRangeNotSatisfiable(
+            headers={hdrs.CONTENT_RANGE: f"bytes */{size}"}
+        )
+    return start, stop
 
 
 def _choose(

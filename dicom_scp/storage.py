@@ -8,6 +8,7 @@ makers); whatever else a machine has is named in its entry.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -112,7 +113,7 @@ def storage_contexts(
 
 def is_storage_class(sop_class_uid: str) -> bool:
     """Tell whether a site may enter a SOP Class: private, or of the Storage Service."""
-    if not uid.UID(sop_class_uid).is_valid:
+    if re.fullmatch(uid.RE_VALID_UID, sop_class_uid) is None:
         return False
     standard = sop_class_uid.startswith(_STANDARD_ROOT)
     return not standard or sop_class_uid in _STANDARD_STORAGE

@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from inference.assess import ImageToRead
 from inference.place import place_of, plane_of
 from inference.select import ImageHeader
-from node.imaging import StoredImage, ultrasound_regions, why_undecodable
+from node.imaging import VIDEO, StoredImage, ultrasound_regions, why_undecodable
 
 SIMULATED = "SIMULATED"
 """Image Comments of the simulator's phantoms begin so."""
@@ -49,6 +49,7 @@ def header_of(header: Dataset, transfer_syntax_uid: str) -> ImageHeader:
         ultrasound_color_data_present=_number(header, "UltrasoundColorDataPresent", 0)
         == 1,
         decodable=why_undecodable(transfer_syntax_uid) is None,
+        video=transfer_syntax_uid in VIDEO,
         simulated=_text(header, "ImageComments").upper().startswith(SIMULATED),
     )
 

@@ -18,6 +18,7 @@ from inference.assess import HeatMapPicture, ImageToRead, Reader, StudyReading
 from inference.author import author_of
 from inference.images import image_to_read
 from inference.place import Place
+from inference.select import WITHOUT_PICTURE
 from node.domain import lexicon
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.finding import HeatMap
@@ -115,7 +116,11 @@ def read_stored(
     tracking_uid: Callable[[Place], str],
 ) -> StudyReading:
     """Return what `reader` says about stored instances. Blocks."""
-    images = [_image(store, instance) for instance in stored]
+    images = [
+        _image(store, instance)
+        for instance in stored
+        if instance.sop_class_uid not in WITHOUT_PICTURE
+    ]
     return reader.read_study(images, tracking_uid=tracking_uid)
 
 

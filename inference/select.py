@@ -27,6 +27,26 @@ READABLE_SOP_CLASSES = frozenset(
     }
 )
 
+OTHER_ULTRASOUND = frozenset(
+    {
+        "1.2.840.10008.5.1.4.1.1.6.2",  # Enhanced US Volume
+        "1.2.840.10008.5.1.4.1.1.6",  # Ultrasound Image, retired
+        "1.2.840.10008.5.1.4.1.1.3",  # Ultrasound Multi-frame Image, retired
+    }
+)
+
+WITHOUT_PICTURE = frozenset(
+    {
+        *(f"1.2.840.10008.5.1.4.1.1.88.{n}" for n in (11, 22, 33, 34, 59)),  # SR, KO
+        # Presentation states.
+        *(f"1.2.840.10008.5.1.4.1.1.11.{n}" for n in (1, 2, 3, 4)),
+        "1.2.840.10008.5.1.4.1.1.104.1",  # Encapsulated PDF
+        "1.2.840.10008.5.1.4.1.1.66",  # Raw Data
+        "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation, of another picture
+    }
+)
+"""What machines send beside pictures: nothing in it was left unread."""
+
 SPATIAL_2D, M_MODE, SPECTRAL = 1, 2, 3
 """Region Spatial Format (PS3.3 C.8.5.5.1.1)."""
 
@@ -63,6 +83,16 @@ class Reason(Enum):
         "no_frames",
         "图像不含像素数据，AI 未阅读",
         "The instance holds no pixel data",
+    )
+    OTHER_ULTRASOUND = (
+        "other_ultrasound",
+        "三维容积或旧版超声对象，AI 未阅读",
+        "A 3D volume, or an object of a retired ultrasound class",
+    )
+    VIDEO = (
+        "video",
+        "视频格式，已保存，AI 未阅读",
+        "A video: stored, not read",
     )
     UNDECODABLE = (
         "undecodable",
@@ -146,7 +176,8 @@ class ImageHeader:
 
     `image_type` holds the values of Image Type; value 4 is a hexadecimal set of
     modes. `decodable` is False when no decoder for its transfer syntax is here,
-    None when nobody has tried yet. `simulated` marks the simulator's phantoms.
+    None when nobody has tried yet; `video` when it is a stream without frames of its
+    own. `simulated` marks the simulator's phantoms.
     """
 
     sop_class_uid: str
@@ -161,6 +192,7 @@ class ImageHeader:
     plane: Plane | None = None
     ultrasound_color_data_present: bool = False
     decodable: bool | None = None
+    video: bool = False
     simulated: bool = False
 
 
@@ -282,6 +314,8 @@ def sharpness(frame: NDArray[np.uint8], box: PixelBox) -> float:
 
 def _why_not(header: ImageHeader, read_simulated: bool) -> Reason | None:
     """Return the first reason of the header alone, in the order of certainty."""
+    if header.sop_class_uid in OTHER_ULTRASOUND:
+        return Reason.OTHER_ULTRASOUND
     if header.sop_class_uid not in READABLE_SOP_CLASSES:
         return Reason.NOT_ULTRASOUND
     if header.simulated and not read_simulated:
@@ -293,6 +327,8 @@ def _why_not(header: ImageHeader, read_simulated: bool) -> Reason | None:
         return Reason.NO_FRAMES
     if header.rows * header.columns > MOST_PIXELS:
         return Reason.TOO_LARGE
+    if header.video:
+        return Reason.VIDEO
     if header.decodable is False:
         return Reason.UNDECODABLE
     modes = _modes(header.image_type)

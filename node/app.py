@@ -494,7 +494,7 @@ def _route_groups(store: Store, settings: Settings) -> list[RouteGroup]:
         rest.route_group(store, fhir_settings, product_version()),
         RouteGroup(
             prefix=dicomweb.PREFIX,
-            routes=dicomweb.routes(store),
+            routes=dicomweb.routes(store, base_url=settings.http.base_url),
             render_error=dicomweb.render_error,
         ),
         orders.route_group(site_offset(settings)),

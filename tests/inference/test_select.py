@@ -73,7 +73,9 @@ def test_image_without_regions_is_read_whole_and_uncalibrated() -> None:
     ("changes", "reason"),
     [
         ({"sop_class_uid": "1.2.840.10008.5.1.4.1.1.7"}, Reason.NOT_ULTRASOUND),
-        ({"sop_class_uid": "1.2.840.10008.5.1.4.1.1.6"}, Reason.NOT_ULTRASOUND),
+        ({"sop_class_uid": "1.2.840.10008.5.1.4.1.1.6"}, Reason.OTHER_ULTRASOUND),
+        ({"sop_class_uid": "1.2.840.10008.5.1.4.1.1.6.2"}, Reason.OTHER_ULTRASOUND),
+        ({"video": True, "decodable": False}, Reason.VIDEO),
         ({"body_part_examined": "THYROID"}, Reason.NOT_BREAST),
         ({"number_of_frames": 0}, Reason.NO_FRAMES),
         ({"rows": 0}, Reason.NO_FRAMES),
