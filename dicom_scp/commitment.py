@@ -15,15 +15,11 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from uuid import uuid4
 
 import structlog
 from pydicom.dataset import Dataset
-from pydicom.uid import (
-    UID,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    generate_uid,
-)
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import build_role, evt
 from pynetdicom.presentation import PresentationContext, build_context
 
@@ -368,7 +364,7 @@ async def request_commitment(
     store: Store,
     payload: Mapping[str, Any],
     destinations: Mapping[str, Destination],
-    new_uid: Callable[[], str] = generate_uid,
+    new_uid: Callable[[], str] = lambda: f"2.25.{uuid4().int}",
 ) -> None:
     """Ask an archive to commit itself to what was sent there (PS3.4 J.3.2).
 
