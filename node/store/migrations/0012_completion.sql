@@ -9,7 +9,9 @@ alter table studies
     add column incomplete boolean not null default false,
     add column evidence_detail jsonb,
     -- Something was said about a study that is no longer open: weigh it again.
-    add column reconsider boolean not null default false;
+    add column reconsider boolean not null default false,
+    -- How many images the newest version of the report takes into account.
+    add column report_images integer;
 create index studies_to_reconsider on studies (study_instance_uid) where reconsider;
 
 -- `overlapped`: another association of the same study broke off while this one was open,
@@ -57,8 +59,6 @@ create table performed_step_orders (
     number integer not null,
     study_instance_uid text not null,
     accession_blind bytea,
-    scheduled_step_id_blind bytea,
-    requested_procedure_id_blind bytea,
     primary key (sop_instance_uid, number)
 );
 create index performed_step_orders_of_study on performed_step_orders (study_instance_uid);
