@@ -1,0 +1,95 @@
+"""What the parts of a node are told, as the settings say it."""
+
+import json
+from pathlib import Path
+
+from config.settings import Settings, load_settings
+from dicom_scp.peers import ServiceName
+from dicom_scp.tls import WrapsSockets
+from node.app import commitment_worker, machines_of, peers_of, services_of
+from node.outbound import outbound_of
+from node.store.commitments import Reference
+from node.store.store import Store
+from node.workflow.commitment import LANE, REPORT_COMMITMENT, receive_request
+
+PACS = {
+    "SONONODE_PACS__AE_TITLE": "PACS",
+    "SONONODE_PACS__HOST": "10.1.2.3",
+    "SONONODE_PACS__COMMITMENT": "true",
+}
+MACHINES = [
+    {"ae_title": "LOGIQ_1", "host": "10.1.2.15", "commitment_reply": "same"},
+    {"ae_title": "LOGIQ_2"},
+]
+
+
+def make_settings(folder: Path, **changes: str) -> Settings:
+    return load_settings({"SONONODE_DATA": str(folder), **changes})
+
+
+def test_an_archive_that_is_asked_to_commit_itself_may_call_to_report(
+    tmp_path: Path,
+) -> None:
+    machines = {"SONONODE_DICOM__PEERS": json.dumps(MACHINES)}
+    archive = peers_of(make_settings(tmp_path, **PACS, **machines)).caller("PACS")
+    assert archive is not None
+    assert archive.services == {ServiceName.COMMITMENT}
+    unasked = {**PACS, **machines, "SONONODE_PACS__COMMITMENT": "false"}
+    assert peers_of(make_settings(tmp_path, **unasked)).caller("PACS") is None
+
+
+def test_an_archive_that_may_report_does_not_shut_an_open_door(tmp_path: Path) -> None:
+    peers = peers_of(make_settings(tmp_path, **PACS))
+    assert peers.open_door
+    assert peers.caller("ANY_MACHINE") is not None
+
+
+def test_an_archive_that_is_a_peer_keeps_what_the_site_gave_it(tmp_path: Path) -> None:
+    entered = [{"ae_title": "PACS", "addresses": ["10.1.2.0/24"]}]
+    peers = {"SONONODE_DICOM__PEERS": json.dumps(entered)}
+    archive = peers_of(make_settings(tmp_path, **PACS, **peers)).caller("PACS")
+    assert archive is not None
+    assert not archive.calls_from("10.9.9.9")
+    assert ServiceName.STORE in archive.services
+
+
+def test_only_machines_with_a_host_are_told_what_is_kept(tmp_path: Path) -> None:
+    settings = make_settings(
+        tmp_path,
+        SONONODE_DICOM__PEERS=json.dumps(MACHINES),
+        SONONODE_DICOM__AE_TITLE="NODE",
+    )
+    (machine,) = machines_of(settings).values()
+    assert (machine.ae_title, machine.host) == ("LOGIQ_1", "10.1.2.15")
+    assert (machine.port, machine.calling_ae_title) == (104, "NODE")
+    asked = {peer.ae_title: peer.commitment_reply for peer in peers_of(settings)}
+    assert asked == {"LOGIQ_1": "same", "LOGIQ_2": "new"}
+
+
+def test_the_node_offers_storage_commitment(tmp_path: Path) -> None:
+    names = [service.name for service in services_of(make_settings(tmp_path))]
+    assert ServiceName.COMMITMENT in names
+
+
+async def test_a_machine_whose_host_was_taken_away_is_named_while_its_report_waits(
+    store: Store, tmp_path: Path
+) -> None:
+    settings = make_settings(tmp_path)
+    worker = commitment_worker(store, settings, outbound_of(settings, no_tls))
+    await receive_request(
+        store,
+        calling_ae="LOGIQ_9",
+        transaction_uid="2.25.9",
+        references=[Reference("1.2.3", "2.25.1")],
+    )
+    job = await store.jobs.claim([REPORT_COMMITMENT], "w1", lane=LANE)
+    assert job is not None
+    await worker._carry_out(job)
+    async with store.db.transaction() as tx:
+        (row,) = await tx.fetch("select state, error from jobs")
+    assert row["state"] == "ready"  # a host may be set within three days
+    assert row["error"] == "dicom.peers: no host is set for LOGIQ_9"
+
+
+def no_tls() -> WrapsSockets:
+    raise AssertionError("nothing here is reached over TLS")
