@@ -209,7 +209,7 @@ class Rest:
             issue = Issue("invalid", "id and address differ", f"{kind}.id")
             raise Refused([issue], 400)
         if kind == "Task":
-            return await self._retry(resource)
+            return await self._retry(caller, resource)
         expected = version_of_etag(request.headers.get(hdrs.IF_MATCH))
         notes: list[str] = []
         async with self._store.db.transaction() as tx:
@@ -223,9 +223,9 @@ class Rest:
                 notes = clerk.notes
         return self._written(request, caller, stored, 200, notes)
 
-    async def _retry(self, task: Json) -> web.Response:
+    async def _retry(self, caller: Identity, task: Json) -> web.Response:
         async with self._store.db.transaction() as tx:
-            done = await retry_task(tx, self._store, task["id"], task)
+            done = await retry_task(tx, self._store, caller, task["id"], task)
         return _json(done)
 
     async def transaction(self, request: web.Request) -> web.Response:

@@ -9,8 +9,10 @@ from uuid import UUID
 
 from fhir import concepts
 from fhir.wire import Json, as_list, instant
+from node.domain.access import Identity
+from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
-from node.store import reports
+from node.store import audit, reports
 from node.store.jobs import DeadLetter
 
 if TYPE_CHECKING:
@@ -47,6 +49,25 @@ _CAUSES_ZH = (
         r"处理进程 \1 次意外终止，详见日志",
     ),
     (re.compile(r"unforeseen (\w+); see the log"), r"意外错误 \1，详见日志"),
+    (
+        re.compile(r"does not know the calling AE title ([^:]+):.*"),
+        r"不认识主叫 AE \1，请在对方登记该名称和本机地址",
+    ),
+    (
+        re.compile(r"does not go by the AE title ([^:]+):.*"),
+        r"的 AE 名称不是 \1，请改正设置",
+    ),
+    (re.compile(r"does not answer.*"), "没有应答"),
+    (re.compile(r"did not confirm in time.*|broke the association"), "未确认收到"),
+    (re.compile(r"is out of resources"), "存储空间不足"),
+    (re.compile(r"does not allow us to store"), "不允许存储"),
+    (
+        re.compile(r"takes (no|neither) .*|does not take this class of object"),
+        "不接收此类对象，请用 doctor pacs 检查",
+    ),
+    (re.compile(r"cannot understand the object"), "无法识别该对象"),
+    (re.compile(r"^the settings no longer have this .*"), "设置中已没有此目的地"),
+    (re.compile(r"^archive (\S+) at (\S+) "), r"归档 \1（\2）"),
 )
 
 
@@ -69,9 +90,9 @@ async def failed_task(tx: "Transaction", store: "Store", task_id: str) -> Json:
 
 
 async def retry_task(
-    tx: "Transaction", store: "Store", task_id: str, wanted: Json
+    tx: "Transaction", store: "Store", caller: Identity, task_id: str, wanted: Json
 ) -> Json:
-    """Have a failed job done again; return its Task, now `requested`.
+    """Have a failed job done again, audited; return its Task, now `requested`.
 
     RULE for any other change: what happens to a job is not a client's to say.
     """
@@ -83,6 +104,17 @@ async def retry_task(
             expression="Task.status",
         )
     await store.jobs.replay(tx, UUID(task_id))
+    await audit.record(
+        tx,
+        AuditEntry(
+            at=store.clock(),
+            actor=caller.user_id,
+            role=",".join(sorted(role.value for role in caller.roles)),
+            action="work-retry",
+            entity=f"job/{task_id}",
+            detail={"kind": task["code"]["text"]},
+        ),
+    )
     task.pop("statusReason", None)
     return {**task, "status": "requested"}
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from node.domain.access import Role
 from node.domain.finding import Findings, NotRead
+from node.store import audit
 from tests.factories import make_findings, make_patient
 from tests.fhir.rig import ACCESSION, Rig, publish_draft, receive_study
 
@@ -426,6 +427,32 @@ async def test_failed_work_is_shown_and_tried_again_with_one_put(rig: Rig) -> No
     assert retried.status == 200, retried.raw
     assert "entry" not in await rig.read("/Task?status=failed")
     assert await store.jobs.claim(["assess_study"], "w") is not None
+    async with store.db.transaction() as tx:
+        (entry,) = await audit.entries(tx, entity=f"job/{task['id']}")
+    assert (entry.action, entry.detail) == ("work-retry", {"kind": "assess_study"})
+
+
+async def test_a_result_that_did_not_arrive_is_told_in_plain_words(rig: Rig) -> None:
+    store = rig.store
+    payload = {"study_instance_uid": "2.25.3001", "destination": "PACS"}
+    async with store.db.transaction() as tx:
+        await store.jobs.defer(tx, "send_instance", payload, lane="PACS")
+    job = await store.jobs.claim(["send_instance"], "w", lane="PACS")
+    assert job is not None
+    error = (
+        "archive PACS at 10.1.2.3:104 does not know the calling AE title NODE:"
+        " enter it there, with the address of this machine"
+    )
+    await store.jobs.failed(job, error, retry=False)
+    bundle = await rig.read("/Task?status=failed")
+    task = bundle["entry"][0]["resource"]
+    assert task["focus"]["reference"] == "ImagingStudy/2.25.3001"
+    assert error in task["statusReason"]["text"]
+    (translation,) = task["statusReason"]["_text"]["extension"]
+    assert translation["extension"][1]["valueString"] == (
+        "结果未能送达 PACS：归档 PACS（10.1.2.3:104）不认识主叫 AE NODE，"
+        "请在对方登记该名称和本机地址"
+    )
 
 
 async def test_the_capability_statement_says_what_is_so(rig: Rig) -> None:
