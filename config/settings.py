@@ -51,6 +51,9 @@ class Storage:
     minimum_free_mb: int
 
 
+EVIDENCE = ("mpps", "commitment", "release", "silence")
+
+
 @dataclass(frozen=True)
 class Coerce:
     """One table of `dicom.peers.coerce`: a correction of what the peer sends."""
@@ -80,6 +83,9 @@ class Peer:
     maximum_associations: int = 0
     commitment_reply: str = "new"
     charset: str = ""
+    completion: list[str] = field(default_factory=lambda: list(EVIDENCE))
+    quiet_period_s: float | None = None
+    quiet_after_release_s: float | None = None
 
     @property
     def fingerprints(self) -> list[str]:
@@ -124,6 +130,8 @@ class Worklist:
 class Completion:
     quiet_period_s: float
     quiet_after_release_s: float
+    missing_wait_s: float
+    stale_step_s: float
 
 
 @dataclass(frozen=True)
@@ -312,6 +320,10 @@ _CHOICES = {
 _RANGES = (
     ("worklist.past_days", 0, 3650),
     ("worklist.maximum_answers", 1, 10_000),
+    ("completion.quiet_period_s", 0, 86_400),
+    ("completion.quiet_after_release_s", 0, 86_400),
+    ("completion.missing_wait_s", 0, 604_800),
+    ("completion.stale_step_s", 60, 604_800),
     ("commitment.grace_s", 0, 3600),
     ("commitment.reply_wait_s", 0, 60),
     ("commitment.patience_h", 0.1, 168),
@@ -517,6 +529,12 @@ def _check_peers(dicom: Dicom, faults: list[str]) -> None:
         if not 0 <= peer.maximum_associations <= dicom.maximum_associations:
             most = f"{dicom.maximum_associations} (dicom.maximum_associations)"
             faults.append(f"{name}.maximum_associations: must be from 0 to {most}")
+        for kind in set(peer.completion) - set(EVIDENCE):
+            known = ", ".join(EVIDENCE)
+            faults.append(f"{name}.completion: {kind!r} is none of {known}")
+        for key in ("quiet_period_s", "quiet_after_release_s"):
+            if _outside(getattr(peer, key), 0, 86_400):
+                faults.append(f"{name}.{key}: must be from 0 to 86400")
         if peer.charset and peer.charset not in CHARSETS:
             known = ", ".join(CHARSETS)
             faults.append(f"{name}.charset: {peer.charset!r} is none of {known}")

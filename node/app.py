@@ -36,6 +36,7 @@ from dicom_scp.commitment import (
     request_commitment,
 )
 from dicom_scp.machine_sr import read_machine_report
+from dicom_scp.mpps import mpps_service
 from dicom_scp.peers import Peer, Peers, ServiceName
 from dicom_scp.probe import ask_again, targets_of
 from dicom_scp.results import ResultSettings, encode_report
@@ -51,6 +52,7 @@ from fhir.mapping import Systems
 from fhir.publish import publish_report
 from fhir.settings import FhirSettings
 from inference.models import ModelFolder, Shelf
+from node.domain.completion import CompletionRules, EvidenceKind
 from node.domain.disclosure import TierText
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.report import ReportStatus
@@ -333,7 +335,35 @@ def services_of(settings: Settings) -> list[Service]:
     return [
         commitment_service(commitment_settings_of(settings)),
         worklist_service(worklist_settings_of(settings)),
+        mpps_service(),
     ]
+
+
+def completion_settings_of(settings: Settings) -> CompletionSettings:
+    """Return when a study counts as complete, machine by machine where it is told."""
+    default = settings.completion
+    return CompletionSettings(
+        quiet_period_s=default.quiet_period_s,
+        quiet_after_release_s=default.quiet_after_release_s,
+        missing_wait_s=default.missing_wait_s,
+        stale_step_s=default.stale_step_s,
+        by_ae={
+            peer.ae_title: CompletionRules(
+                trusted=frozenset(map(EvidenceKind, peer.completion)),
+                quiet_period_s=_or(peer.quiet_period_s, default.quiet_period_s),
+                quiet_after_release_s=_or(
+                    peer.quiet_after_release_s, default.quiet_after_release_s
+                ),
+                missing_wait_s=default.missing_wait_s,
+                stale_s=default.stale_step_s,
+            )
+            for peer in settings.dicom.peers
+        },
+    )
+
+
+def _or(own: float | None, default: float) -> float:
+    return default if own is None else own
 
 
 def patient_texts() -> dict[str, TierText]:
@@ -510,10 +540,7 @@ def run_worker_role(settings: Settings) -> None:
 
 async def _worker(settings: Settings) -> None:
     fhir_settings = fhir_settings_of(settings)
-    completion = CompletionSettings(
-        quiet_period_s=settings.completion.quiet_period_s,
-        quiet_after_release_s=settings.completion.quiet_after_release_s,
-    )
+    completion = completion_settings_of(settings)
     outbound = outbound_of(settings, partial(calling_tls_of, settings))
     async with opened(settings) as store, aiohttp.ClientSession() as session:
         senders = senders_of(outbound, session)
