@@ -1,0 +1,35 @@
+"""The signed report on paper, from the browser: the link, and what opens behind it."""
+
+from dataclasses import replace
+
+import pytest
+from playwright.async_api import expect
+
+from dicom_scp.results import encode_report
+from tests.review_ui.conftest import Open
+from tests.review_ui.rig import RESULTS, Node
+from tests.review_ui.test_page import BENIGN, _open_report
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+async def test_a_doctor_opens_the_paper_of_a_signed_report(
+    node: Node, open_page: Open
+) -> None:
+    report = await node.receive(replace(BENIGN, frames=1))
+    page = await open_page()
+    await _open_report(page, node)
+    link = page.get_by_role("link", name="打印 PDF")
+    await expect(link).to_have_count(0)
+
+    await page.keyboard.press("Shift+Enter")
+    await page.wait_for_selector("dialog[open]")
+    await page.keyboard.press("Enter")
+    await page.wait_for_selector(".status.final")
+    payload = {"report_id": str(report.id), "version": 2}
+    await encode_report(node.store, payload, RESULTS)
+    await expect(link).to_have_attribute("target", "_blank")
+    path = await link.get_attribute("href")
+    answer = await page.request.get(f"{node.url}{path}")
+    assert answer.headers["content-type"] == "application/pdf"
+    assert (await answer.body()).startswith(b"%PDF-1.7")
