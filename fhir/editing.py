@@ -33,7 +33,8 @@ from node.domain.report import (
     Report,
     ReportStatus,
 )
-from node.store import reports, resources
+from node.store import orders, reports, resources
+from node.store.orders import StudyOrder
 from node.store.resources import StaleVersion, Stored
 from node.workflow.reporting import record_disclosure, revise_report
 
@@ -204,7 +205,8 @@ async def _revise(
         author=author,
         reason=edit.reason,
     )
-    writer = _Writer(tx, store, before, after, edit, stored)
+    named = await orders.of_study(tx, store, before.study_instance_uid)
+    writer = _Writer(tx, store, before, after, edit, stored, named)
     await writer.write_all(written)
     await _write_provenance(tx, store, before, after, stored, written)
     return after
@@ -316,6 +318,7 @@ class _Writer:
         after: Report,
         edit: Edit,
         stored: Mapping[tuple[str, str], Stored],
+        named: Sequence[StudyOrder],
     ) -> None:
         self._tx = tx
         self._store = store
@@ -324,6 +327,8 @@ class _Writer:
         self._stored = stored
         self._sent = {str(c.resource["id"]): c.resource for c in edit.observations}
         self._report = edit.report.resource if edit.report else None
+        hers = (one.order.source_id for one in named if one.agrees)
+        self._exam = mapping.Exam(None, service_requests=tuple(filter(None, hers)))
 
     async def write_all(self, written: Written) -> None:
         exam = mapping.Exam(None)
@@ -389,6 +394,8 @@ class _Writer:
         resource["meta"] = _without_ai_label(resource.get("meta", {}))
         resource["status"] = version.status.value
         resource["result"] = mapping.results(self._after)
+        # An order may have come after the draft.
+        resource = self._exam.based_on | resource
         return resource | mapping.signature(version)
 
     def _merged(self, sent: Json, known: Json) -> Json:

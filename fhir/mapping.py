@@ -27,6 +27,10 @@ from node.domain.report import (
 )
 from node.domain.study import PatientIdentity, StudyRecord
 
+_ORDER_CONFLICT = (
+    "影像所指的申请单属于另一位患者，未关联，请核对"
+    " / The images name an order of another patient; it is not linked. Please check."
+)
 _GENDER = {"F": "female", "M": "male", "O": "other"}
 SEX = {gender: sex for sex, gender in _GENDER.items()}
 
@@ -58,12 +62,20 @@ class InstanceOf:
 class Exam:
     """What surrounds a report: when it was, its order and accession number.
 
-    `service_request` is the id of the order when the EHR has sent one.
+    `service_requests` are the ids of the orders that the EHR has sent. With
+    `order_conflict` the images name an order of another patient, which is none of hers.
     """
 
     study_date: date | None
     accession_number: str = ""
-    service_request: str | None = None
+    service_requests: tuple[str, ...] = ()
+    order_conflict: bool = False
+
+    @property
+    def based_on(self) -> Json:
+        """Return the element basedOn of what answers the orders, if there are any."""
+        orders = [{"reference": f"ServiceRequest/{i}"} for i in self.service_requests]
+        return {"basedOn": orders} if orders else {}
 
 
 @dataclass(frozen=True)
@@ -155,11 +167,12 @@ def to_imaging_study(
     }
     if study.study_date is not None:
         resource["started"] = study.study_date.isoformat()
-    if exam.service_request is not None:
-        resource["basedOn"] = [{"reference": f"ServiceRequest/{exam.service_request}"}]
+    resource |= exam.based_on
     series = _series(instances)
     resource["numberOfSeries"] = len(series)
     resource["numberOfInstances"] = len(instances)
+    if exam.order_conflict:
+        resource["note"] = [{"text": _ORDER_CONFLICT}]
     if description:
         resource["description"] = description
     if series:
@@ -247,8 +260,7 @@ def to_diagnostic_report(report: Report, exam: Exam, systems: Systems) -> Json:
         resource["extension"] = extensions
     if exam.accession_number:
         resource["identifier"] = [_accession(exam, systems)]
-    if exam.service_request is not None:
-        resource["basedOn"] = [{"reference": f"ServiceRequest/{exam.service_request}"}]
+    resource |= exam.based_on
     resource |= {
         "status": version.status.value,
         "category": [concepts.RADIOLOGY],
@@ -397,6 +409,7 @@ class _Observations:
             observation["effectiveDateTime"] = self._exam.study_date.isoformat()
         return (
             observation
+            | self._exam.based_on
             | authorship(self._version.author)
             | {
                 "derivedFrom": [

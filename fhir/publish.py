@@ -15,7 +15,7 @@ from fhir.settings import FhirSettings
 from fhir.wire import Json, parse, with_identity
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.report import Author, AuthorKind, Report
-from node.store import models, reports, resources, studies
+from node.store import models, orders, reports, resources, studies
 from node.store.resources import Stored
 
 if TYPE_CHECKING:
@@ -125,11 +125,16 @@ async def write_exam(
     identity = await studies.patient(tx, store, study.patient_id)
     patient = mapping.to_patient(study.patient_id, identity, settings.systems)
     await write_once(tx, store, patient, study.patient_id)
-    exam = Exam(
-        study.study_date,
-        detail.accession_number,
-        await _order(tx, store, detail.accession_number, study.patient_id),
+    named = await orders.of_study(tx, store, report.study_instance_uid)
+    hers = [one.order for one in named if one.agrees]
+    number = detail.accession_number or next(
+        filter(None, (order.step.accession_number for order in hers)), ""
     )
+    requests = tuple(order.source_id for order in hers if order.source_id)
+    conflict = any(not one.agrees for one in named)
+    if not requests and not conflict:
+        requests = await _order(tx, store, number, study.patient_id)
+    exam = Exam(study.study_date, number, requests, conflict)
     stored = await studies.instances_of(tx, store, report.study_instance_uid)
     imaging_study = mapping.to_imaging_study(
         study,
@@ -149,10 +154,13 @@ async def write_exam(
 
 async def _order(
     tx: "Transaction", store: "Store", accession_number: str, patient_id: UUID
-) -> str | None:
-    """Return the id of the order with this accession number, of this patient only."""
+) -> tuple[str, ...]:
+    """Return the id of the order with this accession number, of this patient only.
+
+    For a ServiceRequest that never stood on the worklist.
+    """
     if not accession_number:
-        return None
+        return ()
     query = resources.Query(
         "ServiceRequest",
         (
@@ -162,7 +170,7 @@ async def _order(
         count=1,
     )
     page = await resources.search(tx, store, query)
-    return page.matches[0].resource_id if page.matches else None
+    return tuple(match.resource_id for match in page.matches)
 
 
 async def put(

@@ -305,9 +305,11 @@ async def match_study(
         store, tx, study_instance_uid=study_instance_uid, named=named
     )
     new = []
+    hers = await studies.patient(tx, store, study.patient_id)
     for listed, how in matches:
         order = listed.order
-        agrees = order.patient_id == study.patient_id
+        same = order.patient_id == study.patient_id
+        agrees = same or _is_same_patient(listed.identity, hers)
         if await orders.link(
             tx,
             study_instance_uid,
@@ -322,6 +324,18 @@ async def match_study(
     for order, how, agrees in new:
         await _record_link(store, tx, study_instance_uid, order, how, agrees)
     return await orders.of_study(tx, store, study_instance_uid)
+
+
+def _is_same_patient(one: PatientIdentity, other: PatientIdentity) -> bool:
+    """Tell whether one number stands for one woman though only one side has an issuer.
+
+    Many machines do not copy Issuer of Patient ID from the worklist.
+    """
+    return (
+        one.patient_id.strip() == other.patient_id.strip() != ""
+        and not (one.issuer and other.issuer)
+        and not is_somebody_else(one, other)
+    )
 
 
 async def finish_orders(

@@ -14,6 +14,7 @@ from node.domain.report import (
     ReportStatus,
 )
 from node.store import audit, cases, models, reports, studies
+from node.workflow.orders import finish_orders, match_study
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
@@ -111,6 +112,10 @@ async def _write(store: "Store", tx: "Transaction", report: Report, role: str) -
     version = report.current
     await reports.append_version(tx, store, report, version)
     await cases.follow(tx, report)
+    if version.signed:
+        await finish_orders(store, tx, report.study_instance_uid)
+    else:
+        await match_study(store, tx, report.study_instance_uid)
     await audit.record(
         tx,
         AuditEntry(

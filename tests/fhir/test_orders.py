@@ -9,7 +9,8 @@ from node.domain.access import Role
 from node.domain.order import Order, OrderStatus
 from node.store import orders
 from node.store.orders import OrderQuery
-from tests.fhir.rig import Answer, Rig
+from tests.factories import make_patient
+from tests.fhir.rig import Answer, Rig, publish_draft, receive_study
 from tests.fhir.test_rest import ACSN_TYPE, make_ehr_patient
 
 V2 = "http://terminology.hl7.org/CodeSystem/v2-0203"
@@ -212,3 +213,47 @@ async def test_an_order_without_an_hour_keeps_the_day_on_which_it_came(
     (order,) = await stored(empty_rig)
     assert order.step.priority == "STAT"
     assert order.step.scheduled_on == date(2026, 11, 21)
+
+
+async def test_report_and_images_are_based_on_the_order(
+    empty_rig: Rig, patient: str
+) -> None:
+    posted = await post(empty_rig, make_order(patient))
+    identity = make_patient(patient_id="MRN-0099", name="=王^芳", birth_date=None)
+    await receive_study(empty_rig.store, identity, accession="ACC-1")
+    empty_rig.report = await publish_draft(empty_rig.store, empty_rig.settings)
+    based_on = [{"reference": f"ServiceRequest/{posted.body['id']}"}]
+    report = await empty_rig.read(empty_rig.report_path)
+    assert report["basedOn"] == based_on
+    for reference in (*report["result"], *report["imagingStudy"]):
+        resource = await empty_rig.read(f"/{reference['reference']}")
+        assert resource["basedOn"] == based_on
+    assert (await stored(empty_rig))[0].status is OrderStatus.IN_PROGRESS
+    assert (await empty_rig.sign()).status == 200
+    assert (await stored(empty_rig))[0].status is OrderStatus.COMPLETED
+
+
+async def test_an_order_that_came_after_the_draft_is_in_the_signed_report(
+    empty_rig: Rig, patient: str
+) -> None:
+    identity = make_patient(patient_id="MRN-0099", name="=王^芳", birth_date=None)
+    await receive_study(empty_rig.store, identity, accession="ACC-1")
+    empty_rig.report = await publish_draft(empty_rig.store, empty_rig.settings)
+    posted = await post(empty_rig, make_order(patient))
+    assert (await empty_rig.sign()).status == 200
+    report = await empty_rig.read(empty_rig.report_path)
+    assert report["basedOn"] == [{"reference": f"ServiceRequest/{posted.body['id']}"}]
+
+
+async def test_an_order_of_another_patient_is_named_as_a_conflict_and_not_linked(
+    empty_rig: Rig, patient: str
+) -> None:
+    await post(empty_rig, make_order(patient))
+    await receive_study(empty_rig.store, make_patient(), accession="ACC-1")
+    empty_rig.report = await publish_draft(empty_rig.store, empty_rig.settings)
+    report = await empty_rig.read(empty_rig.report_path)
+    assert "basedOn" not in report
+    images = await empty_rig.read(f"/{report['imagingStudy'][0]['reference']}")
+    assert "another patient" in images["note"][0]["text"]
+    assert "basedOn" not in images
+    assert (await stored(empty_rig))[0].status is OrderStatus.SCHEDULED
