@@ -14,8 +14,10 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, evt
 
+from dicom_scp.delivery import send_instance
 from dicom_scp.results import ResultSettings, encode_report
-from dicom_scp.scu import Destination, send_instance
+from dicom_scp.routing import results_to
+from dicom_scp.scu import Destination, DimseSender
 from dicom_scp.sr import AI_SR, SR_CLASSES, VERIFIED_SR, Equipment, to_part10
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
@@ -39,7 +41,9 @@ SETTINGS = ResultSettings(
     Equipment.at_site(
         "示范医院", "SONONODE", "zh-CN", "+0800", software_version="1.2.3"
     ),
-    ("ARCHIVE",),
+    results_to("ARCHIVE"),
+    key_images=False,
+    pdf="none",
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -127,8 +131,9 @@ def stored_bytes(store: Store, instance: StoredInstance) -> bytes:
 
 async def jobs_waiting(store: Store, kind: str) -> list[dict[str, Any]]:
     payloads = []
-    while (job := await store.jobs.claim([kind], "test")) is not None:
+    while (job := await store.jobs.claim([kind], "test", lane="ARCHIVE")) is not None:
         payloads.append(dict(job.payload))
+        await store.jobs.done(job)
     return payloads
 
 
@@ -252,7 +257,11 @@ async def test_every_result_is_to_be_sent_to_every_destination(store: Store) -> 
     await encode(store, await draft(store))
     found = await results(store)
     expected = [
-        {"sop_instance_uid": i.sop_instance_uid, "destination": "ARCHIVE"}
+        {
+            "sop_instance_uid": i.sop_instance_uid,
+            "study_instance_uid": STUDY,
+            "destination": "ARCHIVE",
+        }
         for i in (*found[Origin.HEAT_MAP], *found[Origin.AI_SR])
     ]
     waiting = await jobs_waiting(store, "send_instance")
@@ -300,7 +309,12 @@ async def test_stored_results_reach_the_archive_and_the_audit_trail(
     destination, received = archive
     await encode(store, await draft(store))
     for payload in await jobs_waiting(store, "send_instance"):
-        await send_instance(store, payload, {"ARCHIVE": destination})
+        await send_instance(
+            store,
+            payload,
+            {"ARCHIVE": DimseSender(destination, keep_s=0)},
+            SETTINGS.routing,
+        )
     assert len(received) == 2
     (document,) = (await results(store))[Origin.AI_SR]
     assert any(stored_bytes(store, document).endswith(body) for body in received)
@@ -313,7 +327,10 @@ async def test_stored_results_reach_the_archive_and_the_audit_trail(
 async def test_a_destination_that_is_not_configured_is_named(store: Store) -> None:
     with pytest.raises(NodeError, match="no destination NOWHERE"):
         await send_instance(
-            store, {"sop_instance_uid": "2.25.1", "destination": "NOWHERE"}, {}
+            store,
+            {"sop_instance_uid": "2.25.1", "destination": "NOWHERE"},
+            {},
+            SETTINGS.routing,
         )
 
 
