@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from dicom_scp.heatmap import build_heat_map, decode_overlay
 from dicom_scp.intake import describe
 from dicom_scp.key_objects import build_key_images, build_rejection
 from dicom_scp.report_pdf import build_report_pdf, encapsulate_report
+from dicom_scp.requests import add_requests
 from dicom_scp.routing import RoutingTable, route_result
 from dicom_scp.segmentation import build_segmentations
 from dicom_scp.sr import (
@@ -36,7 +38,8 @@ from node.domain.finding import Findings
 from node.domain.report import AuthorKind, Report, ReportStatus, ReportVersion
 from node.domain.study import Origin, ReceivedInstance
 from node.imaging import read_part10
-from node.store import models, reports, studies
+from node.store import models, orders, reports, studies
+from node.store.orders import StudyOrder
 from node.store.overlays import read_overlay
 from node.workflow.intake import KeptObject, Received, keep_object, store_result
 
@@ -86,9 +89,10 @@ class _Job:
     sources: Sequence[StoredInstance]
     made: Sequence[StoredInstance]
     model: KnownModel | None
+    orders: Sequence[StudyOrder]
     settings: ResultSettings
 
-    @property
+    @cached_property
     def headers(self) -> list[Dataset]:
         return image_headers(self.sources)
 
@@ -136,6 +140,7 @@ async def _read(
             sources=[i for i in instances if i.origin is Origin.RECEIVED],
             made=[i for i in instances if i.origin not in _NOT_REJECTED],
             model=await models.find(tx, version.author.id),
+            orders=await orders.of_study(tx, store, report.study_instance_uid),
             settings=settings,
         )
 
@@ -202,7 +207,7 @@ def _encode(job: _Job) -> list[_Result]:
         objects = _signed_report(job)
     else:
         objects = _draft(job)
-    return [_keep(job.store, dataset, origin) for dataset, origin in objects]
+    return [_keep(job, dataset, origin) for dataset, origin in objects]
 
 
 def _draft(job: _Job) -> Iterator[tuple[Dataset, Origin]]:
@@ -267,7 +272,7 @@ def _print(job: _Job) -> list[_Result]:
     document = encapsulate_report(
         pdf, job.report, job.version, header, equipment=job.settings.equipment
     )
-    return [_keep(job.store, document, Origin.PDF)]
+    return [_keep(job, document, Origin.PDF)]
 
 
 def _heat_maps(job: _Job, headers: Sequence[Dataset]) -> Iterator[Dataset]:
@@ -297,11 +302,12 @@ def _heat_map_of_lesion(findings: Findings) -> dict[str, str]:
     return {item.tracking_uid: item.sop_instance_uid for item in findings.heat_maps}
 
 
-def _keep(store: Store, dataset: Dataset, origin: Origin) -> _Result:
+def _keep(job: _Job, dataset: Dataset, origin: Origin) -> _Result:
+    add_requests(dataset, job.headers, job.orders)
     part10 = to_part10(dataset)
     header, frames = read_part10(part10)
     uid = str(dataset.SOPInstanceUID)
-    kept = keep_object(store, uid, part10)
+    kept = keep_object(job.store, uid, part10)
     described = describe(
         header,
         StoreRequest(

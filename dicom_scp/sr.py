@@ -40,6 +40,7 @@ from pydicom.uid import (
 )
 
 from dicom_scp.intake import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION
+from dicom_scp.requests import referenced_requests
 from dicom_scp.tid1500 import GroupWriter, build_content, coded, explanation_of
 from node.charset import UTF8
 from node.domain import lexicon
@@ -451,7 +452,7 @@ def _document(
         verifying_observer_name=verifier,
         verifying_organization=equipment.institution_name if verified else None,
         performed_procedure_codes=[coded(lexicon.BREAST_ULTRASOUND)],
-        requested_procedures=_requests(sources) or None,
+        requested_procedures=referenced_requests(sources) or None,
         specific_character_set=UTF8,
     )
     stamp(document, version, equipment)
@@ -522,36 +523,6 @@ def _coding_schemes() -> list[Dataset]:
     bi_rads.CodingSchemeName = "ACR BI-RADS"
     bi_rads.CodingSchemeResponsibleOrganization = "American College of Radiology"
     return [own, bi_rads]
-
-
-def _requests(sources: Sequence[Dataset]) -> list[Dataset]:
-    """Return the orders that the images answer (Referenced Request Sequence).
-
-    Known only where the modality worked from a worklist entry.
-    """
-    requests: dict[tuple[str, str], Dataset] = {}
-    for header in sources:
-        for attributes in header.get("RequestAttributesSequence", None) or ():
-            accession = str(
-                attributes.get("AccessionNumber") or header.get("AccessionNumber") or ""
-            )
-            procedure = str(attributes.get("RequestedProcedureID") or "")
-            item = Dataset()
-            item.StudyInstanceUID = header.StudyInstanceUID
-            item.ReferencedStudySequence = []
-            item.AccessionNumber = accession
-            for keyword in (
-                "PlacerOrderNumberImagingServiceRequest",
-                "FillerOrderNumberImagingServiceRequest",
-                "RequestedProcedureDescription",
-            ):
-                setattr(item, keyword, str(attributes.get(keyword) or ""))
-            item.RequestedProcedureID = procedure
-            item.RequestedProcedureCodeSequence = copy.deepcopy(
-                list(attributes.get("RequestedProcedureCodeSequence", None) or ())
-            )
-            requests.setdefault((accession, procedure), item)
-    return list(requests.values())
 
 
 def _reference(document: Predecessor) -> Dataset:
