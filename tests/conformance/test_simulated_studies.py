@@ -16,13 +16,17 @@ from pydicom.dataset import Dataset
 
 from dicom_scp.heatmap import build_heat_map
 from dicom_scp.intake import json_header
+from dicom_scp.key_objects import build_key_images
+from dicom_scp.report_pdf import build_report_pdf, encapsulate_report
+from dicom_scp.segmentation import build_segmentations
 from dicom_scp.simulator import SimulatedStudy, plan_demo
 from dicom_scp.sr import build_ai_sr, to_part10
 from node.domain.finding import Findings, HeatMap, ImageReference
+from node.domain.report import Conclusions, Report, ReportStatus
 from node.imaging import read_header
 from tests.conformance.judges import dciodvfy, dsrdump
 from tests.dicom_scp.test_sr import EQUIPMENT, REPORT, make_version
-from tests.factories import make_lesion
+from tests.factories import ALGORITHM, DOCTOR, NOW, make_lesion
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -81,3 +85,48 @@ def test_the_result_of_a_simulated_study_is_accepted(
     assert dciodvfy(path) == []
     assert dsrdump(path) == []
     assert dcmread(path).PatientName == headers[0].PatientName
+
+
+def one_of_each() -> list[SimulatedStudy]:
+    """Return a study for each character set, with stills and with cines."""
+    kinds = {
+        (str(last.get("SpecificCharacterSet")), "NumberOfFrames" in last): study
+        for study in STUDIES
+        for last in study.instances[-1:]
+    }
+    return list(kinds.values())
+
+
+@pytest.mark.parametrize("study", one_of_each(), ids=lambda s: s.accession_number)
+def test_what_goes_beside_the_report_of_a_simulated_study_is_accepted(
+    study: SimulatedStudy, tmp_path: Path
+) -> None:
+    headers = [as_stored(instance) for instance in study.instances]
+    image = headers[-1]
+    frames = int(image.get("NumberOfFrames") or 1)
+    shown = ImageReference(str(image.SOPClassUID), str(image.SOPInstanceUID), frames)
+    findings = Findings(lesions=(make_lesion(image=shown),), category="4C")
+    report = Report(REPORT, str(image.StudyInstanceUID), REPORT)
+    drafted = report.draft(findings, author=ALGORITHM, at=NOW)
+    signed = drafted.revise(
+        ReportStatus.FINAL, findings, Conclusions("左乳肿块"), author=DOCTOR, at=NOW
+    )
+    known_as = {"report_id": REPORT, "equipment": EQUIPMENT}
+    pdf = build_report_pdf(signed, signed.current, headers[0], {}, equipment=EQUIPMENT)
+    made = [
+        *build_segmentations(drafted.current, headers, **known_as),
+        build_key_images(drafted.current, headers, **known_as),
+        build_key_images(signed.current, headers, **known_as),
+        encapsulate_report(
+            pdf, signed, signed.current, headers[0], equipment=EQUIPMENT
+        ),
+    ]
+    path = tmp_path / "object.dcm"
+    for dataset in made:
+        assert dataset is not None
+        path.write_bytes(to_part10(dataset))
+        assert dciodvfy(path) == []
+        stored = dcmread(path)
+        assert stored.PatientName == headers[0].PatientName
+        assert stored.StudyInstanceUID == headers[0].StudyInstanceUID
+    assert len(made) == 4
