@@ -11,7 +11,7 @@ from datetime import date
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
-from fhir import concepts, mapping, publish, subscriptions
+from fhir import completeness, concepts, mapping, publish, subscriptions
 from fhir.masked import for_doctor, is_masked
 from fhir.outcome import Issue, Refused
 from fhir.publish import put, versioned
@@ -33,7 +33,7 @@ from node.domain.report import (
     Report,
     ReportStatus,
 )
-from node.store import orders, reports, resources
+from node.store import completion, orders, reports, resources
 from node.store.orders import StudyOrder
 from node.store.resources import StaleVersion, Stored
 from node.workflow.reporting import record_disclosure, revise_report
@@ -85,9 +85,11 @@ _FIXED = {
         "derivedFrom",
     ),
 }
-_FIXED_EXTENSIONS = frozenset(
-    {concepts.NOT_READ, concepts.LESION_REGION, concepts.HEAT_MAP}
-)
+_FIXED_EXTENSIONS = concepts.ABOUT_STUDY | {
+    concepts.NOT_READ,
+    concepts.LESION_REGION,
+    concepts.HEAT_MAP,
+}
 
 
 @dataclass(frozen=True)
@@ -208,8 +210,24 @@ async def _revise(
     named = await orders.of_study(tx, store, before.study_instance_uid)
     writer = _Writer(tx, store, before, after, edit, stored, named)
     await writer.write_all(written)
+    if edit.report is not None:
+        await _take_note(tx, before, stored)
     await _write_provenance(tx, store, before, after, stored, written)
     return after
+
+
+async def _take_note(
+    tx: "Transaction", before: Report, stored: Mapping[tuple[str, str], Stored]
+) -> None:
+    """Note that she has seen the late images that the report told her of.
+
+    The version that she changed is the one that told it: an older one is stale.
+    """
+    shown = completeness.images_taken_note_of(
+        parse(stored[_REPORT, str(before.id)].body)
+    )
+    if shown is not None:
+        await completion.take_note(tx, before.study_instance_uid, shown)
 
 
 def _status(before: Report, edit: Edit) -> ReportStatus:
@@ -394,6 +412,8 @@ class _Writer:
         resource["meta"] = _without_ai_label(resource.get("meta", {}))
         resource["status"] = version.status.value
         resource["result"] = mapping.results(self._after)
+        if self._report is not None:  # she has seen the version that tells of them
+            completeness.without_late_images(resource)
         # An order may have come after the draft.
         resource = self._exam.based_on | resource
         return resource | mapping.signature(version)

@@ -14,7 +14,7 @@ from fhir import concepts
 from fhir.concepts import SUFFIX_OF_FIELD, codeable
 from fhir.wire import Json, instant
 from node.domain import lexicon
-from node.domain.finding import Findings, Lesion, NotRead
+from node.domain.finding import STUDY_INCOMPLETE, Findings, Lesion, NotRead
 from node.domain.lexicon import FieldKey
 from node.domain.report import (
     SIGNED,
@@ -253,7 +253,11 @@ def to_diagnostic_report(report: Report, exam: Exam, systems: Systems) -> Json:
     resource: Json = {"resourceType": "DiagnosticReport", "id": str(report.id)}
     if version.author.kind is AuthorKind.ALGORITHM:
         resource["meta"] = {"security": [concepts.AI_ASSERTED]}
-    extensions = [_not_read(item) for item in version.findings.not_read]
+    extensions = [
+        _not_read(item)
+        for item in version.findings.not_read
+        if item.reason != STUDY_INCOMPLETE  # fhir.completeness tells it
+    ]
     if version.conclusions.patient_summary:
         extensions.append(patient_summary(version.conclusions.patient_summary))
     if extensions:

@@ -1,5 +1,7 @@
 """The algorithm's draft as FHIR resources: handler of the job `publish_report`.
 
+And what becomes known of its study later: handler of the job `publish_study`.
+
 Ids follow from the report, and what is there already is not written again: a
 repeated job changes nothing. A physician's version is never overwritten.
 """
@@ -8,14 +10,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
-from fhir import concepts, mapping
+from fhir import completeness, concepts, mapping
 from fhir.mapping import Exam, InstanceOf
 from fhir.search import accession_criterion, index_of
 from fhir.settings import FhirSettings
-from fhir.wire import Json, parse, with_identity
+from fhir.wire import Json, as_list, parse, with_identity
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.report import Author, AuthorKind, Report
-from node.store import models, orders, reports, resources, studies
+from node.store import completion, models, orders, reports, resources, studies
 from node.store.resources import Stored
 
 if TYPE_CHECKING:
@@ -44,6 +46,35 @@ async def publish_report(
         await _publish(tx, store, settings, report)
 
 
+async def publish_study(
+    store: "Store", settings: FhirSettings, payload: Mapping[str, Any]
+) -> None:
+    """Tell beside the report `payload` {report_id} what became known of its study.
+
+    A physician's version stays as it is. The new version of the resource makes an
+    edit that she began before she could see this a conflict. Does nothing while the
+    report is not published: publishing tells it.
+    """
+    async with store.db.transaction() as tx:
+        report_id = UUID(str(payload["report_id"]))
+        report = await reports.read_for_update(tx, store, report_id)
+        stored = await resources.find(tx, store, "DiagnosticReport", str(report_id))
+        if stored is None:
+            return
+        known = parse(stored.body)
+        told = await completeness.extensions_of(tx, store, report)
+        others = [
+            extension
+            for extension in as_list(known.get("extension"))
+            if extension.get("url") not in concepts.ABOUT_STUDY
+        ]
+        if [*others, *told] == as_list(known.get("extension")):
+            return
+        if report.physician_has_written:  # else the next draft is published with it
+            await write_exam(tx, store, settings, report)
+        await put(tx, store, known | {"extension": [*others, *told]}, report.patient_id)
+
+
 async def _publish(
     tx: "Transaction", store: "Store", settings: FhirSettings, report: Report
 ) -> None:
@@ -59,6 +90,9 @@ async def _publish(
         targets.append(versioned(written))
     targets += await _withdraw_missing(tx, store, report)
     diagnostic = mapping.to_diagnostic_report(report, exam, settings.systems)
+    told = await completeness.extensions_of(tx, store, report)
+    if told:
+        diagnostic["extension"] = [*as_list(diagnostic.get("extension")), *told]
     written = await put(tx, store, diagnostic, report.patient_id)
     provenance = mapping.to_provenance(
         [versioned(written), *targets],
@@ -148,6 +182,9 @@ async def write_exam(
         ],
         settings.systems,
     )
+    verdict = await completion.verdict_on(tx, report.study_instance_uid)
+    if verdict is not None:
+        imaging_study["extension"] = [completeness.completeness(verdict)]
     await put(tx, store, imaging_study, study.patient_id)
     return exam
 

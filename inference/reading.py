@@ -20,15 +20,16 @@ from inference.images import image_to_read
 from inference.place import Place
 from inference.select import WITHOUT_PICTURE
 from node.domain import lexicon
+from node.domain.completion import Verdict, words_of
 from node.domain.errors import ErrorKind, NodeError
-from node.domain.finding import HeatMap
+from node.domain.finding import STUDY_INCOMPLETE, Findings, HeatMap, NotRead
 from node.domain.report import Report, ReportStatus
 from node.domain.study import Origin, StudyStatus
 from node.domain.uids import heat_map_uid, result_uid
 from node.imaging import StoredImage
-from node.store import cases, reports, studies
+from node.store import cases, completion, reports, studies
 from node.store.overlays import write_overlay
-from node.workflow.reporting import draft_report
+from node.workflow.reporting import draft_report, propose_reading
 
 if TYPE_CHECKING:
     from node.store.keys import Sealer
@@ -54,7 +55,8 @@ async def assess_study(
     """Read a closed study and draft its report; runs again without harm.
 
     A reading of a study that has grown meanwhile is dropped: its next closing has
-    asked for another. RULE when a physician has already worked on the report.
+    asked for another. Where a physician has worked on the report the reading is kept
+    beside hers.
     """
     uid, generation = payload["study_instance_uid"], int(payload["generation"])
     async with store.db.transaction() as tx:
@@ -178,14 +180,23 @@ async def _draft(
             tx, uid, StudyStatus.READ, generation=generation
         ):
             return  # late images: the next closing asks for another reading
+        findings = _with_what_is_missing(
+            reading.findings, await completion.verdict_on(tx, uid)
+        )
+        author = author_of(model.name, model.version, model.weights_sha256)
+        followup = lexicon.FOLLOWUP_FOR_CATEGORY[category] if category else None
+        if await propose_reading(
+            store, tx, uid, findings, author=author, followup=followup
+        ):
+            return
         report = await draft_report(
             store,
             tx,
             uid,
-            replace(reading.findings, heat_maps=maps),
-            author=author_of(model.name, model.version, model.weights_sha256),
+            replace(findings, heat_maps=maps),
+            author=author,
             status=settings.status,
-            followup=lexicon.FOLLOWUP_FOR_CATEGORY[category] if category else None,
+            followup=followup,
         )
         if report.current.number != number:
             raise NodeError("the report changed meanwhile", ErrorKind.CONFLICT)
@@ -196,3 +207,13 @@ async def _draft(
             vectors=reading.vectors,
             at=store.clock(),
         )
+
+
+def _with_what_is_missing(findings: Findings, verdict: Verdict | None) -> Findings:
+    """Return the findings with a note when images may be missing: nobody read those."""
+    if verdict is None or not verdict.incomplete:
+        return findings
+    words = words_of(verdict)
+    missing = verdict.missing[0] if verdict.missing else ""
+    note = NotRead(missing, STUDY_INCOMPLETE, words.zh, words.en)
+    return replace(findings, not_read=(*findings.not_read, note))

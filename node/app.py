@@ -49,7 +49,7 @@ from dicom_scp.storage import SYNTAXES, is_storage_class
 from dicom_scp.worklist import Stations, WorklistSettings, worklist_service
 from fhir import rest, subscriptions
 from fhir.mapping import Systems
-from fhir.publish import publish_report
+from fhir.publish import publish_report, publish_study
 from fhir.settings import FhirSettings
 from inference.models import ModelFolder, Shelf
 from node.domain.completion import CompletionRules, EvidenceKind
@@ -85,6 +85,7 @@ from node.workflow.commitment import (
 )
 from node.workflow.completion import (
     ASSESS_STUDY,
+    PUBLISH_STUDY,
     CompletionSettings,
     close_due_studies,
 )
@@ -643,6 +644,7 @@ def _worker_handlers(
         "publish_report": partial(publish_report, store, fhir_settings),
         "encode_report": lambda payload: encode_report(store, payload, results),
         "read_machine_report": partial(read_machine_report, store),
+        PUBLISH_STUDY: partial(publish_study, store, fhir_settings),
         "compare_report": partial(compare_report, store),
         "deliver_notifications": deliveries.deliver_notifications,
         "offer_binding": deliveries.offer_binding,

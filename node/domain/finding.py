@@ -104,11 +104,15 @@ class Lesion:
         return replace(self, descriptors=descriptors)
 
 
+STUDY_INCOMPLETE = "study_incomplete"
+
+
 @dataclass(frozen=True)
 class NotRead:
     """An image that the algorithm did not read, and why.
 
-    `reason` is a key of the reader's closed list; `zh` and `en` say it to people.
+    `reason` is a key of the reader's closed list, or STUDY_INCOMPLETE for images that
+    never came, however many; `zh` and `en` say it to people.
     """
 
     sop_instance_uid: str

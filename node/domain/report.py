@@ -123,6 +123,11 @@ class Report:
         """Return the newest version."""
         return self.versions[-1]
 
+    @property
+    def physician_has_written(self) -> bool:
+        """Tell whether a version is a physician's: nothing may take its place then."""
+        return any(v.author.kind is AuthorKind.PHYSICIAN for v in self.versions)
+
     def version(self, number: int) -> ReportVersion:
         """Return version `number`; NOT_FOUND when there is none such."""
         for version in self.versions:
@@ -153,7 +158,7 @@ class Report:
         """
         if author.kind is not AuthorKind.ALGORITHM or status not in _UNSIGNED:
             raise NodeError("only the algorithm drafts, and unsigned", ErrorKind.RULE)
-        if any(v.author.kind is AuthorKind.PHYSICIAN for v in self.versions):
+        if self.physician_has_written:
             raise NodeError(
                 "a physician has already worked on this report", ErrorKind.RULE
             )

@@ -370,6 +370,37 @@ async def verdict_on(tx: "Transaction", study_instance_uid: str) -> Verdict | No
     return _verdict(detail)
 
 
+async def images_beyond_report(
+    tx: "Transaction", study_instance_uid: str
+) -> tuple[int, int]:
+    """Return how many images came since the report was last written, and how many all.
+
+    None count as new where nobody noted what the report was written on.
+    """
+    row = await tx.fetchrow(
+        "select report_images, (select count(*) from instances i where"
+        "  i.study_instance_uid = s.study_instance_uid and i.origin = 'received')"
+        "  as images from studies s where study_instance_uid = $1",
+        study_instance_uid,
+    )
+    if row is None or row["report_images"] is None:
+        return 0, 0 if row is None else row["images"]
+    return row["images"] - row["report_images"], row["images"]
+
+
+async def take_note(
+    tx: "Transaction", study_instance_uid: str, images: int | None = None
+) -> None:
+    """Note that the report takes so many images into account, or all that are here."""
+    await tx.execute(
+        "update studies s set report_images = coalesce($2, (select count(*)"
+        "  from instances i where i.study_instance_uid = s.study_instance_uid"
+        "  and i.origin = 'received')) where study_instance_uid = $1",
+        study_instance_uid,
+        images,
+    )
+
+
 async def discontinued_studies(
     tx: "Transaction", since: datetime
 ) -> list[tuple[str, datetime, Verdict]]:

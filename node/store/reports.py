@@ -167,6 +167,51 @@ async def append_version(
         )
 
 
+async def keep_proposal(
+    tx: "Transaction", store: "Store", report: Report, proposal: ReportVersion
+) -> None:
+    """Keep a reading beside a physician's report; its number is the generation read.
+
+    The same generation again changes nothing.
+    """
+    sealer = await store.ring.patient(tx, report.patient_id)
+    body = sealer.seal(
+        json.dumps(version_to_json(proposal), ensure_ascii=False).encode(),
+        table="report_proposal",
+        row=f"{report.id}/{proposal.number}",
+        column="body",
+    )
+    await tx.execute(
+        "INSERT INTO report_proposal (report_id, generation, made_at, body)"
+        " VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+        report.id,
+        proposal.number,
+        proposal.at,
+        body,
+    )
+
+
+async def newest_proposal(
+    tx: "Transaction", store: "Store", report_id: UUID
+) -> ReportVersion | None:
+    """Return the last reading that was kept beside a report, or None."""
+    row = await tx.fetchrow(
+        "SELECT p.*, r.patient_id FROM report_proposal p JOIN report r ON r.id ="
+        " p.report_id WHERE report_id = $1 ORDER BY generation DESC LIMIT 1",
+        report_id,
+    )
+    if row is None:
+        return None
+    sealer = await store.ring.patient(tx, row["patient_id"])
+    body = sealer.open(
+        row["body"],
+        table="report_proposal",
+        row=f"{report_id}/{row['generation']}",
+        column="body",
+    )
+    return version_from_json(json.loads(body))
+
+
 async def append_disclosure(
     tx: "Transaction", store: "Store", report: Report, disclosure: Disclosure
 ) -> None:

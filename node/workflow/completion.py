@@ -104,9 +104,12 @@ async def end_lost_associations(store: "Store", process: str) -> Sequence[str]:
 
 
 async def publish_study_later(
-    tx: "Transaction", store: "Store", study_instance_uid: str
+    tx: "Transaction", store: "Store", study_instance_uid: str, *, read: bool = False
 ) -> None:
-    """Let the readers of a study's report see how complete it is now, if it has one."""
+    """Let the readers of a study's report see how complete it is now, if it has one.
+
+    `read` tells that its images have been read anew since the study was closed.
+    """
     study = await studies.study(tx, study_instance_uid)
     report_id = reports.report_id_for(study_instance_uid)
     if study is None or not await reports.version_count(tx, report_id):
@@ -116,7 +119,7 @@ async def publish_study_later(
         tx,
         PUBLISH_STUDY,
         {"study_instance_uid": study_instance_uid, "report_id": str(report_id)},
-        key=f"{study_instance_uid}/{study.generation}/{told}",
+        key=f"{study_instance_uid}/{study.generation}/{told}" + "/read" * read,
         order_key=f"{PUBLISH_STUDY}/{report_id}",
         patient_id=study.patient_id,
     )

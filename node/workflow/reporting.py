@@ -12,8 +12,10 @@ from node.domain.report import (
     Disclosure,
     Report,
     ReportStatus,
+    ReportVersion,
 )
-from node.store import audit, cases, models, reports, studies
+from node.store import audit, cases, completion, models, reports, studies
+from node.workflow.completion import publish_study_later
 from node.workflow.orders import finish_orders, match_study
 
 if TYPE_CHECKING:
@@ -53,9 +55,54 @@ async def draft_report(
         findings, author=author, at=store.clock(), status=status, followup=followup
     )
     await _write(store, tx, report, role="algorithm")
+    await completion.take_note(tx, study_instance_uid)
     await _defer(store, tx, "publish_report", report)
     await _ask_shadow(store, tx, report, study.generation)
     return report
+
+
+async def propose_reading(
+    store: "Store",
+    tx: "Transaction",
+    study_instance_uid: str,
+    findings: Findings,
+    *,
+    author: Author,
+    followup: str | None = None,
+) -> bool:
+    """Keep a reading beside the report that a physician has worked on, and tell her.
+
+    False when nobody has: then it is a draft. Her version stays what it is, whether
+    signed or not; she decides what the new images change.
+    """
+    study = await studies.study(tx, study_instance_uid)
+    report_id = reports.report_id_for(study_instance_uid)
+    if study is None or not await reports.version_count(tx, report_id):
+        return False
+    report = await reports.read_for_update(tx, store, report_id)
+    if not report.physician_has_written:
+        return False
+    proposal = ReportVersion(
+        number=study.generation,
+        status=ReportStatus.PARTIAL,
+        author=author,
+        at=store.clock(),
+        findings=findings,
+        conclusions=Conclusions(followup=followup),
+    )
+    await reports.keep_proposal(tx, store, report, proposal)
+    await publish_study_later(tx, store, study_instance_uid, read=True)
+    await audit.record(
+        tx,
+        AuditEntry(
+            at=store.clock(),
+            actor=author.id,
+            role="algorithm",
+            action="report-proposal",
+            entity=f"report/{report_id}/proposal/{study.generation}",
+        ),
+    )
+    return True
 
 
 async def revise_report(
