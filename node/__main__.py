@@ -35,6 +35,10 @@ keys = typer.Typer(help="The keys of all stored data.", no_args_is_help=True)
 audit = typer.Typer(help="The audit trail.", no_args_is_help=True)
 consent = typer.Typer(help="What patients agree to.", no_args_is_help=True)
 export = typer.Typer(help="Data that leave the node.", no_args_is_help=True)
+versions = typer.Typer(
+    help="Other content that came under a known SOP Instance UID.",
+    no_args_is_help=True,
+)
 cli.add_typer(users, name="user")
 cli.add_typer(keys, name="keys")
 cli.add_typer(audit, name="audit")
@@ -43,6 +47,7 @@ cli.add_typer(doctor_commands.cli, name="doctor")
 cli.add_typer(deliveries.cli, name="deliveries")
 cli.add_typer(consent, name="consent")
 cli.add_typer(export, name="export")
+cli.add_typer(versions, name="versions")
 
 console = Console()
 # One fault is one line, also in a log file.
@@ -227,6 +232,41 @@ def verify_audit() -> None:
 
     count = _with_store(lambda store: administration.verify_audit(store))
     console.print(f"{count} entries, the chain holds")
+
+
+@versions.command("list")
+def list_versions() -> None:
+    """List the versions kept beside the ones that are served."""
+    from node import administration
+
+    table = Table("SOP Instance UID", "version", "study", "from", "received", "bytes")
+    for one in _with_store(administration.kept_versions):
+        table.add_row(
+            one.sop_instance_uid,
+            str(one.number),
+            one.study_instance_uid,
+            one.calling_ae,
+            f"{one.received_at:%Y-%m-%d %H:%M}",
+            str(one.size),
+        )
+    console.print(table if table.row_count else "no other version is kept")
+
+
+@versions.command("get")
+def get_version(
+    sop_instance_uid: str,
+    number: Annotated[int, typer.Argument(min=2, help="As `versions list` has it.")],
+    target: Annotated[Path, typer.Option("--to", help="A file that is not there.")],
+) -> None:
+    """Write a kept version to a DICOM file, readable and with the patient's name."""
+    from node import administration
+
+    size = _with_store(
+        lambda store: administration.write_version(
+            store, sop_instance_uid, number, target
+        )
+    )
+    console.print(f"{target}: {size} bytes. It names the patient.")
 
 
 OfPatient = Annotated[

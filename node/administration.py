@@ -1,20 +1,35 @@
 """What the command line does with an installation."""
 
+import os
 import shutil
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import uvloop
 
 from config.settings import Settings
+from dicom_scp.scp import tls_context
+from dicom_scp.tls import first_expiry
 from node import app
 from node.domain.access import Role
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
 from node.installation import attached
-from node.store import audit, commitments, keys, models, people, routes, studies
+from node.outbound import outbound_of
+from node.store import (
+    audit,
+    commitments,
+    keys,
+    models,
+    people,
+    routes,
+    studies,
+    versions,
+)
 from node.store.database import Transaction
 from node.store.store import Store
 from node.workflow.agreement import DriftReport, judge
@@ -22,6 +37,7 @@ from node.workflow.agreement import DriftReport, judge
 T = TypeVar("T")
 WAITS_TOO_LONG = timedelta(minutes=10)
 ADMINISTRATOR = "command line"
+RENEW_DAYS = 30
 REPORT_IS_LATE = timedelta(hours=1)
 
 
@@ -53,6 +69,7 @@ async def examine(store: Store, settings: Settings) -> list[Finding]:
             await _try("audit trail", audit.verify(tx), "{} entries, the chain holds")
         )
         counts = await studies.counts(tx)
+        other_versions = await versions.count(tx)
         dead = await store.jobs.dead(tx)
         judged = await judge(tx, app.drift_settings_of(settings))
         findings += await _models(tx)
@@ -72,6 +89,14 @@ async def examine(store: Store, settings: Settings) -> list[Finding]:
     if not settings.pacs.ae_title and not settings.routing.destinations:
         told = "pacs.ae_title is empty: results stay in the node"
         findings.append(Finding("PACS", True, told))
+    findings += _certificates(settings, store.clock())
+    if other_versions:
+        noun = "version" if other_versions == 1 else "versions"
+        told = (
+            f"{other_versions} other {noun} came under UIDs that were taken;"
+            " look at `python -m node versions list`"
+        )
+        findings.append(Finding("duplicates", True, told))
     if not settings.dicom.allowed_calling_aes and not settings.dicom.peers:
         told = (
             "dicom.peers and dicom.allowed_calling_aes are empty: any machine may send"
@@ -143,6 +168,40 @@ async def _sending(tx: Transaction, store: Store, settings: Settings) -> list[Fi
     return findings
 
 
+def _certificates(settings: Settings, now: datetime) -> list[Finding]:
+    """Look at the files of DIMSE-TLS, as the next connection will."""
+    findings = []
+    try:
+        tls_context(app.scp_settings_of(settings))
+        outbound_of(settings, partial(app.calling_tls_of, settings))
+    except NodeError as error:
+        told = f"{error.message}; a running node goes on with the one before"
+        findings.append(Finding("TLS", False, told))
+    dicom = settings.dicom
+    for setting in (
+        "tls_certificate",
+        "tls_client_ca",
+        "tls_trusted",
+        "tls_calling_certificate",
+    ):
+        if file := getattr(dicom, setting):
+            findings.append(_expiry(f"dicom.{setting}", settings.data / file, now))
+    return findings
+
+
+def _expiry(setting: str, file: Path, now: datetime) -> Finding:
+    try:
+        ends = first_expiry(file)
+    except NodeError as error:
+        return Finding(setting, False, error.message)
+    left = (ends - now).days
+    verb = "expires" if ends > now else "expired"
+    told = f"{verb} on {ends:%Y-%m-%d}"
+    if left >= RENEW_DAYS:
+        return Finding(setting, True, f"{told}, in {left} days")
+    return Finding(setting, False, f"{told}; renew it, no restart is needed")
+
+
 async def _models(tx: Transaction) -> list[Finding]:
     """Look at what the reading process says of the models that were chosen."""
     findings = []
@@ -164,6 +223,39 @@ async def _try(what: str, looking: Awaitable[int], told: str) -> Finding:
         return Finding(what, True, told.format(await looking))
     except NodeError as error:
         return Finding(what, False, error.message)
+
+
+async def write_version(
+    store: Store, sop_instance_uid: str, number: int, target: Path
+) -> int:
+    """Write a kept version as a Part 10 file, identity and all; return its bytes.
+
+    CONFLICT when `target` is there already: nothing is overwritten.
+    """
+    async with store.db.transaction() as tx:
+        reader = await versions.open_version(tx, store, sop_instance_uid, number)
+        with reader:
+            part10 = reader.read()
+        entity = f"instance/{sop_instance_uid}"
+        detail = {"kept_version": str(number)}
+        await _record(store, tx, "export", entity, detail)
+    _write_new(target, part10)
+    return len(part10)
+
+
+def _write_new(target: Path, content: bytes) -> None:
+    try:
+        with open(target, "xb", opener=partial(os.open, mode=0o600)) as file:
+            file.write(content)
+    except OSError as error:
+        told = f"{target}: cannot be written ({error.strerror})"
+        raise NodeError(told, ErrorKind.CONFLICT) from None
+
+
+async def kept_versions(store: Store) -> list[versions.KeptVersion]:
+    """Return the versions kept beside the ones that are served."""
+    async with store.db.connection() as connection:
+        return await versions.kept(connection)
 
 
 async def add_user(
@@ -233,12 +325,19 @@ async def verify_audit(store: Store) -> int:
         return await audit.verify(tx)
 
 
-async def _record(store: Store, tx: Transaction, action: str, entity: str) -> None:
+async def _record(
+    store: Store,
+    tx: Transaction,
+    action: str,
+    entity: str,
+    detail: Mapping[str, str] | None = None,
+) -> None:
     entry = AuditEntry(
         at=store.clock(),
         actor=ADMINISTRATOR,
         role="administrator",
         action=action,
         entity=entity,
+        detail=detail or {},
     )
     await audit.record(tx, entry)

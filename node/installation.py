@@ -12,10 +12,10 @@ import os
 import secrets
 import signal
 import socket
-import ssl
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from config.settings import Settings
@@ -238,25 +238,30 @@ def _require_relay_database(settings: Settings, addresses: Addresses) -> None:
 
 def _require_files(settings: Settings) -> None:
     """Raise SETTING when a file that a setting names cannot be used."""
-    dicom, weights = settings.dicom, settings.inference.weights
+    weights = settings.inference.weights
     if weights and not (settings.data / weights / "model.json").is_file():
         raise NodeError(
             f"inference.weights: there is no model in {settings.data / weights}; name"
             " its folder, or leave it empty for the model that ships with the node",
             ErrorKind.SETTING,
         )
-    if dicom.tls_certificate:
-        key = settings.data / dicom.tls_key if dicom.tls_key else None
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        try:
-            context.load_cert_chain(settings.data / dicom.tls_certificate, key)
-        except (OSError, ValueError) as error:
-            raise NodeError(
-                "dicom.tls_certificate: certificate and dicom.tls_key cannot be used"
-                f" ({type(error).__name__}); correct the paths, or leave both empty"
-                " to serve without TLS",
-                ErrorKind.SETTING,
-            ) from None
+    _require_peers(settings)
+
+
+def _require_peers(settings: Settings) -> None:
+    """Raise for what is wrong with DICOM peers and with TLS, to them and from them."""
+    from dicom_scp.scp import tls_context  # only here: `keys init` needs no DICOM
+    from node import app
+    from node.outbound import outbound_of
+
+    try:
+        tls_context(app.scp_settings_of(settings))
+        outbound_of(settings, partial(app.calling_tls_of, settings))
+    except NodeError as error:
+        raise NodeError(
+            f"{error.message}; correct the path, or leave the setting empty",
+            ErrorKind.SETTING,
+        ) from None
 
 
 def _require_free_ports(settings: Settings) -> None:

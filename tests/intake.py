@@ -4,12 +4,19 @@ from pydicom import Dataset
 
 from dicom_scp.intake import describe
 from dicom_scp.upper_layer import StoreRequest
+from node.domain.study import Duplicates
 from node.imaging import read_part10
 from node.store.store import Store
 from node.workflow.intake import Arrival, keep_object, receive_instance
 
 
-async def receive_object(store: Store, dataset: Dataset, part10: bytes) -> None:
+async def receive_object(
+    store: Store,
+    dataset: Dataset,
+    part10: bytes,
+    *,
+    duplicates: Duplicates = Duplicates.REJECT,
+) -> None:
     """Store `dataset`, whose file is `part10`."""
     header, frames = read_part10(part10)
     uid, sop_class = str(dataset.SOPInstanceUID), str(dataset.SOPClassUID)
@@ -32,4 +39,5 @@ async def receive_object(store: Store, dataset: Dataset, part10: bytes) -> None:
         size=kept.size,
         sha256=kept.sha256,
     )
-    await receive_instance(store, Arrival(described, blob_key=kept.key))
+    arrival = Arrival(described, blob_key=kept.key, duplicates=duplicates)
+    await receive_instance(store, arrival)

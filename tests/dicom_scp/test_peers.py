@@ -1,5 +1,6 @@
 """Who may call, and what each machine may store (PS3.8 9.3.4, PS3.4 B, PS3.11 C.3)."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from ipaddress import ip_network
@@ -22,7 +23,7 @@ from pynetdicom.association import Association
 from config.settings import SettingsError, load_settings
 from dicom_scp import scp as listening
 from dicom_scp.peers import Peer, Peers, ServiceName
-from dicom_scp.scp import StorageScp, supported_contexts
+from dicom_scp.scp import supported_contexts
 from dicom_scp.storage import (
     CINES,
     DOCUMENTS,
@@ -61,11 +62,16 @@ def answer_of(association: Association) -> tuple[int, int, int]:
     return answer.result, answer.result_source, answer.diagnostic
 
 
-async def refusals(scp: StorageScp, store: Store) -> list[Mapping[str, str]]:
+async def refusals(store: Store, count: int = 1) -> list[Mapping[str, str]]:
     """Return the audited refusals; they are written behind the answers."""
-    scp._thread.stop()
-    async with store.db.transaction() as tx:
-        entries = await audit.entries(tx, entity="ae/SONONODE")
+    async with asyncio.timeout(5):
+        while True:
+            async with store.db.transaction() as tx:
+                entries = await audit.entries(tx, entity="ae/SONONODE")
+            if len(entries) >= count:
+                break
+            await asyncio.sleep(0.01)
+    assert len(entries) == count
     assert all(entry.outcome is Outcome.REFUSED for entry in entries)
     return [entry.detail for entry in entries]
 
@@ -102,7 +108,7 @@ async def test_every_rejection_has_its_answer_and_its_reason_in_the_audit(
     told = answer_of(associate(scp, called=called))
     assert told == rejection.answer
     assert told == ((1, 1, 7) if called == "OTHER" else (1, 1, 3))
-    (detail,) = await refusals(scp, store)
+    (detail,) = await refusals(store)
     assert detail == {
         "address": "127.0.0.1",
         "reason": rejection.reason,
@@ -130,7 +136,7 @@ async def test_one_machine_cannot_take_the_places_of_the_others(
     assert other.is_established
     other.release()
     first.release()
-    (detail,) = await refusals(scp, store)
+    (detail,) = await refusals(store)
     assert detail["reason"] == listening.TOO_MANY_OF_PEER.reason
 
 

@@ -1,19 +1,26 @@
 """What `doctor` says of an installation, as far as only whole archives show it."""
 
 from datetime import UTC, datetime, timedelta
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from pydicom.dataset import Dataset
+from pydicom.filewriter import dcmwrite
 
 from config.settings import Settings, load_settings
-from node.administration import Finding, examine
-from node.store import commitments
+from node.administration import Finding, examine, kept_versions, write_version
+from node.domain.errors import NodeError
+from node.domain.study import Duplicates
+from node.store import audit, commitments
 from node.store.commitments import DeliveryState, Reference
 from node.store.store import Store
 from node.workflow.commitment import instance_sent, receive_request
 from node.workflow.intake import receive_instance
 from tests.agreements import KEPT, compared_reports, record_all
 from tests.conftest import FrozenClock
+from tests.dicom_scp.instances import make_instance
+from tests.intake import receive_object
 from tests.node.workflow.test_completion import make_arrival
 
 NOW = datetime(2026, 11, 21, 8, tzinfo=UTC)
@@ -102,3 +109,40 @@ async def test_doctor_names_the_machine_that_does_not_take_its_report(
     (finding,) = await late()
     assert not finding.well
     assert finding.told.startswith("LOGIQ_1 has not taken its report since 2026-11-21")
+
+
+async def test_kept_version_is_listed_and_written_for_an_administrator(
+    store: Store, settings: Settings, tmp_path: Path
+) -> None:
+    first = make_instance()
+    other = make_instance(SOPInstanceUID=first.SOPInstanceUID, Rows=32)
+    await receive_version(store, first)
+    assert await kept_versions(store) == []
+    part10 = await receive_version(store, other)
+    (version,) = await kept_versions(store)
+    assert (version.sop_instance_uid, version.number) == (first.SOPInstanceUID, 2)
+    target = tmp_path / "other.dcm"
+    await write_version(store, version.sop_instance_uid, 2, target)
+    assert target.read_bytes() == part10
+    assert target.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(NodeError, match="cannot be written"):
+        await write_version(store, version.sop_instance_uid, 2, target)
+    with pytest.raises(NodeError, match="no version 3"):
+        await write_version(store, version.sop_instance_uid, 3, tmp_path / "x")
+    (finding,) = (f for f in await examine(store, settings) if f.what == "duplicates")
+    assert finding.well
+    assert finding.told.startswith("1 other version")
+    async with store.db.transaction() as tx:
+        entries = await audit.entries(tx, entity=f"instance/{first.SOPInstanceUID}")
+    assert entries[2].action == "export"
+    assert entries[2].detail == {"kept_version": "2"}
+
+
+async def receive_version(store: Store, instance: Dataset) -> bytes:
+    """Receive an instance of a site that keeps every version; return its file."""
+    file = BytesIO()
+    dcmwrite(file, instance, enforce_file_format=True)
+    await receive_object(
+        store, instance, file.getvalue(), duplicates=Duplicates.KEEP_BOTH
+    )
+    return file.getvalue()

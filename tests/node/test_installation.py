@@ -105,7 +105,7 @@ def test_every_wrong_setting_is_told_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "mend"),
     [
-        ("dicom.tls_certificate", "leave both empty"),
+        ("dicom.tls_certificate", "leave the setting empty"),
         ("inference.weights", "leave it empty"),
     ],
 )
