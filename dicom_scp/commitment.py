@@ -53,12 +53,13 @@ _STORE_TIMEOUT_S: Final = 30.0
 _UID: Final = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 
 # What we answer (PS3.7 10.1.4.1.10, Annex C); the kinds of what the store may say.
-_NO_SUCH_EVENT, _NO_SUCH_INSTANCE, _NO_SUCH_CLASS = 0x0113, 0x0112, 0x0118
-_INVALID_ARGUMENT, _MISSING, _EMPTY = 0x0115, 0x0120, 0x0121
-_NO_SUCH_ACTION, _PROCESSING_FAILURE = 0x0123, 0x0110
-_STATUS: Final = {
-    ErrorKind.CONFLICT: _INVALID_ARGUMENT,
-    ErrorKind.NOT_FOUND: _INVALID_ARGUMENT,
+# The conformance statement is generated from these.
+NO_SUCH_EVENT, NO_SUCH_INSTANCE, NO_SUCH_CLASS = 0x0113, 0x0112, 0x0118
+INVALID_ARGUMENT, MISSING, EMPTY = 0x0115, 0x0120, 0x0121
+NO_SUCH_ACTION, PROCESSING_FAILURE = 0x0123, 0x0110
+COMMITMENT_STATUS: Final = {
+    ErrorKind.CONFLICT: INVALID_ARGUMENT,
+    ErrorKind.NOT_FOUND: INVALID_ARGUMENT,
     ErrorKind.EXHAUSTED: 0x0213,
 }
 
@@ -129,7 +130,7 @@ def _requested(
         references = _references(information, "ReferencedSOPSequence")
         if not caller.peer.host and not here:
             raise Refused(
-                "no address to report to: dicom.peers host", _PROCESSING_FAILURE
+                "no address to report to: dicom.peers host", PROCESSING_FAILURE
             )
         asked = thread.call(
             commitment.receive_request(
@@ -161,11 +162,11 @@ def _requested(
 
 def _check_action(request: Any) -> None:
     if str(request.RequestedSOPClassUID) != PUSH_MODEL:
-        raise Refused("Requested SOP Class is another one", _NO_SUCH_CLASS)
+        raise Refused("Requested SOP Class is another one", NO_SUCH_CLASS)
     if str(request.RequestedSOPInstanceUID) != PUSH_MODEL_INSTANCE:
-        raise Refused("Requested SOP Instance is not known", _NO_SUCH_INSTANCE)
+        raise Refused("Requested SOP Instance is not known", NO_SUCH_INSTANCE)
     if request.ActionTypeID != REQUEST_STORAGE_COMMITMENT:
-        raise Refused("Action Type ID is not 1", _NO_SUCH_ACTION)
+        raise Refused("Action Type ID is not 1", NO_SUCH_ACTION)
 
 
 def _transaction_uid(information: Dataset) -> str:
@@ -175,10 +176,10 @@ def _transaction_uid(information: Dataset) -> str:
 def _references(information: Dataset, keyword: str) -> list[Reference]:
     """Return the items of a sequence (PS3.3 C.14); Refused when one is not whole."""
     if keyword not in information:
-        raise Refused(f"{keyword} is missing", _MISSING)
+        raise Refused(f"{keyword} is missing", MISSING)
     items = _decoded(lambda: list(information[keyword].value or ()))
     if not items:
-        raise Refused(f"{keyword} has no item", _EMPTY)
+        raise Refused(f"{keyword} has no item", EMPTY)
     return [
         Reference(
             _uid_of(item, "ReferencedSOPClassUID"),
@@ -190,12 +191,12 @@ def _references(information: Dataset, keyword: str) -> list[Reference]:
 
 def _uid_of(dataset: Dataset, keyword: str) -> str:
     if keyword not in dataset:
-        raise Refused(f"{keyword} is missing", _MISSING)
+        raise Refused(f"{keyword} is missing", MISSING)
     value = _decoded(lambda: dataset[keyword].value)
     if value in (None, ""):
-        raise Refused(f"{keyword} has no value", _EMPTY)
+        raise Refused(f"{keyword} has no value", EMPTY)
     if not isinstance(value, str) or len(value) > 64 or not _UID.fullmatch(value):
-        raise Refused(f"{keyword} is no UID", _INVALID_ARGUMENT)
+        raise Refused(f"{keyword} is no UID", INVALID_ARGUMENT)
     return str(value)
 
 
@@ -204,13 +205,13 @@ def _decoded(read: Callable[[], T]) -> T:
     try:
         return read()
     except Exception:
-        raise Refused("the data set cannot be decoded", _INVALID_ARGUMENT) from None
+        raise Refused("the data set cannot be decoded", INVALID_ARGUMENT) from None
 
 
 def _answer(error: NodeError) -> Dataset:
     if isinstance(error, Refused):
         return _status(error.status, error.message)
-    return _status(_STATUS.get(error.kind, _PROCESSING_FAILURE), error.message)
+    return _status(COMMITMENT_STATUS.get(error.kind, PROCESSING_FAILURE), error.message)
 
 
 def _status(code: int, comment: str = "") -> Dataset:
@@ -467,9 +468,9 @@ def take_report(event: evt.Event, store: Store, sender: str, run: Run[None]) -> 
     try:
         request: Any = event.request
         if str(request.AffectedSOPInstanceUID) != PUSH_MODEL_INSTANCE:
-            raise Refused("Affected SOP Instance is not known", _NO_SUCH_INSTANCE)
+            raise Refused("Affected SOP Instance is not known", NO_SUCH_INSTANCE)
         if request.EventTypeID not in (ALL_KEPT, SOME_FAILED):
-            raise Refused("Event Type ID is neither 1 nor 2", _NO_SUCH_EVENT)
+            raise Refused("Event Type ID is neither 1 nor 2", NO_SUCH_EVENT)
         information = _decoded(lambda: event.event_information)
         transaction_uid = _transaction_uid(information)
         kept = _named(information, "ReferencedSOPSequence")
@@ -501,4 +502,4 @@ def _named(information: Dataset, keyword: str) -> dict[str, int]:
 
 def _reason_of(item: Dataset) -> int:
     reason = _decoded(lambda: item.get("FailureReason"))
-    return reason if isinstance(reason, int) else _PROCESSING_FAILURE
+    return reason if isinstance(reason, int) else PROCESSING_FAILURE

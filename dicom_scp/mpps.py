@@ -57,7 +57,7 @@ MOST_IMAGES: Final = 20_000
 MOST_STUDIES: Final = 64
 _STORE_TIMEOUT_S: Final = 30.0
 _UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
-_STATUS: Final[Mapping[ErrorKind, int]] = {
+MPPS_STATUS: Final[Mapping[ErrorKind, int]] = {
     ErrorKind.CONFLICT: 0x0111,  # Duplicate SOP Instance
     ErrorKind.NOT_FOUND: 0x0112,  # No such SOP Instance
     ErrorKind.FORBIDDEN: 0x0124,  # Not authorized
@@ -66,7 +66,7 @@ _STATUS: Final[Mapping[ErrorKind, int]] = {
 }
 
 # Type 1 of an N-CREATE (PS3.4 Table F.7.2-1), the state apart.
-_DEMANDED: Final = (
+DEMANDED: Final = (
     "ScheduledStepAttributesSequence",
     "PerformedProcedureStepID",
     "PerformedStationAETitle",
@@ -76,8 +76,8 @@ _DEMANDED: Final = (
 )
 # Not allowed in an N-SET. Some machines repeat them all the same: unchanged they are
 # let pass, a change is refused.
-_FIXED: Final = (
-    *_DEMANDED,
+FIXED: Final = (
+    *DEMANDED,
     "PatientName",
     "PatientID",
     "IssuerOfPatientID",
@@ -205,7 +205,7 @@ def _failure(error: Exception) -> Dataset:
     status.ErrorComment = "see the node's log"
     if isinstance(error, NodeError):
         status.ErrorComment = error.message[:64]
-        status.Status = _STATUS.get(error.kind, PROCESSING_FAILURE)
+        status.Status = MPPS_STATUS.get(error.kind, PROCESSING_FAILURE)
         if isinstance(error, Refused):
             status.Status = error.status
         elif error.kind is ErrorKind.RULE:
@@ -224,7 +224,7 @@ def _begun(step: Dataset, peer: Peer) -> ToldStep:
             INVALID_VALUE,
             "PerformedProcedureStepStatus",
         )
-    for keyword in _DEMANDED:
+    for keyword in DEMANDED:
         _demand(step, keyword)
     return _told(step, peer)
 
@@ -232,7 +232,7 @@ def _begun(step: Dataset, peer: Peer) -> ToldStep:
 def _changed(known: JsonModel, change: Dataset, peer: Peer) -> ToldStep:
     """Return what a step says after an N-SET; Refused when it breaks a rule."""
     told = orjson.loads(json_header(change))
-    for keyword in _FIXED:
+    for keyword in FIXED:
         tag = f"{tag_for_keyword(keyword):08X}"
         if tag in told and told[tag] != known.get(tag):
             raise Refused(

@@ -44,6 +44,7 @@ UNIQUE_KEYS: Final = {
 # Query/Retrieve Level and View: how a question is asked, not what.
 _NOT_ASKED: Final = frozenset({LEVEL, "00080053"})
 
+UNABLE: Final = 0xC001  # Unable to process
 PATIENT_ROOT: Final = tuple(Level)
 STUDY_ROOT: Final = (Level.STUDY, Level.SERIES, Level.IMAGE)
 FIND_MODELS: Final = {
@@ -145,7 +146,7 @@ def person_name(name: str) -> Element:
 def failure(error: NodeError, statuses: Mapping[ErrorKind, int]) -> Dataset:
     """Return the status of a response with its comment and the element at fault."""
     status = Dataset()
-    status.Status = statuses.get(error.kind, 0xC001)  # Unable to process
+    status.Status = statuses.get(error.kind, UNABLE)
     status.ErrorComment = error.message[:64]
     if isinstance(error, NotAnIdentifier):
         status.OffendingElement = Tag(error.tag)
