@@ -35,6 +35,7 @@ from node.domain.study import PatientIdentity
 from node.http import STORE, RouteGroup, identity, read_json_object
 from node.store import audit, orders
 from node.store.orders import ListedOrder, OrderQuery
+from node.store.store import Store
 from node.workflow.orders import (
     By,
     Placed,
@@ -100,20 +101,11 @@ class _Orders:
         """Place an order: 201 when it is new, 200 when it was known or changed."""
         caller, store = _allowed(request), request.app[STORE]
         body = await read_json_object(request)
-        patient, step, key = read_order(body, self._site)
-        async with store.db.transaction() as tx:
-            patient_id = await patient_of_order(store, tx, patient)
-            placement = Placement(key, patient_id, OrderSource.REST, step)
-            try:
-                order, placed = await place_order(store, tx, placement, by=_by(caller))
-            except NodeError as error:
-                raise _outside(error) from None
-            listed = await orders.find(tx, store, order.order_id)
-        address = f"{PREFIX}/{order.order_id}"
+        shown, placed = await place_json(store, body, self._site, by=_by(caller))
         return web.json_response(
-            _shown(listed),
+            shown,
             status=201 if placed is Placed.NEW else 200,
-            headers={hdrs.LOCATION: address},
+            headers={hdrs.LOCATION: f"{PREFIX}/{shown['id']}"},
         )
 
     async def list(self, request: web.Request) -> web.Response:
@@ -145,11 +137,7 @@ class _Orders:
         """Take an order off the worklist; again without harm."""
         caller, store = _allowed(request), request.app[STORE]
         order_id = UUID(request.match_info["order_id"])
-        async with store.db.transaction() as tx:
-            _require_own(await orders.find(tx, store, order_id))
-            await cancel_order(store, tx, order_id, by=_by(caller))
-            listed = await orders.find(tx, store, order_id)
-        return web.json_response(_shown(listed))
+        return web.json_response(await cancel_json(store, order_id, by=_by(caller)))
 
     def _query(self, request: web.Request, now: datetime) -> OrderQuery:
         asked = dict(request.query)
@@ -169,6 +157,29 @@ class _Orders:
         return OrderQuery(
             statuses=statuses, first_day=first, last_day=last, accession_number=number
         )
+
+
+async def place_json(
+    store: Store, body: Mapping[str, Any], site: timezone, *, by: By
+) -> tuple[dict[str, Any], Placed]:
+    """Place an order or its change; return it as it is shown, and what became of it."""
+    patient, step, key = read_order(body, site)
+    async with store.db.transaction() as tx:
+        patient_id = await patient_of_order(store, tx, patient)
+        placement = Placement(key, patient_id, OrderSource.REST, step)
+        try:
+            order, placed = await place_order(store, tx, placement, by=by)
+        except NodeError as error:
+            raise _outside(error) from None
+        return _shown(await orders.find(tx, store, order.order_id)), placed
+
+
+async def cancel_json(store: Store, order_id: UUID, *, by: By) -> dict[str, Any]:
+    """Take an order that was placed here off the worklist; return it."""
+    async with store.db.transaction() as tx:
+        _require_own(await orders.find(tx, store, order_id))
+        await cancel_order(store, tx, order_id, by=by)
+        return _shown(await orders.find(tx, store, order_id))
 
 
 def _allowed(request: web.Request) -> Identity:

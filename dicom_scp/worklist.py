@@ -18,12 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import structlog
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
-from pydicom.uid import (
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-)
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import evt
 from pynetdicom.dimse_primitives import C_FIND
 from pynetdicom.presentation import build_context
@@ -100,18 +95,14 @@ class WorklistSettings:
 
 def worklist_service(settings: WorklistSettings) -> Service:
     """Return the Modality Worklist SCP."""
-    syntaxes = [
-        ExplicitVRLittleEndian,
-        ImplicitVRLittleEndian,
-        DeflatedExplicitVRLittleEndian,
-    ]
+    syntaxes = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
 
     def find(event: evt.Event, thread: StoreThread) -> Iterator[Any]:
         return _Query(event, thread, settings).answers()
 
     return Service(
         name=ServiceName.WORKLIST,
-        contexts=(build_context(WORKLIST_FIND, list(syntaxes)),),
+        contexts=(build_context(WORKLIST_FIND, syntaxes),),
         handlers={evt.EVT_C_FIND: find},
     )
 

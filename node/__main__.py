@@ -15,7 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from config.settings import Settings, SettingsError, load_settings
-from node import deliveries, doctor_commands, models_commands, send_commands
+from node import (
+    deliveries,
+    doctor_commands,
+    models_commands,
+    order_commands,
+    send_commands,
+)
 from node.domain.access import Role
 from node.domain.consent import ConsentScope
 from node.domain.errors import ErrorKind, NodeError
@@ -45,6 +51,7 @@ cli.add_typer(audit, name="audit")
 cli.add_typer(models_commands.cli, name="models")
 cli.add_typer(doctor_commands.cli, name="doctor")
 cli.add_typer(deliveries.cli, name="deliveries")
+cli.add_typer(order_commands.cli, name="order")
 cli.add_typer(consent, name="consent")
 cli.add_typer(export, name="export")
 cli.add_typer(versions, name="versions")
