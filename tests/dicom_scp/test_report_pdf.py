@@ -3,6 +3,7 @@
 Another program (pypdf) reads back what was printed.
 """
 
+import sys
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
@@ -16,6 +17,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pypdf import PdfReader
 
+from dicom_scp import report_pdf
 from dicom_scp.figures import Figure, outlined, plain
 from dicom_scp.report_pdf import (
     build_report_pdf,
@@ -242,6 +244,17 @@ def test_a_name_with_a_sign_that_the_font_lacks_is_not_printed(name: str) -> Non
     assert caught.value.kind is ErrorKind.UNSUPPORTED
     assert "李" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+def test_a_missing_font_is_told_with_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "noto_cjk_sans_otc", None)
+    report_pdf._fonts.cache_clear()
+    try:
+        with pytest.raises(NodeError, match="make setup") as caught:
+            print_report(sign())
+    finally:
+        report_pdf._fonts.cache_clear()
+    assert caught.value.kind is ErrorKind.SETTING
 
 
 def test_rare_signs_of_names_are_printed() -> None:

@@ -5,6 +5,7 @@ DESIGN's life cycle; IHE RAD IOCM for what is withdrawn.
 
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
+from config.settings import SettingsError, load_settings
 from dicom_scp.results import ResultSettings, encode_report
-from dicom_scp.routing import results_to
+from dicom_scp.routing import RoutingTable, results_to
 from dicom_scp.sr import AI_SR, Equipment, to_part10
 from fhir.mapping import Exam, to_observations
+from node.app import product_version, results_of
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.finding import Findings, HeatMap
 from node.domain.report import Conclusions, Report, ReportStatus
@@ -123,7 +126,7 @@ def named(document: Dataset) -> list[str]:
     ]
 
 
-async def test_a_report_from_draft_to_withdrawal(store: Store, tmp_path: Any) -> None:
+async def test_a_report_from_draft_to_withdrawal(store: Store, tmp_path: Path) -> None:
     report = await draft(store)
     await encode(store, report)
     report = await revise(store, report, ReportStatus.FINAL)
@@ -309,3 +312,16 @@ async def test_a_store_that_is_away_makes_the_printing_wait(
         await encode(store, report)
     assert caught.value.kind is ErrorKind.UNAVAILABLE
     assert Origin.PDF not in {i.origin for i in await made(store)}
+
+
+def test_the_site_chooses_what_is_made_and_the_product_names_its_version(
+    tmp_path: Path,
+) -> None:
+    settings = load_settings(
+        {"SONONODE_DATA": str(tmp_path), "SONONODE_RESULTS__PDF": "both"}
+    )
+    chosen = results_of(settings, RoutingTable())
+    assert (chosen.key_images, chosen.segmentation, chosen.pdf) == (True, False, "both")
+    assert chosen.equipment.software_version == product_version()
+    with pytest.raises(SettingsError, match=r"results\.pdf"):
+        load_settings({"SONONODE_RESULTS__PDF": "paper"})
