@@ -134,7 +134,7 @@ async def send_instance(
         part10 = await asyncio.to_thread(_read, store, instance)
         sent = await sender.send(part10, instance=instance, before=known.sent_as)
     except NodeError as error:
-        await _note_failure(store, uid, name, error)
+        await _note_failure(store, known, error)
         raise
     await _note_arrival(store, known, sent, commitment=sender.commitment)
 
@@ -192,7 +192,10 @@ async def _begin(store: Store, instance: StoredInstance, name: str) -> Delivery:
     return known
 
 
-async def _note_failure(store: Store, uid: str, name: str, error: NodeError) -> None:
+async def _note_failure(store: Store, known: Delivery, error: NodeError) -> None:
+    """Note why it failed. What may have arrived earlier may still have arrived."""
+    uid, name = known.sop_instance_uid, known.destination
+    earlier = known.state is DeliveryState.SENDING
     async with store.db.transaction() as tx:
         await routes.fail(
             tx,
@@ -200,7 +203,7 @@ async def _note_failure(store: Store, uid: str, name: str, error: NodeError) -> 
             name,
             at=store.clock(),
             error=error.message,
-            surely=not isinstance(error, Unconfirmed),
+            surely=not earlier and not isinstance(error, Unconfirmed),
         )
         if error.kind in (ErrorKind.UNSUPPORTED, ErrorKind.FORBIDDEN):
             await routes.doubt_probe(tx, name)

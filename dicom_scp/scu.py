@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import queue
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 KEEP_S: Final = 2.0
+_LOOK_S: Final = 0.5
 _MOST_CONTEXTS: Final = 128  # PS3.8 9.3.2.2: odd numbers of one byte
 _OFTEN: Final = (
     str(UltrasoundImageStorage),
@@ -166,19 +169,36 @@ class DimseSender:
         """Send a Part 10 file. Blocks."""
         dataset: Dataset = dcmread(BytesIO(part10))
         pairs = _pairs(dataset, self.destination)
+        doubt: Unconfirmed | None = None
         while True:
-            line = self._take(pairs)
             try:
-                if instance is not None:
-                    dataset = _readable(dataset, part10, line, instance)
-                return self._store(dataset, line, len(part10), before)
-            except Unconfirmed:
+                line = self._take(pairs)
+                return self._send_over(line, dataset, part10, instance, before)
+            except Unconfirmed as error:
                 # A line that rested may have been closed by the archive meanwhile:
                 # that is no failure. The same UID arrives at most once more.
                 if not line.used:
                     raise
-            finally:
-                self._put_back(line)
+                doubt = error
+            except NodeError as error:
+                if doubt is None:
+                    raise
+                raise doubt from error
+
+    def _send_over(
+        self,
+        line: _Line,
+        dataset: Dataset,
+        part10: bytes,
+        instance: StoredInstance | None,
+        before: str | None,
+    ) -> Sent:
+        try:
+            if instance is not None:
+                dataset = _readable(dataset, part10, line, instance)
+            return self._store(dataset, line, len(part10), before)
+        finally:
+            self._put_back(line)
 
     def _take(self, pairs: Iterable[tuple[str, str]]) -> _Line:
         needed = frozenset(pairs)
@@ -342,6 +362,7 @@ def associate(
         evt_handlers=[(evt.EVT_CONN_OPEN, send_at_once), *handlers],
     )
     if association.is_established:
+        _wait_no_longer_than_it_lives(association)
         return association
     if association.is_rejected:
         raise _rejected(association, destination)
@@ -358,6 +379,32 @@ def send_at_once(event: evt.Event) -> None:
     connection = event.assoc.dul.socket
     if connection is not None and connection.socket is not None:
         connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _wait_no_longer_than_it_lives(association: Association) -> None:
+    """End the wait for an answer when the connection has gone.
+
+    pynetdicom waits as long as the DIMSE timeout for an archive that dies in the
+    middle of a message: its thread ends, and nobody tells the one that waits.
+    """
+    dimse: Any = association.dimse
+
+    def get_msg(block: bool = False) -> tuple[int | None, Any]:
+        timeout_s = dimse.dimse_timeout
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            alive = association.dul.is_alive()
+            with suppress(queue.Empty):
+                answer: tuple[int | None, Any] = dimse.msg_queue.get(
+                    block and alive, timeout=_LOOK_S
+                )
+                return answer
+            if not block or not alive:
+                return None, None
+            if until is not None and time.monotonic() > until:
+                return None, None
+
+    dimse.get_msg = get_msg
 
 
 def _rejected(association: Association, destination: Destination) -> NodeError:

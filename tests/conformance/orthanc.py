@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ START_S = 20.0
 class Orthanc:
     """Starts the archive; `wait` until it answers, `stop` it in the end."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, plugins: Sequence[Path] = ()) -> None:
         program = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin")
         if program is None:
             pytest.skip("Orthanc is not installed")
@@ -28,7 +29,7 @@ class Orthanc:
                 {
                     "StorageDirectory": str(folder / "storage"),
                     "IndexDirectory": str(folder / "storage"),
-                    "Plugins": [],
+                    "Plugins": [str(plugin) for plugin in plugins],
                     "HttpPort": self.http,
                     "RemoteAccessAllowed": False,
                     "AuthenticationEnabled": False,
@@ -38,12 +39,22 @@ class Orthanc:
                 }
             )
         )
+        self._command = [program, str(configuration)]
+        self.start()
+
+    def start(self) -> None:
+        """Start it, again if need be, on what it has stored."""
         self.process = subprocess.Popen(
-            [program, str(configuration)],
+            self._command,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "TCP_NODELAY": "1"},
         )
+
+    def kill(self) -> None:
+        """End it at once, whatever it is doing."""
+        self.process.kill()
+        self.process.wait(timeout=20)
 
     def wait(self) -> None:
         """Return when it answers; fail the test when it does not."""

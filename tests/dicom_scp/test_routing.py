@@ -416,12 +416,14 @@ async def test_what_may_have_arrived_is_sent_again_and_the_trail_says_so(
 ) -> None:
     await receive(store)
     await route_received(store, ALL)
-    archive = Memory(Unconfirmed("the line broke"))
-    with pytest.raises(NodeError):
-        await send_instance(store, payload(), {"A": archive}, ALL)
+    away = NodeError("archive A does not answer", ErrorKind.UNAVAILABLE)
+    archive = Memory(Unconfirmed("the line broke"), away)
+    for _ in range(2):
+        with pytest.raises(NodeError):
+            await send_instance(store, payload(), {"A": archive}, ALL)
     assert (await only(store)).state is DeliveryState.SENDING
     await send_instance(store, payload(), {"A": archive}, ALL)
-    assert (await only(store)).times == 2
+    assert (await only(store)).times == 3
     (entry,) = await exports(store)
     assert entry["again"] == "an earlier sending was not confirmed"
 
