@@ -15,12 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from pydicom.dataset import Dataset
-from pydicom.uid import (
-    BasicTextSRStorage,
-    Comprehensive3DSRStorage,
-    ComprehensiveSRStorage,
-    EnhancedSRStorage,
-)
 
 from node.domain import lexicon
 from node.domain.audit import AuditEntry
@@ -35,12 +29,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-SR_CLASSES: Final = (
-    str(BasicTextSRStorage),
-    str(EnhancedSRStorage),
-    str(ComprehensiveSRStorage),
-    str(Comprehensive3DSRStorage),
-)
 MOST_MEASUREMENTS: Final = 500
 DEEPEST: Final = 24
 _TRACKING: Final = {

@@ -1,13 +1,17 @@
 """What machines measured, on disk: one sealed body for each of their reports."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from node.domain.measurement import Code, MachineReport, Measurement
+from node.domain.measurement import (
+    STRUCTURED_REPORTS,
+    Code,
+    MachineReport,
+    Measurement,
+)
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
@@ -16,17 +20,15 @@ if TYPE_CHECKING:
 _TABLE = "machine_reports"
 
 
-async def unread(
-    tx: "Transaction", study_instance_uid: str, sop_classes: Sequence[str]
-) -> list[str]:
-    """Return the received documents of these classes that nobody has read yet."""
+async def unread(tx: "Transaction", study_instance_uid: str) -> list[str]:
+    """Return the received Structured Reports of a study that nobody has read yet."""
     rows = await tx.fetch(
         "select sop_instance_uid from instances i where study_instance_uid = $1"
         " and origin = 'received' and sop_class_uid = any($2) and not exists"
         " (select from machine_reports m"
         "  where m.sop_instance_uid = i.sop_instance_uid) order by sequence",
         study_instance_uid,
-        list(sop_classes),
+        list(STRUCTURED_REPORTS),
     )
     return [row["sop_instance_uid"] for row in rows]
 

@@ -18,7 +18,7 @@ from node.domain.completion import (
     words_of,
 )
 from node.domain.study import StudyStatus
-from node.store import audit, completion, reports, studies
+from node.store import audit, completion, measurements, reports, studies
 from node.store.completion import WeighedStudy
 from node.store.studies import EndedHow
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from node.store.store import Store
 
 ASSESS_STUDY = "assess_study"
+READ_MACHINE_REPORT = "read_machine_report"
 PUBLISH_STUDY = "publish_study"
 
 
@@ -200,6 +201,14 @@ async def _close(tx: "Transaction", store: "Store", uid: str, verdict: Verdict) 
             ASSESS_STUDY,
             {"study_instance_uid": uid, "generation": closed.generation},
             key=f"{uid}/{closed.generation}",
+            patient_id=closed.patient_id,
+        )
+    for document in await measurements.unread(tx, uid):
+        await store.jobs.defer(
+            tx,
+            READ_MACHINE_REPORT,
+            {"sop_instance_uid": document},
+            key=document,
             patient_id=closed.patient_id,
         )
     await publish_study_later(tx, store, uid)

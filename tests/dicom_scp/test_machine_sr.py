@@ -15,7 +15,6 @@ from pydicom.uid import generate_uid
 from dicom_scp.machine_sr import (
     DEEPEST,
     MOST_MEASUREMENTS,
-    SR_CLASSES,
     machine_report,
     read_machine_report,
 )
@@ -25,7 +24,9 @@ from node.domain.errors import ErrorKind, NodeError
 from node.domain.measurement import chinese_name
 from node.store import audit, measurements, studies
 from node.store.store import Store
+from node.workflow.completion import READ_MACHINE_REPORT, close_due_studies
 from tests.conformance.judges import dciodvfy, dsrdump
+from tests.conftest import FrozenClock
 from tests.dicom_scp.instances import make_instance
 from tests.intake import receive_object
 
@@ -151,13 +152,13 @@ async def test_a_received_report_is_read_once_and_kept_sealed(store: Store) -> N
     study = str(document.StudyInstanceUID)
     await receive_object(store, document, to_part10(document))
     async with store.db.transaction() as tx:
-        assert await measurements.unread(tx, study, SR_CLASSES) == [uid]
+        assert await measurements.unread(tx, study) == [uid]
 
     for _ in range(2):
         await read_machine_report(store, {"sop_instance_uid": uid})
 
     async with store.db.transaction() as tx:
-        assert await measurements.unread(tx, study, SR_CLASSES) == []
+        assert await measurements.unread(tx, study) == []
         kept = await studies.instance(tx, store, uid)
         assert kept is not None
         (report,) = await measurements.of_study(tx, store, kept.patient_id, study)
@@ -166,6 +167,21 @@ async def test_a_received_report_is_read_once_and_kept_sealed(store: Store) -> N
     assert report.measurements[0].value == "0.910"
     assert b"Lesion" not in body
     assert entries[-1].detail == {"measurements": "1"}
+
+
+async def test_closing_a_study_asks_for_its_machine_reports_once(
+    store: Store, clock: FrozenClock
+) -> None:
+    document = make_report("12.3")
+    await receive_object(store, document, to_part10(document))
+    clock.advance(seconds=600)
+
+    await close_due_studies(store)
+
+    job = await store.jobs.claim([READ_MACHINE_REPORT], "worker")
+    assert job is not None
+    assert job.payload == {"sop_instance_uid": str(document.SOPInstanceUID)}
+    assert await store.jobs.claim([READ_MACHINE_REPORT], "worker") is None
 
 
 async def test_a_report_that_cannot_be_understood_says_so_without_its_text(
