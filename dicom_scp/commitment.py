@@ -287,7 +287,7 @@ def _deliver(address: Destination, report: Dataset, *, failed: bool) -> None:
     """Send a report on an association of its own, as SCP of the class. Blocks."""
     roles = [build_role(PUSH_MODEL, scu_role=False, scp_role=True)]
     try:
-        association = associate(address, [_context()], roles=roles)
+        association = associate(address, [proposed_context()], roles=roles)
     except NodeError as error:
         raise NodeError(error.message, ErrorKind.UNAVAILABLE) from error
     try:
@@ -297,7 +297,8 @@ def _deliver(address: Destination, report: Dataset, *, failed: bool) -> None:
             association.release()
 
 
-def _context() -> PresentationContext:
+def proposed_context() -> PresentationContext:
+    """Return what we propose, whichever role we take."""
     return build_context(PUSH_MODEL, [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
 
 
@@ -393,7 +394,7 @@ def _ask(store: Store, asking: Asking, destination: Destination, run: Run[Any]) 
     watched = _Watched()
     association = associate(
         destination,
-        [_context()],
+        [proposed_context()],
         handlers=[
             (
                 evt.EVT_N_EVENT_REPORT,

@@ -19,14 +19,14 @@ Element = Mapping[str, Any]
 
 PN_GROUPS: Final = ("Alphabetic", "Ideographic", "Phonetic")
 # Value Representations in which `*` and `?` are wildcards (PS3.4 C.2.2.2.4).
-_WILDCARDS: Final = frozenset(
+WILDCARDS: Final = frozenset(
     ["AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"]
 )
 _NUMBERS: Final = frozenset(
     ["DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV"]
 )
 _OFFSET: Final = r"(?:[+-]\d{4})?"
-_RANGES: Final = {
+RANGES: Final = {
     "DA": re.compile(r"(\d{8})?-(\d{8})?"),
     "TM": re.compile(r"([\d.]+)?-([\d.]+)?"),
     "DT": re.compile(
@@ -65,7 +65,7 @@ class Key:
         if len(self.values) != 1 or self.universal:
             return ""
         (value,) = self.values
-        if self.vr in _WILDCARDS and re.search(r"[*?]", value):
+        if self.vr in WILDCARDS and re.search(r"[*?]", value):
             return ""
         return "" if _range(self.vr, value) is not None else value
 
@@ -124,9 +124,9 @@ def _matches(vr: str, asked: str, stored: object) -> bool:
     if vr in _NUMBERS:
         return _number(asked) == _number(stored)
     told = text_of(stored).strip()
-    if vr in _RANGES:
+    if vr in RANGES:
         return _moment_matches(vr, asked, told)
-    if vr in _WILDCARDS:
+    if vr in WILDCARDS:
         return _like(asked, told)
     return asked == told
 
@@ -200,7 +200,7 @@ def _moment_matches(vr: str, asked: str, stored: str) -> bool:
 
 def _range(vr: str, value: str) -> tuple[str, str] | None:
     """Return both ends of a range, either may be empty; None for a single value."""
-    form = _RANGES.get(vr)
+    form = RANGES.get(vr)
     found = form.fullmatch(value) if form is not None else None
     if found is None or not any(found.groups()):
         return None

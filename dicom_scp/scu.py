@@ -66,7 +66,7 @@ _OFTEN: Final = (
     str(UltrasoundMultiFrameImageStorage),
     str(SecondaryCaptureImageStorage),
 )
-_UNCOMPRESSED: Final = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
+PROPOSED_SYNTAXES: Final = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
 
 # The conformance statement is generated from this table: first match counts.
 # (low, high, what becomes of the job, words); None = the instance has arrived.
@@ -284,7 +284,7 @@ def _pairs(dataset: Dataset, destination: Destination) -> list[tuple[str, str]]:
     What a study is made of is offered together, so that one association carries it.
     """
     syntax = str(dataset.file_meta.TransferSyntaxUID)
-    native = {*_UNCOMPRESSED, str(DeflatedExplicitVRLittleEndian)}
+    native = {*PROPOSED_SYNTAXES, str(DeflatedExplicitVRLittleEndian)}
     own = str(dataset.SOPClassUID)
     documents = [c for c in destination.sr_sop_classes if c in SR_CLASSES]
     classes: Iterable[str] = (own,)
@@ -294,7 +294,7 @@ def _pairs(dataset: Dataset, destination: Destination) -> list[tuple[str, str]]:
         classes = (own, *documents)
     if own in _OFTEN:
         classes = dict.fromkeys((*classes, *_OFTEN, *documents))
-    pairs = [(c, s) for c in classes for s in _UNCOMPRESSED]
+    pairs = [(c, s) for c in classes for s in PROPOSED_SYNTAXES]
     return pairs if syntax in native else [*pairs, (own, syntax)]
 
 
