@@ -3,9 +3,11 @@
 Original Attributes Sequence: PS3.3 C.12.1.1.9. Status B000: PS3.4 B.2.3.
 """
 
+from collections import Counter
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
+from random import Random
 
 import pytest
 from pydicom import dcmread
@@ -27,6 +29,7 @@ from dicom_scp.peers import Peer, Peers
 from node.domain.errors import ErrorKind, NodeError
 from node.store import audit, studies
 from node.store.store import Store
+from tests.adversity.mutations import mutated
 from tests.dicom_scp.conftest import StartScp
 from tests.dicom_scp.instances import data_set_bytes, make_instance, stored
 from tests.dicom_scp.test_scp import (
@@ -229,6 +232,50 @@ def test_long_value_passes_without_being_held() -> None:
         most = max(most, len(coercer._held))
     assert most < 4096
     assert passed + len(coercer.finish()) > len(data_set)
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        ExplicitVRLittleEndian,
+        ImplicitVRLittleEndian,
+        ExplicitVRBigEndian,
+        DeflatedExplicitVRLittleEndian,
+    ],
+)
+def test_damage_is_never_mended_and_never_another_error(
+    syntax: str, tmp_path: Path
+) -> None:
+    path = compressed(
+        tmp_path,
+        syntax,
+        rows=4,
+        columns=4,
+        PatientAddress="x",
+        OriginalAttributesSequence=[Dataset()],
+    )
+    sent = data_set_bytes(path.read_bytes())
+    rules = (
+        ISSUER,
+        Rule("PatientAddress", A.REMOVE),
+        Rule("PatientName", A.REPLACE, "O", "a|三"),
+        Rule("StudyID", A.DEFAULT, "1"),
+    )
+    random, counts = Random(7), Counter[str]()
+    for _ in range(1500):
+        damaged = mutated(sent, random)
+        try:
+            passed, _ = coerced(damaged, *rules, syntax=syntax, step=100)
+            check_whole(memoryview(passed), len(passed), passed[-4096:], syntax)
+        except NodeError:
+            counts["refused"] += 1
+            continue
+        counts["kept"] += 1
+        # Whatever is whole afterwards was whole before.
+        check_whole(memoryview(damaged), len(damaged), damaged[-4096:], syntax)
+    assert counts["refused"] > 300
+    if syntax != DeflatedExplicitVRLittleEndian:
+        assert counts["kept"] > 100
 
 
 def test_header_without_end_is_refused() -> None:
