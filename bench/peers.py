@@ -28,36 +28,42 @@ class Peer:
     ae_title: str
     port: int
     durable: str
+    tls: bool = False
 
 
 @contextlib.contextmanager
-def sononode(folder: Path) -> Iterator[Peer]:
-    """Run our storage SCP with its own database."""
-    port = free_port()
-    command = [sys.executable, "-m", "bench.storage_scp", str(folder), str(port)]
+def sononode(folder: Path) -> Iterator[list[Peer]]:
+    """Run our storage SCP with its own database, on a plain and on a TLS port."""
+    port, tls_port = free_port(), free_port()
+    ports = [str(port), str(tls_port)]
+    command = [sys.executable, "-m", "bench.storage_scp", str(folder), *ports]
     with _running(command, port, folder):
-        yield Peer("sononode", "SONONODE", port, "encrypted, fsync, committed")
+        promise = "encrypted, fsync, committed, audited"
+        yield [
+            Peer("sononode", "SONONODE", port, promise),
+            Peer("sononode over TLS", "SONONODE", tls_port, promise, tls=True),
+        ]
 
 
 @contextlib.contextmanager
-def storescp(folder: Path) -> Iterator[Peer | None]:
-    """Run DCMTK's storescp; None when it is not installed."""
+def storescp(folder: Path) -> Iterator[list[Peer]]:
+    """Run DCMTK's storescp, a process an association, where it is installed."""
     program = _program("storescp")
     if program is None:
-        yield None
+        yield []
         return
     port = free_port()
-    command = [program, "+xa", "--max-pdu", "131072", "-od", str(folder), str(port)]
-    with _running(command, port, folder):
-        yield Peer("DCMTK storescp", "STORESCP", port, "plain files, no fsync")
+    options = ["--fork", "+xa", "+B", "--max-pdu", "131072", "-od", str(folder)]
+    with _running([program, *options, str(port)], port, folder):
+        yield [Peer("DCMTK storescp", "STORESCP", port, "plain files, no fsync")]
 
 
 @contextlib.contextmanager
-def orthanc(folder: Path) -> Iterator[Peer | None]:
-    """Run Orthanc as it comes, without compression; None when it is not installed."""
+def orthanc(folder: Path) -> Iterator[list[Peer]]:
+    """Run Orthanc with PDUs of 128 KB and 8 threads, where it is installed."""
     program = _program("Orthanc")
     if program is None:
-        yield None
+        yield []
         return
     dicom, http = free_port(), free_port()
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,14 +79,37 @@ def orthanc(folder: Path) -> Iterator[Peer | None]:
                 "DicomPort": dicom,
                 "MaximumPduLength": 131_072,
                 "DicomThreadsCount": 8,
+                "RemoteAccessAllowed": False,
             }
         )
     )
     with _running([program, str(configuration)], dicom, folder):
-        yield Peer("Orthanc", "ORTHANC", dicom, "plain files and SQLite")
+        yield [Peer("Orthanc", "ORTHANC", dicom, "plain files, fsync, and SQLite")]
 
 
-def send(peer: Peer, files: Path) -> float:
+def send(peer: Peer, files: Path, associations: int) -> float:
+    """Send a folder over `associations` side by side; return seconds."""
+    told = {
+        "port": peer.port,
+        "ae_title": peer.ae_title,
+        "files": str(files),
+        "associations": associations,
+        "tls": peer.tls,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.sender", json.dumps(told)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"bench: {peer.name}: {done.stderr.strip()}")
+    return float(done.stdout)
+
+
+def send_with_storescu(peer: Peer, files: Path) -> float:
     """Send a folder with DCMTK's storescu over one association; return seconds.
 
     New SOP Instance UIDs are made on the way, so nobody sees a duplicate.

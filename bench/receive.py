@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from PIL import Image
@@ -17,50 +18,78 @@ from pydicom.uid import (
     UltrasoundMultiFrameImageStorage,
 )
 
-from bench.peers import Peer, orthanc, send, sononode, storescp
+from bench.peers import (
+    Peer,
+    orthanc,
+    send,
+    send_with_storescu,
+    sononode,
+    storescp,
+)
 
 LOADS = {
     "JPEG stills of 0.1 MB": (200, 1),
     "stills of 0.3 MB": (200, 1),
-    "cines of 20 MB": (5, 68),
+    "cines of 20 MB": (12, 68),
 }
+ASSOCIATIONS = (1, 4)
+REAL_TOOL = "storescu"
 ROWS, COLUMNS = 480, 640
+
+Way = int | str  # associations of our sender side by side, or the tool that sends
 
 
 def measure(folder: Path, repeats: int) -> list[dict[str, object]]:
-    """Return a row for each load and program; the fastest of `repeats` counts.
+    """Return a row for each load, way of sending and program: medians of `repeats`.
 
-    Programs take turns, so that a slow minute of the machine hits all of them.
+    Programs take turns within each round, so that a slow minute of the machine hits
+    all of them; a ratio is the median over rounds, never of two rounds.
     """
-    rows: list[dict[str, object]] = []
     with ExitStack() as stack:
-        found = [
-            stack.enter_context(start(folder / start.__name__))
+        peers = [
+            peer
             for start in (sononode, storescp, orthanc)
+            for peer in stack.enter_context(start(folder / start.__name__))
         ]
-        peers = [peer for peer in found if peer is not None]
-        for name, (count, frames) in LOADS.items():
-            files = folder / name.replace(" ", "-")
-            size = _write(files, count, frames, jpeg=name.startswith("JPEG"))
-            best: dict[str, float] = {}
-            for _ in range(repeats):
-                for peer in peers:
-                    seconds = send(peer, files)
-                    best[peer.name] = min(seconds, best.get(peer.name, seconds))
-            rows += [_row(name, p, count, size, best) for p in peers]
+        loads = {name: folder / name.replace(" ", "-") for name in LOADS}
+        sizes = {
+            name: _write(files, *LOADS[name], jpeg=name.startswith("JPEG"))
+            for name, files in loads.items()
+        }
+        rows: list[dict[str, object]] = []
+        for name, files in loads.items():
+            for way in (*ASSOCIATIONS, REAL_TOOL):
+                taken: dict[str, list[float]] = {peer.name: [] for peer in peers}
+                for _ in range(repeats):
+                    for peer in peers:
+                        if way != REAL_TOOL or not peer.tls:
+                            taken[peer.name].append(_send(peer, files, way))
+                rows += [
+                    _row(name, way, peer, sizes[name], taken)
+                    for peer in peers
+                    if taken[peer.name]
+                ]
     return rows
 
 
+def _send(peer: Peer, files: Path, way: Way) -> float:
+    if isinstance(way, int):
+        return send(peer, files, way)
+    return send_with_storescu(peer, files)
+
+
 def _row(
-    load: str, peer: Peer, count: int, size: int, best: dict[str, float]
+    load: str, way: Way, peer: Peer, size: int, taken: dict[str, list[float]]
 ) -> dict[str, object]:
-    seconds = best[peer.name]
+    seconds = median(taken[peer.name])
+    rounds = zip(taken[peer.name], taken["sononode"], strict=True)
     return {
         "load": load,
+        "associations": way if isinstance(way, int) else f"1, by {way}",
         "program": peer.name,
-        "instances/s": round(count / seconds, 1),
+        "instances/s": round(LOADS[load][0] / seconds, 1),
         "MB/s": round(size / seconds / 1e6, 1),
-        "ours is times as fast": round(seconds / best["sononode"], 2),
+        "ours is times as fast": round(median(t / ours for t, ours in rounds), 2),
         "what it does": peer.durable,
     }
 
@@ -96,10 +125,10 @@ def _instance(number: int, pixels: np.ndarray) -> Dataset:
     sop_class = UltrasoundMultiFrameImageStorage if multi else UltrasoundImageStorage
     image = Dataset()
     image.SOPClassUID = sop_class
-    image.SOPInstanceUID = f"2.25.88{len(pixels)}{number}"
-    image.StudyInstanceUID = f"2.25.881{len(pixels)}"
-    image.SeriesInstanceUID = f"2.25.882{len(pixels)}"
-    image.PatientName, image.PatientID = "Bench^Mark", f"BENCH-{len(pixels)}"
+    image.SOPInstanceUID = f"2.25.9{len(pixels):09d}{number:012d}"
+    image.StudyInstanceUID = f"2.25.9{len(pixels):09d}100000000000"
+    image.SeriesInstanceUID = f"2.25.9{len(pixels):09d}200000000000"
+    image.PatientName, image.PatientID = "Bench^Mark", f"BENCH{len(pixels):05d}"
     image.PatientBirthDate, image.PatientSex = "", ""
     image.StudyDate, image.StudyTime, image.StudyID = "20260101", "120000", "1"
     image.AccessionNumber, image.ReferringPhysicianName = "", ""

@@ -1,9 +1,14 @@
-"""Our storage SCP alone, to be measured: `python -m bench.storage_scp DIR PORT`."""
+"""Our storage SCP alone: `python -m bench.storage_scp DIR PORT TLS_PORT`."""
 
 import asyncio
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from dicom_scp.scp import ScpSettings, run_scp
 from node.store.database import Database
@@ -13,7 +18,7 @@ from node.store.postgres import EmbeddedPostgres
 from node.store.store import Store, open_store
 
 
-def main(folder: Path, port: int) -> None:
+def main(folder: Path, port: int, tls_port: int) -> None:
     """Serve until SIGTERM, durably: fsync of objects and rows is on."""
     server = EmbeddedPostgres(folder / "pg")
     server.start()
@@ -28,9 +33,43 @@ def main(folder: Path, port: int) -> None:
                 dsn, key, folder / "objects", lambda: datetime.now(UTC)
             )
 
-        run_scp(ScpSettings(host="127.0.0.1", port=port, min_free_bytes=0), opened)
+        settings = ScpSettings(
+            host="127.0.0.1",
+            port=port,
+            tls_port=tls_port,
+            tls_certificate=_certificate(folder),
+            min_free_bytes=0,
+        )
+        run_scp(settings, opened)
     finally:
         server.stop()
+
+
+def _certificate(folder: Path) -> Path:
+    """Return a file with a certificate for localhost and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    path = folder / "tls.pem"
+    path.write_bytes(
+        certificate.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return path
 
 
 async def _migrate(dsn: str) -> None:
@@ -40,4 +79,4 @@ async def _migrate(dsn: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

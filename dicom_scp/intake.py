@@ -10,23 +10,38 @@ import hashlib
 import re
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime
+from datetime import date
+from functools import partial
 from io import SEEK_CUR, SEEK_END, SEEK_SET, BufferedReader, RawIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import orjson
 import structlog
+import uvloop
 from pydicom.dataset import Dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+)
 
 from dicom_scp.coercion import Coercer
 from dicom_scp.encoding import check_whole
+from dicom_scp.json_header import (
+    LARGE_BINARY,
+    UNDEFINED,
+    JsonHeader,
+    ScannedHeader,
+    Unusual,
+    encapsulated_end,
+    scan_header,
+)
 from dicom_scp.peers import Peer, Peers
 from dicom_scp.status import (
     COERCED,
@@ -39,7 +54,7 @@ from dicom_scp.upper_layer import StoreRequest, StoreResponse
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.study import PatientIdentity, ReceivedInstance
-from node.imaging import FrameTable, ReaderFile, read_part10
+from node.imaging import FrameTable, ReaderFile, frames_at, read_part10
 from node.store import audit, studies
 from node.workflow.completion import end_association
 from node.workflow.intake import (
@@ -47,6 +62,7 @@ from node.workflow.intake import (
     KnownStudies,
     Received,
     new_object,
+    prepare,
     receive_instances,
     withdraw,
     withdraw_version,
@@ -59,13 +75,16 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
+Header = Dataset | JsonHeader
 OpenStore = Callable[[], Awaitable["Store"]]
 
 HEAD_BYTES: Final = 4 << 20
+GLANCE_BYTES: Final = 64 << 10  # in which the header of an image is
 DEFLATED_BYTES: Final = 64 << 20  # a deflated data set has to be inflated whole
 TAIL_BYTES: Final = 4096
 COMMIT_BATCH: Final = 64
-LARGE_BINARY: Final = 1024  # bytes of a value that the JSON header leaves out
+# The plan of the one statement that stores is the same for one row and for many.
+_PLAN_ONCE: Final = "set plan_cache_mode = force_generic_plan"
 IMPLEMENTATION_UID: Final = "2.25.302567410295148372091187634512093847562"
 IMPLEMENTATION_VERSION: Final = "SONONODE_1"
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -95,11 +114,12 @@ class StoreThread:
 
     def __init__(self, open_store: OpenStore) -> None:
         self._open_store = open_store
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="store", daemon=True
         )
         self._arrivals: asyncio.Queue[tuple[Arrival, Future[Received]]]
+        self.known = KnownStudies()
         self.store: Store
 
     def start(self) -> None:
@@ -140,30 +160,48 @@ class StoreThread:
     async def _start(self) -> None:
         self.store = await self._open_store()
         self._arrivals = asyncio.Queue()
-        self._known = KnownStudies()
-        self._committing = asyncio.create_task(self._commit())
+        self._committing = asyncio.create_task(self._keep_committing())
 
     async def _stop(self) -> None:
         self._committing.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._committing
         await self.store.close()
 
-    async def _commit(self) -> None:
+    async def _keep_committing(self) -> None:
+        """Commit what arrives on one connection, or on the next when that is lost."""
         while True:
-            batch = [await self._arrivals.get()]
-            while len(batch) < COMMIT_BATCH and not self._arrivals.empty():
-                batch.append(self._arrivals.get_nowait())
-            results: list[Received | Exception]
+            waiting = await self._batch()
             try:
-                results = await receive_instances(
-                    self.store, [arrival for arrival, _ in batch], self._known
-                )
+                async with self.store.db.connection() as connection:
+                    await connection.execute(_PLAN_ONCE)
+                    while True:
+                        arrivals = [arrival for arrival, _ in waiting]
+                        results = await receive_instances(
+                            self.store, arrivals, self.known, connection=connection
+                        )
+                        _tell(waiting, results)
+                        waiting = await self._batch()
             except Exception as error:
-                results = [error for _ in batch]
-            for (_, future), result in zip(batch, results, strict=True):
-                if isinstance(result, Exception):
-                    future.set_exception(result)
-                else:
-                    future.set_result(result)
+                _tell(waiting, [error for _ in waiting])
+
+    async def _batch(self) -> list[tuple[Arrival, Future[Received]]]:
+        """Return what waits, at least one."""
+        batch = [await self._arrivals.get()]
+        while len(batch) < COMMIT_BATCH and not self._arrivals.empty():
+            batch.append(self._arrivals.get_nowait())
+        return batch
+
+
+def _tell(
+    waiting: Sequence[tuple[Arrival, "Future[Received]"]],
+    results: Sequence[Received | Exception],
+) -> None:
+    for (_, future), result in zip(waiting, results, strict=True):
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
 
 
 def _place(error: BaseException) -> str:
@@ -240,6 +278,7 @@ class InstanceSink:
         self._head = bytearray()
         self._tail = b""
         self._size = 0
+        self._usual: ScannedHeader | None = None
         deflated = request.transfer_syntax_uid == DeflatedExplicitVRLittleEndian
         self._head_limit = DEFLATED_BYTES if deflated else HEAD_BYTES
         title = request.calling_ae
@@ -299,7 +338,10 @@ class InstanceSink:
         writer.write(data)
         room = self._head_limit + self._meta_length - len(self._head)
         if room > 0:
+            before = len(self._head)
             self._head += data[:room]
+            if before < GLANCE_BYTES <= len(self._head):
+                self._glance()
         self._tail = (self._tail + bytes(data[-TAIL_BYTES:]))[-TAIL_BYTES:]
 
     def _coercer_of_peer(self) -> Coercer | None:
@@ -333,74 +375,101 @@ class InstanceSink:
         self.abort()
 
     def _store(self) -> int:
-        request = self._request
         if self._coercer is not None:
             self._keep(self._coercer.finish())
-        head = memoryview(self._head)
         size = self._meta_length + self._size
-        check_whole(
-            head[self._meta_length :],
-            self._size,
-            self._tail,
-            request.transfer_syntax_uid,
+        received = self._described(size)
+        writer = cast("BlobWriter", self._writer)
+        writer.complete()
+        intake = self._intake
+        arrival = Arrival(
+            received,
+            self._key,
+            intake.settings.process,
+            coerced=() if self._coercer is None else self._coercer.changes,
+            duplicates=self._peer.duplicates,
         )
-        header, frames = read_beginning(head, size)
-        check_data_set(header, request)
-        received = describe(
+        prepared = prepare(intake.store, arrival, intake.thread.known)
+        return self._commit(replace(arrival, prepared=prepared), writer)
+
+    def _glance(self) -> None:
+        """Read the header as soon as it is here: of native pixels no more is needed."""
+        with suppress(Unusual):
+            seen = usual_header(self._head, self._meta_length, self._request)
+            if seen.value_at:
+                self._usual = seen
+            if seen.native:
+                self._head_limit = 0
+
+    def _described(self, size: int) -> ReceivedInstance:
+        """Return what the rows need: the short way, or pydicom's for the unusual."""
+        head, start = self._head, self._meta_length
+        with suppress(Unusual):
+            usual = self._usual or usual_header(head, start, self._request)
+            header = JsonHeader(usual.elements)
+            syntax = self._request.transfer_syntax_uid
+            frames = usual_frames(usual, header, head, size, syntax)
+            return self._checked(header, frames, size)
+        view, syntax = memoryview(head), self._request.transfer_syntax_uid
+        check_whole(view[start:], self._size, self._tail, syntax)
+        received = self._checked(*read_beginning(view, size), size)
+        if len(head) == size or not received.number_of_frames:
+            return received
+        return replace(
+            received, frame_table=received.frame_table or self._late_frames()
+        )
+
+    def _checked(
+        self, header: Header, frames: FrameTable, size: int
+    ) -> ReceivedInstance:
+        check_data_set(header, self._request)
+        return describe(
             header,
-            request,
+            self._request,
             frames=frames,
             blob_name=self._name,
             size=size,
             sha256=self._digest.digest(),
         )
-        if len(head) < size and not frames and "NumberOfFrames" in header:
-            received = replace(received, frame_table=self._late_frames())
-        arrival = Arrival(
-            received,
-            self._key,
-            self._intake.settings.process,
-            coerced=() if self._coercer is None else self._coercer.changes,
-            duplicates=self._peer.duplicates,
-        )
-        return self._commit(arrival)
 
     def _late_frames(self) -> FrameTable:
         """Locate the frames of a compressed cine too long to keep in memory."""
-        self._commit_object()
-        try:
-            return self._frames_of_stored()
-        except BaseException:
-            self._intake.store.blobs.delete(self._name)
-            raise
+        cast("BlobWriter", self._writer).complete()
+        reader = self._intake.store.blobs.reader(
+            self._name,
+            key=self._key,
+            associated_data=studies.associated_data(self._request.sop_instance_uid),
+        )
+        with reader:
+            return read_part10(BufferedReader(ReaderFile(reader), 4096))[1]
 
-    def _commit_object(self) -> None:
-        if self._writer is not None:
-            self._writer.commit()
-            self._writer = None
-
-    def _commit(self, arrival: Arrival) -> int:
+    def _commit(self, arrival: Arrival, writer: "BlobWriter") -> int:
         """Commit object and rows side by side: one wait for the disk, not two.
 
-        Should this process be killed in between, its next start takes back rows
-        without object; nobody was told that they are stored.
+        All of the object is written by now. Should this process be killed, the rows
+        decide whether it is kept; should the machine lose power, the next start takes
+        back rows without a whole object: nobody was told that they are stored.
         """
         intake = self._intake
         rows = intake.thread.receive(arrival)
         try:
-            self._commit_object()
+            writer.sync()
         except BaseException:
             self._withdraw(arrival, rows)
             raise
         try:
             result = self._rows(rows)
         except NodeError as error:
-            # When the database went away in a commit, nobody knows what it kept.
-            if error.kind is not ErrorKind.UNAVAILABLE:
-                intake.store.blobs.delete(self._name)
+            if error.kind is ErrorKind.UNAVAILABLE:
+                # The database went away in a commit, or answers only later.
+                self._writer = None
+                rows.add_done_callback(partial(_settle, writer))
             raise
+        self._writer = None
         if result is Received.DUPLICATE:
-            intake.store.blobs.delete(self._name)
+            writer.abort()
+        else:
+            writer.publish()
         if result is not Received.KEPT:
             intake.feeds(arrival.instance.association)
         coerced = arrival.coerced and result is not Received.DUPLICATE
@@ -418,14 +487,15 @@ class InstanceSink:
     def _rows(self, rows: "Future[Received]") -> Received:
         return _result(rows, self._intake.settings.commit_timeout_s)
 
-    def _frames_of_stored(self) -> FrameTable:
-        reader = self._intake.store.blobs.reader(
-            self._name,
-            key=self._key,
-            associated_data=studies.associated_data(self._request.sop_instance_uid),
-        )
-        with reader:
-            return read_part10(BufferedReader(ReaderFile(reader), 4096))[1]
+
+def _settle(writer: "BlobWriter", rows: "Future[Received]") -> None:
+    """Do with an object what its rows say, once they say it."""
+    if rows.exception() is not None:
+        writer.leave()
+    elif rows.result() is Received.DUPLICATE:
+        writer.abort()
+    else:
+        writer.publish()
 
 
 # -- what an instance has to be --------------------------------------------------------
@@ -466,7 +536,39 @@ def read_beginning(head: memoryview, size: int) -> tuple[Dataset, FrameTable]:
         ) from None
 
 
-def check_data_set(header: Dataset, request: StoreRequest) -> None:
+def usual_header(head: bytearray, start: int, request: StoreRequest) -> ScannedHeader:
+    """Return the header of a data set in a usual encoding; raise Unusual."""
+    syntax = request.transfer_syntax_uid
+    if syntax in (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian):
+        raise Unusual
+    explicit = syntax != ImplicitVRLittleEndian
+    return scan_header(memoryview(head), start, explicit=explicit)
+
+
+def usual_frames(
+    scanned: ScannedHeader,
+    header: JsonHeader,
+    head: bytearray,
+    size: int,
+    transfer_syntax_uid: str,
+) -> FrameTable:
+    """Return the frame table of a whole data set; raise Unusual when it may not be."""
+    value_at, length, beginning = scanned.value_at, scanned.length, memoryview(head)
+    if not value_at:
+        end = len(head)
+    elif length == UNDEFINED:
+        end = encapsulated_end(beginning, value_at)
+    else:
+        end = value_at + length
+    if end != size:
+        raise Unusual
+    if not value_at:
+        return ()
+    file = cast(Any, _Prefix(beginning, size))
+    return frames_at(file, header, value_at, length, transfer_syntax_uid)
+
+
+def check_data_set(header: Header, request: StoreRequest) -> None:
     """Raise NodeError when a UID that everything hangs on is missing or another one."""
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID"):
         check_uid(_text(header, keyword), keyword)
@@ -480,7 +582,7 @@ def check_data_set(header: Dataset, request: StoreRequest) -> None:
 
 
 def describe(
-    header: Dataset,
+    header: Header,
     request: StoreRequest,
     *,
     frames: FrameTable,
@@ -511,7 +613,7 @@ def describe(
     )
 
 
-def patient_identity(header: Dataset) -> PatientIdentity:
+def patient_identity(header: Header) -> PatientIdentity:
     """Return who the header says the patient is."""
     return PatientIdentity(
         patient_id=_text(header, "PatientID"),
@@ -524,7 +626,7 @@ def patient_identity(header: Dataset) -> PatientIdentity:
     )
 
 
-def _national_number(header: Dataset) -> str | None:
+def _national_number(header: Header) -> str | None:
     """Return the resident identity number among Other Patient IDs (PS3.3 C.2.2).
 
     Its form (GB 11643: 17 digits and a check sign) tells it from other numbers;
@@ -537,8 +639,10 @@ def _national_number(header: Dataset) -> str | None:
     return None
 
 
-def json_header(header: Dataset) -> bytes:
+def json_header(header: Header) -> bytes:
     """Return the header as DICOM JSON (PS3.18 F.2) without large binary values."""
+    if isinstance(header, JsonHeader):
+        return orjson.dumps(header.elements)
     told = header.to_json_dict(
         bulk_data_threshold=LARGE_BINARY,
         bulk_data_element_handler=lambda _element: "",
@@ -573,19 +677,22 @@ def _meta(element: int, vr: bytes, text: str) -> bytes:
     return head + len(value).to_bytes(2, "little") + value
 
 
-def _text(header: Dataset, keyword: str) -> str:
+def _text(header: Header, keyword: str) -> str:
     value = header.get(keyword, None)
     return "" if value is None else str(value).strip(" \0")
 
 
-def _date(header: Dataset, keyword: str) -> date | None:
+def _date(header: Header, keyword: str) -> date | None:
+    text = _text(header, keyword)[:8]
     try:
-        return datetime.strptime(_text(header, keyword)[:8], "%Y%m%d").date()  # noqa: DTZ007
+        if len(text) == 8 and text.isascii() and text.isdecimal():
+            return date(int(text[:4]), int(text[4:6]), int(text[6:]))
+        return None
     except ValueError:
         return None  # missing or not a date: never guessed
 
 
-def _frames(header: Dataset) -> int:
+def _frames(header: Header) -> int:
     try:
         return int(header.get("NumberOfFrames", None) or ("Rows" in header))
     except (TypeError, ValueError):

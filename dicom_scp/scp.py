@@ -5,6 +5,7 @@ nothing else can keep it from receiving.
 """
 
 import errno
+import gc
 import logging
 import signal
 import threading
@@ -42,7 +43,11 @@ from dicom_scp.upper_layer import Acceptor, Limits, Listener
 from node.domain.audit import AuditEntry, Outcome
 from node.domain.errors import ErrorKind, NodeError
 from node.workflow.completion import end_lost_associations
-from node.workflow.intake import MODALITY_ROLE, forget_unfinished_versions
+from node.workflow.intake import (
+    MODALITY_ROLE,
+    forget_unfinished_versions,
+    settle_abandoned,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -156,7 +161,6 @@ class StorageScp:
         tls = tls_context(self.settings)
         self._thread.start()
         try:
-            self._intake.store.blobs.sweep()
             lost = self._thread.call(
                 end_lost_associations(self._intake.store, self.settings.process)
             )
@@ -165,6 +169,8 @@ class StorageScp:
             self._thread.call(
                 forget_unfinished_versions(self._intake.store, self.settings.process)
             )
+            # After that: what is not noted now will never be.
+            self._thread.call(settle_abandoned(self._intake.store))
             self._listen(self.settings.port, "dicom.port", None)
             if tls is not None:
                 self._listen(self.settings.tls_port, "dicom.tls_port", tls)
@@ -308,6 +314,9 @@ def run_scp(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: ended.set())
     scp.start()
+    # What is loaded now stays: no collection has to walk through it again.
+    gc.collect()
+    gc.freeze()
     try:
         while not ended.wait(1.0):  # a bare wait() would keep Python from the signal
             pass

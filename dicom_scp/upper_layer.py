@@ -9,6 +9,7 @@ sets never gather in memory: their fragments go straight from one reused buffer 
 """
 
 import os
+import queue
 import select
 import socket
 import ssl
@@ -51,12 +52,13 @@ _config.LOG_RESPONSE_IDENTIFIERS = False
 # An A-ASSOCIATE-RQ with 128 contexts of every transfer syntax has some 150 KB.
 MAX_CONTROL_PDU: Final = 1 << 20
 MAX_COMMAND: Final = 1 << 16
+READ_AHEAD: Final = 1 << 18  # bytes that one look at the socket takes at most
 MAX_IDENTIFIER: Final = 1 << 22  # data sets of messages other than C-STORE
 LOOK_AROUND_S: Final = 0.1  # how soon timers and a stop are noticed
 P_DATA_TF: Final = 0x04
 C_STORE_RQ: Final = 0x0001
 NO_DATA_SET: Final = 0x0101
-_PDU_HEADER: Final = struct.Struct(">BxL")
+_PDU_HEADER: Final = struct.Struct(">2xL")
 _PDV_HEADER: Final = struct.Struct(">LBB")
 
 
@@ -139,7 +141,8 @@ class MonotonicTimer(Timer):
 class PatientSocket(AssociationSocket):
     """A socket that waits for data instead of asking for it, and not for ever.
 
-    A PDU has to arrive whole within the timeout, however slowly its bytes drip.
+    A PDU has to arrive whole within the timeout, however slowly its bytes drip. What
+    the peer has sent is taken in one piece, several PDUs at a time.
     """
 
     def __init__(
@@ -147,8 +150,10 @@ class PatientSocket(AssociationSocket):
     ) -> None:
         super().__init__(assoc, client_socket=client_socket)
         self.limits = limits
-        self._pushed_back = b""
-        self._buffer = bytearray()
+        # Pages that nothing was read into take no memory.
+        self._buffer = memoryview(bytearray(max(READ_AHEAD, limits.max_pdu + 12)))
+        self._start = self._end = 0  # of what was received and not yet taken
+        self._patience_s = 0.0  # the timeout of the socket
         self._poll = select.poll()  # select() fails at the 1024th file descriptor
         self._poll.register(client_socket, select.POLLIN)
 
@@ -161,6 +166,8 @@ class PatientSocket(AssociationSocket):
         connection = self.socket
         if connection is None or not self._is_connected:
             return False
+        if self._start < self._end:
+            return True
         if isinstance(connection, ssl.SSLSocket) and connection.pending():
             return True
         try:
@@ -172,56 +179,105 @@ class PatientSocket(AssociationSocket):
             self.event_queue.put("Evt17")
             return False
 
-    def push_back(self, data: bytes) -> None:
-        """Let the next `recv` see `data` first."""
-        self._pushed_back = data
-
     def recv(self, nr_bytes: int) -> bytearray:
         """Return `nr_bytes`, or fewer when the peer is gone."""
         if nr_bytes > MAX_CONTROL_PDU:
             raise OSError("the PDU is longer than any peer needs")
-        taken = bytearray(self._pushed_back[:nr_bytes])
-        self._pushed_back = self._pushed_back[nr_bytes:]
-        rest = bytearray(nr_bytes - len(taken))
-        return taken + rest[: self._fill(memoryview(rest))]
+        taken = bytearray()
+        end = time.monotonic() + self._timeout()
+        while len(taken) < nr_bytes:
+            if self._start == self._end and not self._receive(end):
+                break
+            stop = min(self._end, self._start + nr_bytes - len(taken))
+            taken += self._buffer[self._start : stop]
+            self._start = stop
+        return taken
 
-    def recv_view(self, nr_bytes: int) -> memoryview:
-        """Return `nr_bytes` in a buffer that the next call reuses."""
-        if len(self._buffer) < nr_bytes:
-            self._buffer = bytearray(max(nr_bytes, self.limits.max_pdu))
-        view = memoryview(self._buffer)[:nr_bytes]
-        if self._fill(view) < nr_bytes:
-            raise OSError("the peer closed the connection inside a PDU")
-        return view
+    def peek(self, nr_bytes: int) -> memoryview:
+        """Return the next bytes of a PDU, not taken yet; fewer when the peer is gone.
+
+        They are valid until the next call.
+        """
+        if self._start + nr_bytes > len(self._buffer):
+            rest = bytes(self._buffer[self._start : self._end])
+            self._buffer[: len(rest)] = rest
+            self._start, self._end = 0, len(rest)
+        if self._end - self._start < nr_bytes:
+            end = time.monotonic() + self._timeout()
+            while self._end - self._start < nr_bytes and self._receive(end):
+                pass
+        return self._buffer[self._start : min(self._end, self._start + nr_bytes)]
+
+    def skip(self, nr_bytes: int) -> None:
+        """Take bytes that were peeked at; they stay valid until the next call."""
+        self._start += nr_bytes
 
     def send_now(self, data: bytes) -> None:
         """Write `data` in one piece; a gone peer shows at the next read."""
         connection = cast(socket.socket, self.socket)
         try:
-            connection.settimeout(self._timeout())
+            self._wait_at_most(connection, self._timeout())
             connection.sendall(data)
         except (OSError, ValueError):
             self.event_queue.put("Evt17")
 
-    def _fill(self, view: memoryview) -> int:
+    def _receive(self, end: float) -> bool:
+        """Append what the peer sends before `end` to the buffer; False: it is gone."""
         connection = cast(socket.socket, self.socket)
-        end = time.monotonic() + self._timeout()
-        at = 0
-        while at < len(view):
-            left = end - time.monotonic()
-            if left <= 0:
-                raise TimeoutError("the peer fell silent inside a PDU")
-            connection.settimeout(left)
-            received = connection.recv_into(view[at:])
-            if not received:
-                break
-            at += received
-        return at
+        if self._start == self._end:
+            self._start = self._end = 0
+        left = end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the peer fell silent inside a PDU")
+        self._wait_at_most(connection, left)
+        received = connection.recv_into(self._buffer[self._end :])
+        self._end += received
+        return received > 0
+
+    def _wait_at_most(self, connection: socket.socket, seconds: float) -> None:
+        """Set the timeout of the socket; a fraction of it less is not worth a call."""
+        if not 0.9 * self._patience_s <= seconds <= self._patience_s:
+            connection.settimeout(seconds)
+            self._patience_s = seconds
 
     def _timeout(self) -> float:
         established = self.assoc.is_established
         limits = self.limits
         return limits.network_timeout_s if established else limits.acse_timeout_s
+
+
+class Doorbell(threading.Event):
+    """What an association waits on: pynetdicom looks around every millisecond instead.
+
+    It stays the event that it replaces, by which the association is paused; whoever
+    has something for the association rings.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rung = threading.Event()
+        self.set()
+
+    def ring(self) -> None:
+        """End the wait, or the next one."""
+        self._rung.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._rung.wait(LOOK_AROUND_S)
+        self._rung.clear()
+        return super().wait(timeout)
+
+
+class _RingingQueue(queue.Queue[Any]):
+    """A queue whose reader sleeps at a doorbell."""
+
+    def __init__(self, bell: Doorbell) -> None:
+        super().__init__()
+        self._bell = bell
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        super().put(item, block, timeout)
+        self._bell.ring()
 
 
 class StreamingUpperLayer(DULServiceProvider):
@@ -232,6 +288,7 @@ class StreamingUpperLayer(DULServiceProvider):
         self._idle_timer = MonotonicTimer(60)
         self.artim_timer = MonotonicTimer(30)
         self._run_loop_delay = 0  # the socket does the waiting
+        self.to_user_queue = _RingingQueue(assoc.bell)
         self.daemon = True  # a silent peer must not keep the process from ending
         self._wake: int | None = None  # an eventfd; None while nobody waits on it
         self._waking = threading.Lock()
@@ -301,28 +358,37 @@ class StreamingUpperLayer(DULServiceProvider):
         return bool(super()._process_recv_primitive())
 
     def _read_pdu_data(self) -> None:
-        """Read one PDU, or the PDUs of a whole data set."""
+        """Read one PDU, or those of data sets as long as they come without a pause."""
+        connection = self.connection
         while self.state_machine.current_state == "Sta6":
             try:
-                header = bytes(self.connection.recv(6))
-                if len(header) < 6 or header[0] != P_DATA_TF:
-                    self.connection.push_back(header)
+                header = connection.peek(_PDU_HEADER.size)
+                if len(header) < _PDU_HEADER.size or header[0] != P_DATA_TF:
                     break
-                (_, length) = _PDU_HEADER.unpack(header)
+                (length,) = _PDU_HEADER.unpack(header)
                 # Peers may leave the six bytes of the PDV header out of the maximum.
-                if length > self.connection.limits.max_pdu + 6:
+                if length > connection.limits.max_pdu + 6:
                     raise OSError("the PDU is longer than was agreed")
-                body = self.connection.recv_view(length)
+                body = connection.peek(_PDU_HEADER.size + length)[_PDU_HEADER.size :]
+                if len(body) < length:
+                    raise OSError("the peer closed the connection inside a PDU")
             except OSError:  # TimeoutError too
                 self.event_queue.put("Evt17")
                 return
+            connection.skip(_PDU_HEADER.size + length)
             if not self._take_pdvs(body):
                 self.event_queue.put("Evt19")
                 return
             self._idle_timer.restart()
-            if self._sink is None or not self.to_provider_queue.empty():
+            if self._sink is None and not self._may_wait_for_more:
                 return
         super()._read_pdu_data()
+
+    @property
+    def _may_wait_for_more(self) -> bool:
+        """Tell whether the peer goes on and nobody here has something to say."""
+        busy = self._kill_thread or not self.to_provider_queue.empty()
+        return not busy and self.connection.ready
 
     def _take_pdvs(self, body: memoryview) -> bool:
         """Take the data values of a PDU (PS3.8 9.3.5); False when malformed."""
@@ -395,6 +461,7 @@ class StreamingUpperLayer(DULServiceProvider):
         except Exception as error:  # a command that pynetdicom cannot read
             log.warning("dicom.malformed_message", error=type(error).__name__)
             return False
+        self.acceptor.bell.ring()
         return True
 
     def _finish(self) -> None:
@@ -424,6 +491,8 @@ class Acceptor(Association):
         # pynetdicom finds the acceptors by this word in the thread's name.
         self.name = f"AcceptorThread@{self.association}"
         self.was_established = False
+        self.bell = Doorbell()
+        self._reactor_checkpoint = self.bell
         self.dul = StreamingUpperLayer(self)
         # Both live in the upper layer that was just replaced.
         self.acse_timeout = listener.limits.acse_timeout_s
@@ -535,6 +604,9 @@ class Listener(ThreadedAssociationServer):
             request_handler=_Connection,
         )
 
+    def service_actions(self) -> None:
+        """Leave garbage to Python: collecting all of it at once stops everybody."""
+
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection and nothing more: handshakes happen in its own thread."""
         connection, address = cast(socket.socket, self.socket).accept()
@@ -631,7 +703,8 @@ def encode_response(
     )
     command = _element(0x0000, struct.pack("<L", len(body))) + body
     return (
-        _PDU_HEADER.pack(P_DATA_TF, len(command) + _PDV_HEADER.size)
+        bytes((P_DATA_TF, 0))
+        + (len(command) + _PDV_HEADER.size).to_bytes(4, "big")
         + _PDV_HEADER.pack(len(command) + 2, context_id, 3)
         + command
     )

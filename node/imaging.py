@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import SEEK_CUR, SEEK_END, SEEK_SET, BufferedReader, BytesIO, RawIOBase
-from typing import BinaryIO, Final, Protocol, cast
+from typing import Any, BinaryIO, Final, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +86,16 @@ class RandomAccess(Protocol):
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
         """Return up to `length` bytes from `offset` on; the rest when None."""
         ...
+
+
+class Keywords(Protocol):
+    """A header by keyword: pydicom's Dataset, or what answers like it."""
+
+    def get(self, keyword: str, default: Any = None, /) -> Any:
+        """Return the value of an attribute, or `default`."""
+        ...
+
+    def __getattr__(self, keyword: str) -> Any: ...
 
 
 class BytesReader:
@@ -274,15 +284,26 @@ def _frame_table(file: BinaryIO, raw: Dataset) -> FrameTable:
         length, value_at = struct.unpack(f"{order}L", element[8:12])[0], start + 12
     else:
         return ()
+    return frames_at(file, raw, value_at, length, transfer_syntax_of(raw))
+
+
+def frames_at(
+    file: BinaryIO,
+    header: Keywords,
+    value_at: int,
+    length: int,
+    transfer_syntax_uid: str,
+) -> FrameTable:
+    """Locate the frames in the value of Pixel Data, which is `length` bytes long."""
     size = file.seek(0, SEEK_END)
-    if transfer_syntax_of(raw) in VIDEO:
+    if transfer_syntax_uid in VIDEO:
         return ()  # its fragments are parts of a stream, not frames
     try:
-        picture = Picture.of(raw)
+        picture = Picture.of(header)
     except NodeError:
         return ()
     if length == UNDEFINED_LENGTH:
-        return _encapsulated_frames(file, value_at, size, raw, picture.frames)
+        return _encapsulated_frames(file, value_at, size, header, picture.frames)
     available = min(length, size - value_at)
     frame_bytes = picture.native_frame_bytes(available)
     whole = min(picture.frames, available // frame_bytes) if frame_bytes else 0
@@ -290,7 +311,7 @@ def _frame_table(file: BinaryIO, raw: Dataset) -> FrameTable:
 
 
 def _encapsulated_frames(
-    file: BinaryIO, value_at: int, size: int, raw: Dataset, frames: int
+    file: BinaryIO, value_at: int, size: int, header: Keywords, frames: int
 ) -> FrameTable:
     """Group fragments to frames: one each, by offset table or by start marker."""
     items = list(_items(file, value_at, size))
@@ -307,7 +328,7 @@ def _encapsulated_frames(
         offsets: Sequence[int] = struct.unpack(
             f"<{len(basic) // 4}L", basic[: len(basic) // 4 * 4]
         )
-        extended = raw.get("ExtendedOffsetTable", None)
+        extended = header.get("ExtendedOffsetTable", None)
         if isinstance(extended, bytes):
             offsets = struct.unpack(
                 f"<{len(extended) // 8}Q", extended[: len(extended) // 8 * 8]
@@ -366,7 +387,7 @@ class Picture:
     planar_configuration: int
 
     @classmethod
-    def of(cls, header: Dataset) -> Picture:
+    def of(cls, header: Keywords) -> Picture:
         """Return the checked values; raise before anything is allocated."""
         try:
             picture = cls(

@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import Enum
 
 GENESIS = b"\x00" * 32
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
 class Outcome(Enum):
@@ -42,7 +43,7 @@ def canonical_text(entry: AuditEntry) -> bytes:
     It is canonical JSON, so that a verifier written in another language can
     recompute the chain from an export.
     """
-    text = json.dumps(
+    text = _CANONICAL.encode(
         {
             "at": entry.at.isoformat(),
             "actor": entry.actor,
@@ -51,9 +52,6 @@ def canonical_text(entry: AuditEntry) -> bytes:
             "entity": entry.entity,
             "outcome": entry.outcome.value,
             "detail": dict(entry.detail),
-        },
-        sort_keys=True,
-        ensure_ascii=False,
-        separators=(",", ":"),
+        }
     )
     return text.encode()

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from node.store.database import Transaction
 
+_DETAIL = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
+
 
 async def record(tx: "Transaction", entry: AuditEntry) -> None:
     """Append `entry` to the chain; it becomes durable with `tx`.
@@ -34,7 +36,7 @@ def arguments(entry: AuditEntry) -> tuple[object, ...]:
         entry.action,
         entry.entity,
         entry.outcome.value,
-        json.dumps(dict(entry.detail), ensure_ascii=False, sort_keys=True),
+        _DETAIL.encode(dict(entry.detail)),
         canonical_text(entry),
     )
 

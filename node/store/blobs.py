@@ -5,6 +5,12 @@ segments of 1 MiB ciphertext; the first is shorter by the header. A segment's no
 is prefix, its number and whether it is the last, so that segments can neither be
 moved nor cut off; the associated data goes into the key derivation. Any byte range
 is read by decrypting only the segments that hold it.
+
+An object is written under `unfinished/` and moved to its place when somebody has noted
+that it exists. Until then its writer holds a lock on it, so that what nobody holds is
+the work of a process that was killed: `abandoned` finds it, and whoever knows the notes
+says whether to keep it. So the flush of an object and that of the note can run side by
+side, and a crash at any moment loses nothing and leaves nothing.
 """
 
 import errno
@@ -14,8 +20,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import quote, unquote
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -31,6 +39,9 @@ PREFIX = 7
 HEADER = 1 + SALT + PREFIX
 PLAIN = SEGMENT - TAG
 FIRST_PLAIN = PLAIN - HEADER
+# File systems on which a new file's name is durable when the file is: they write one
+# journal in order (ext4, xfs) or log the name with the file (btrfs).
+_NAMES_FOLLOW_FILES = frozenset({"ext4", "xfs", "btrfs"})
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -38,60 +49,75 @@ class BlobStore:
     """Files below `root`, sharded by a hash of their opaque names."""
 
     def __init__(self, root: Path) -> None:
-        """Open the folder, made if new, and remove what killed writers left there."""
+        """Open the folder, made if new."""
         self._root = root
         self._unfinished = root / "unfinished"
         with _disk_errors():
             self._unfinished.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._make_shards()
-        self.sweep()
+            self._names_follow = _file_system(root) in _NAMES_FOLLOW_FILES
 
     def writer(self, name: str, *, key: bytes, associated_data: bytes) -> "BlobWriter":
-        """Return a writer; nothing is visible under `name` before its commit."""
-        bound = bind_name(name, associated_data)
-        return BlobWriter(self._path(name), self._unfinished, key, bound)
+        """Return a writer; nothing is visible under `name` before it is synced."""
+        return BlobWriter(
+            self._path(name),
+            self._unfinished_path(name),
+            key,
+            bind_name(name, associated_data),
+            names_follow=self._names_follow,
+        )
 
     def reader(self, name: str, *, key: bytes, associated_data: bytes) -> "BlobReader":
         """Return a reader; NOT_FOUND when there is no such object."""
-        return BlobReader(self._path(name), key, bind_name(name, associated_data))
+        bound = bind_name(name, associated_data)
+        # It may be noted already and on its way from one place to the other.
+        for path in (self._path(name), self._unfinished_path(name)):
+            with suppress(FileNotFoundError):
+                return BlobReader(path, key, bound)
+        with suppress(FileNotFoundError):
+            return BlobReader(self._path(name), key, bound)
+        raise NodeError("the object is not stored here", ErrorKind.NOT_FOUND)
 
     def exists(self, name: str) -> bool:
-        """Tell whether `name` was committed."""
-        return self._path(name).exists()
+        """Tell whether `name` was written, in its place or on its way there."""
+        return self._path(name).exists() or self._unfinished_path(name).exists()
 
     def delete(self, name: str) -> None:
         """Remove an object; nothing happens when it is not there."""
+        self._unfinished_path(name).unlink(missing_ok=True)
         self._path(name).unlink(missing_ok=True)
 
     def free_bytes(self) -> int:
         """Return the room left on the disk."""
         return shutil.disk_usage(self._root).free
 
-    def sweep(self) -> int:
-        """Remove what killed writers left; return how many files.
+    @contextmanager
+    def abandoned(self) -> Iterator[list["AbandonedObject"]]:
+        """Yield the unfinished objects of killed writers, which nobody else has.
 
         A living writer holds a lock on its file, in whatever process or container
         it runs, so this is safe at any time.
         """
-        removed = 0
-        for path in self._unfinished.iterdir():
-            try:
-                descriptor = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:
-                continue
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink(missing_ok=True)
-                removed += 1
-            except BlockingIOError:
-                pass
-            finally:
-                os.close(descriptor)
-        return removed
+        found: list[AbandonedObject] = []
+        try:
+            for path in self._unfinished.iterdir():
+                taken = _lock_abandoned(path)
+                if taken is not None:
+                    name = unquote(path.name)
+                    found.append(
+                        AbandonedObject(name, path, self._path(name), descriptor=taken)
+                    )
+            yield found
+        finally:
+            for one in found:
+                os.close(one.descriptor)
 
     def _path(self, name: str) -> Path:
         digest = hashlib.sha256(name.encode()).hexdigest()
         return self._root / digest[:2] / digest
+
+    def _unfinished_path(self, name: str) -> Path:
+        return self._unfinished / quote(name, safe="")
 
     def _make_shards(self) -> None:
         """Make all folders now: a commit then has one entry to make durable."""
@@ -103,25 +129,52 @@ class BlobStore:
             _fsync_directory(self._root)
 
 
+@dataclass(frozen=True)
+class AbandonedObject:
+    """What a killed writer left under the name that it was writing."""
+
+    name: str
+    _path: Path
+    _place: Path
+    descriptor: int
+
+    def keep(self) -> None:
+        """Move it to its place: it was noted, so all of it was written."""
+        with _disk_errors():
+            os.replace(self._path, self._place)
+
+    def remove(self) -> None:
+        """Remove it: nobody knows of it."""
+        self._path.unlink(missing_ok=True)
+
+
 class BlobWriter:
-    """Encrypts a stream of bytes into one file; holds at most one segment in memory."""
+    """Encrypts a stream of bytes into one file; holds at most one segment in memory.
+
+    `commit` is all that is needed for an object on its own. Who notes it elsewhere at
+    the same time calls the three steps: `complete`, `sync` beside the note, `publish`.
+    """
 
     def __init__(
-        self, path: Path, unfinished: Path, key: bytes, associated_data: bytes
+        self,
+        path: Path,
+        unfinished: Path,
+        key: bytes,
+        associated_data: bytes,
+        *,
+        names_follow: bool,
     ) -> None:
         self._path = path
+        self._unfinished = unfinished
+        self._names_follow = names_follow
         salt, self._prefix = os.urandom(SALT), os.urandom(PREFIX)
+        self._header = bytes([HEADER]) + salt + self._prefix
         self._cipher = AESGCM(_derive(key, salt, associated_data))
         self._buffer = bytearray()
         self._segment = 0
         self._size = 0
-        with _disk_errors():
-            self._temporary, self._file = _create_locked(unfinished)
-            try:
-                self._put(bytes([HEADER]) + salt + self._prefix)
-            except BaseException:
-                self.abort()
-                raise
+        self._completed = False
+        self._file: int | None = None
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append plaintext; EXHAUSTED when the disk is full, nothing is kept then."""
@@ -135,27 +188,62 @@ class BlobWriter:
             self._buffer += view[:taken]
             view = view[taken:]
 
-    def commit(self) -> int:
-        """Make the object durable under its name; return its plaintext size.
-
-        On return the file and its directory entry are on disk.
-        """
-        try:
+    def complete(self) -> int:
+        """Write what is left; return the plaintext size. A reader finds it now."""
+        if not self._completed:
             self._flush(last=True)
+            self._completed = True
+        return self._size
+
+    def sync(self) -> None:
+        """Make file and name durable; an object that cannot be is dropped."""
+        try:
             with _disk_errors():
-                os.fsync(self._file.fileno())
-                os.replace(self._temporary, self._path)
-                _fsync_directory(self._path.parent)
-                self._file.close()
+                os.fsync(self._descriptor())
+                if not self._names_follow:
+                    _fsync_directory(self._unfinished.parent)
         except BaseException:
             self.abort()
             raise
+
+    def publish(self) -> None:
+        """Move a noted object to its place and let go of it.
+
+        The move need not be durable: an object that a crash puts back is moved again.
+        """
+        with _disk_errors():
+            os.replace(self._unfinished, self._path)
+        self._close()
+
+    def commit(self) -> int:
+        """Make the object durable in its place, for who notes it only afterwards.
+
+        Return its plaintext size.
+        """
+        self.complete()
+        self.sync()
+        self.publish()
+        with _disk_errors():
+            _fsync_directory(self._path.parent)
         return self._size
+
+    def leave(self) -> None:
+        """Let go of an object of which nobody can say whether it was noted.
+
+        Whoever settles what is abandoned can, when the notes can be read again.
+        """
+        self._close()
 
     def abort(self) -> None:
         """Drop what was written."""
-        self._temporary.unlink(missing_ok=True)
-        self._file.close()
+        if self._file is not None:
+            self._unfinished.unlink(missing_ok=True)
+            self._close()
+
+    def _close(self) -> None:
+        descriptor, self._file = self._file, None
+        if descriptor is not None:
+            os.close(descriptor)
 
     def _room(self) -> int:
         return PLAIN if self._segment else FIRST_PLAIN
@@ -172,22 +260,24 @@ class BlobWriter:
 
     def _put(self, data: bytes) -> None:
         with _disk_errors():
-            view = memoryview(data)
+            descriptor, view = self._descriptor(), memoryview(data)
             while view:
-                view = view[self._file.write(view) :]
+                view = view[os.write(descriptor, view) :]
+
+    def _descriptor(self) -> int:
+        """Return the file, made when there is something to put into it."""
+        if self._file is None:
+            self._file = _create_locked(self._unfinished)
+            os.write(self._file, self._header)
+        return self._file
 
 
 class BlobReader:
     """Reads any range of one object, decrypting only the segments that hold it."""
 
     def __init__(self, path: Path, key: bytes, associated_data: bytes) -> None:
-        with _disk_errors():
-            try:
-                self._file: BinaryIO = open(path, "rb", buffering=0)  # noqa: SIM115
-            except FileNotFoundError:
-                raise NodeError(
-                    "the object is not stored here", ErrorKind.NOT_FOUND
-                ) from None
+        with _disk_errors(absent=True):
+            self._file: BinaryIO = open(path, "rb", buffering=0)  # noqa: SIM115
         self._length = os.fstat(self._file.fileno()).st_size
         header = self._file.read(HEADER)
         if len(header) < HEADER or header[0] != HEADER:
@@ -299,17 +389,59 @@ def _damaged() -> NodeError:
     return NodeError("a stored object is not what was written", ErrorKind.INTEGRITY)
 
 
-def _create_locked(folder: Path) -> tuple[Path, BinaryIO]:
-    """Return a new file that no sweep removes while it is open."""
+def _create_locked(path: Path) -> int:
+    """Return a new file that nobody takes for abandoned while it is open."""
     while True:
-        path = folder / os.urandom(16).hex()
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            _remove_abandoned(path)
+            continue
         with suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # A sweep may have come between the two calls.
             if os.fstat(descriptor).st_nlink:
-                return path, os.fdopen(descriptor, "wb", buffering=0)
+                return descriptor
         os.close(descriptor)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Make room for who tries again; CONFLICT when somebody is writing this."""
+    taken = _lock_abandoned(path)
+    if taken is not None:
+        path.unlink(missing_ok=True)
+        os.close(taken)
+    elif path.exists():
+        raise NodeError("this object is being written", ErrorKind.CONFLICT)
+
+
+def _lock_abandoned(path: Path) -> int | None:
+    """Return a descriptor that holds `path`; None while its writer lives."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its writer may have moved it on between the two calls.
+        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(descriptor)
+    return None
+
+
+def _file_system(folder: Path) -> str:
+    """Return the type of the file system below `folder`; empty when unknown."""
+    device = folder.stat().st_dev
+    numbers = f"{os.major(device)}:{os.minor(device)}"
+    with suppress(OSError), open("/proc/self/mountinfo") as mounts:
+        for line in mounts:
+            fields, _, rest = line.partition(" - ")
+            if fields.split()[2:3] == [numbers]:
+                return rest.split()[0]
+    return ""
 
 
 def _fsync_directory(directory: Path) -> None:
@@ -321,10 +453,13 @@ def _fsync_directory(directory: Path) -> None:
 
 
 @contextmanager
-def _disk_errors() -> Iterator[None]:
+def _disk_errors(*, absent: bool = False) -> Iterator[None]:
+    """Name what the disk says; `absent` lets a missing file be the caller's matter."""
     try:
         yield
     except OSError as error:
+        if absent and error.errno == errno.ENOENT:
+            raise
         if error.errno in _FULL:
             raise NodeError("the disk is full", ErrorKind.EXHAUSTED) from None
         raise NodeError(

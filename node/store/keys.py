@@ -200,6 +200,10 @@ class KeyRing:
                 self._patients.popitem(last=False)
         return sealer
 
+    def patient_at_hand(self, patient_id: UUID) -> Sealer | None:
+        """Return the patient's sealer if it was used lately; any thread may ask."""
+        return self._patients.get(patient_id)
+
     def blind(self, field: str, value: str) -> bytes:
         """Return the blind index of `value` in `field`; equal values, equal bytes.
 

@@ -5,6 +5,7 @@ key; names, patient ids and accession numbers are found through blind indexes. F
 take the open transaction first, so that a verb of `node.workflow` is one commit.
 """
 
+import asyncio
 import json
 import struct
 import unicodedata
@@ -76,9 +77,12 @@ with arrived as (
     on conflict (association, study_instance_uid)
         do update set touched_at = excluded.touched_at
 )
-select blob_name, audit_append(audit_at, actor, role, action, entity, outcome, detail,
-    canonical)
-from (select * from arrived join written on written_as = blob_name order by place) w
+select array_agg(blob_name) as names, audit_append_all(
+    array_agg(audit_at order by place), array_agg(actor order by place),
+    array_agg(role order by place), array_agg(action order by place),
+    array_agg(entity order by place), array_agg(outcome order by place),
+    array_agg(detail order by place), array_agg(canonical order by place))
+from arrived join written on written_as = blob_name
 """
 
 
@@ -573,38 +577,29 @@ async def insert_instance(
 
 @dataclass(frozen=True)
 class KnownArrival:
-    """An instance for a study and a patient that this process has seen on disk."""
+    """The sealed rows of an instance for a study that this process has seen on disk."""
 
-    instance: ReceivedInstance
-    patient_id: UUID
-    entry: AuditEntry
-    blob_key: bytes = field(repr=False)
+    blob_name: str
+    row: tuple[object, ...] = field(repr=False)
 
 
-async def insert_known(
-    tx: "Transaction",
+def known_arrival(
     store: "Store",
-    arrivals: Sequence[KnownArrival],
+    instance: ReceivedInstance,
+    patient_id: UUID,
+    entry: AuditEntry,
     *,
-    process: str,
-    at: datetime,
-) -> set[str]:
-    """Write instances, hold their studies open and audit it, all in one round trip.
+    blob_key: bytes,
+) -> KnownArrival | None:
+    """Return what `insert_known` takes; None when the patient's key is not at hand.
 
-    Returns the blob names of those that were written. The others are repeated, or
-    belong to a study that is not open or not of that patient: look closer.
+    No database is asked, so any thread may do the sealing.
     """
-    rows = [await _known_row(tx, store, arrival) for arrival in arrivals]
-    written = await tx.fetch(_INSERT_KNOWN, *zip(*rows, strict=True), process, at)
-    return {row["blob_name"] for row in written}
-
-
-async def _known_row(
-    tx: "Transaction", store: "Store", arrival: KnownArrival
-) -> tuple[object, ...]:
-    instance, uid = arrival.instance, arrival.instance.sop_instance_uid
-    sealer = await store.ring.patient(tx, arrival.patient_id)
-    return (
+    sealer = store.ring.patient_at_hand(patient_id)
+    if sealer is None:
+        return None
+    uid = instance.sop_instance_uid
+    row = (
         uid,
         instance.study_instance_uid,
         instance.series_instance_uid,
@@ -615,14 +610,32 @@ async def _known_row(
         instance.sha256,
         instance.size,
         instance.blob_name,
-        sealer.seal(arrival.blob_key, table="instances", row=uid, column="blob_key"),
+        sealer.seal(blob_key, table="instances", row=uid, column="blob_key"),
         sealer.seal(instance.metadata, table="instances", row=uid, column="metadata"),
         b"".join(_FRAME.pack(*frame) for frame in instance.frame_table),
         instance.calling_ae,
         instance.association,
-        arrival.patient_id,
-        *audit.arguments(arrival.entry),
+        patient_id,
+        *audit.arguments(entry),
     )
+    return KnownArrival(instance.blob_name, row)
+
+
+async def insert_known(
+    tx: "Transaction",
+    arrivals: Sequence[KnownArrival],
+    *,
+    process: str,
+    at: datetime,
+) -> set[str]:
+    """Write instances, hold their studies open and audit it, all in one round trip.
+
+    Returns the blob names of those that were written. The others are repeated, or
+    belong to a study that is not open or not of that patient: look closer.
+    """
+    columns = zip(*(arrival.row for arrival in arrivals), strict=True)
+    written = await tx.fetchrow(_INSERT_KNOWN, *columns, process, at)
+    return set(written["names"] or ()) if written is not None else set()
 
 
 async def withdraw_unacknowledged(
@@ -631,21 +644,37 @@ async def withdraw_unacknowledged(
     """Remove instances of interrupted associations whose objects never got durable.
 
     Their rows were committed while the object was being flushed; nobody was told
-    that they are stored. Call it before `end_associations` forgets which they were.
+    that they are stored. That can only be the last one of each association: a peer
+    that was answered had sent nothing else before. Its object is read whole, for a
+    lost flush leaves a file with holes. Call it before `end_associations` forgets
+    which associations they were.
     """
     rows = await tx.fetch(
-        "select sop_instance_uid, blob_name from instances where association in"
-        " (select association from open_associations where process = $1)",
+        "select distinct on (i.association) i.*, s.patient_id"
+        " from instances i join studies s using (study_instance_uid)"
+        " where i.association in"
+        " (select association from open_associations where process = $1)"
+        " order by i.association, i.sequence desc",
         process,
     )
-    lost = [
-        row["sop_instance_uid"]
-        for row in rows
-        if not store.blobs.exists(row["blob_name"])
-    ]
+    lost = []
+    for row in rows:
+        try:
+            stored = _stored(row, await store.ring.patient(tx, row["patient_id"]))
+            await asyncio.to_thread(_read_whole, store, stored)
+        except NodeError as error:
+            if error.kind not in (ErrorKind.NOT_FOUND, ErrorKind.INTEGRITY):
+                raise
+            lost.append(row["sop_instance_uid"])
     for uid in lost:
         await withdraw_instance(tx, uid)
     return lost
+
+
+def _read_whole(store: "Store", stored: StoredInstance) -> None:
+    with open_blob(store, stored) as reader:
+        for _ in reader.chunks():
+            pass
 
 
 async def withdraw_instance(tx: "Transaction", sop_instance_uid: str) -> None:
@@ -690,9 +719,16 @@ async def instances_of(
 
 
 async def blobs_in_use(tx: "Transaction", names: Sequence[str]) -> set[str]:
-    """Return those of `names` that some instance refers to."""
+    """Return those of `names` that some instance or kept version refers to.
+
+    Whatever is writing instances ends first, also what a killed process has left
+    running in the database: a name that is not in use now never will be.
+    """
+    await tx.execute("lock table instances, kept_version in share row exclusive mode")
     rows = await tx.fetch(
-        "select blob_name from instances where blob_name = any($1)", list(names)
+        "select blob_name from instances where blob_name = any($1)"
+        " union select blob_name from kept_version where blob_name = any($1)",
+        list(names),
     )
     return {row["blob_name"] for row in rows}
 

@@ -44,7 +44,8 @@ class Arrival:
     `process` is the stable name of the process that holds the association open;
     empty for instances that come over no association (STOW-RS). `coerced` tells
     which attributes were changed by which rule, without values. `duplicates` says
-    what becomes of it when its UID holds other bytes.
+    what becomes of it when its UID holds other bytes. `prepared` are its sealed rows
+    where `prepare` could make them.
     """
 
     instance: ReceivedInstance
@@ -52,6 +53,7 @@ class Arrival:
     process: str = ""
     coerced: Sequence[str] = ()
     duplicates: Duplicates = Duplicates.REJECT
+    prepared: studies.KnownArrival | None = None
 
 
 @dataclass(frozen=True)
@@ -141,22 +143,47 @@ async def receive_instance(
     return received
 
 
+def prepare(
+    store: "Store", arrival: Arrival, known: KnownStudies
+) -> studies.KnownArrival | None:
+    """Return the sealed rows of an instance whose study is `known`, from any thread."""
+    patient_id = known.patient_of(arrival.instance)
+    if patient_id is None:
+        return None
+    return studies.known_arrival(
+        store,
+        arrival.instance,
+        patient_id,
+        _entry(store, arrival, patient_id, reopened=False),
+        blob_key=arrival.blob_key,
+    )
+
+
 async def receive_instances(
-    store: "Store", arrivals: Sequence[Arrival], known: KnownStudies
+    store: "Store",
+    arrivals: Sequence[Arrival],
+    known: KnownStudies,
+    *,
+    connection: "Transaction | None" = None,
 ) -> list[Received | Exception]:
     """Write the rows of several instances of one process; return results in order.
 
     Those of studies that are open and `known` share one round trip and one
     commit. Each of the others gets its own transaction, so that one that cannot
-    be stored does not take others with it.
+    be stored does not take others with it. A `connection` that is held from call
+    to call, outside any transaction, saves what a pool does between two users.
     """
     results: list[Received | Exception] = []
     try:
-        written = await _receive_known(store, arrivals, known)
+        written = await _receive_known(store, arrivals, known, connection)
     except NodeError as error:
         if error.kind in (ErrorKind.UNAVAILABLE, ErrorKind.EXHAUSTED):
             return [error for _ in arrivals]
         written = set()
+    except Exception:
+        if connection is None or connection.is_closed():
+            raise
+        written = set()  # one of them was too much for all: each for itself
     for arrival in arrivals:
         if arrival.instance.blob_name in written:
             results.append(Received.STORED)
@@ -204,24 +231,41 @@ async def forget_unfinished_versions(store: "Store", process: str) -> int:
 
 
 async def _receive_known(
-    store: "Store", arrivals: Sequence[Arrival], known: KnownStudies
+    store: "Store",
+    arrivals: Sequence[Arrival],
+    known: KnownStudies,
+    connection: "Transaction | None",
 ) -> set[str]:
-    short = []
-    for arrival in arrivals:
-        patient_id = known.patient_of(arrival.instance)
-        if patient_id is not None:
-            entry = _entry(store, arrival, patient_id, reopened=False)
-            short.append(
-                studies.KnownArrival(
-                    arrival.instance, patient_id, entry, arrival.blob_key
-                )
-            )
-    if not short:
+    rows = [
+        row
+        for arrival in arrivals
+        if (row := arrival.prepared or prepare(store, arrival, known)) is not None
+    ]
+    if not rows:
         return set()
-    async with store.db.connection() as connection:
-        return await studies.insert_known(
-            connection, store, short, process=arrivals[0].process, at=store.clock()
-        )
+    process, at = arrivals[0].process, store.clock()
+    if connection is not None:
+        return await studies.insert_known(connection, rows, process=process, at=at)
+    async with store.db.connection() as another:
+        return await studies.insert_known(another, rows, process=process, at=at)
+
+
+async def settle_abandoned(store: "Store") -> int:
+    """Keep or remove the objects that killed processes left; return how many.
+
+    One that an instance refers to was on its way to its place. Nobody was ever told
+    of the others.
+    """
+    with store.blobs.abandoned() as left:
+        if left:
+            async with store.db.transaction() as tx:
+                used = await studies.blobs_in_use(tx, [one.name for one in left])
+            for one in left:
+                if one.name in used:
+                    one.keep()
+                else:
+                    one.remove()
+        return len(left)
 
 
 async def store_result(

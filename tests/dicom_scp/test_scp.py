@@ -466,12 +466,12 @@ async def test_object_that_cannot_be_made_durable_leaves_no_row(
 ) -> None:
     scp = await start_scp()
 
-    def refuse(writer: BlobWriter) -> int:
+    def refuse(writer: BlobWriter) -> None:
         writer.abort()
         raise NodeError("the disk is full", ErrorKind.EXHAUSTED)
 
     with monkeypatch.context() as full:
-        full.setattr(BlobWriter, "commit", refuse)
+        full.setattr(BlobWriter, "sync", refuse)
         assert send(scp, make_instance()) == [0xA700]
     assert await count_of_instances(store) == 0
     assert send(scp, make_instance()) == [0x0000]

@@ -21,12 +21,12 @@ from pynetdicom.association import Association
 
 from dicom_scp.scp import StorageScp
 from node.store import studies
-from node.store.blobs import BlobStore
 from node.store.database import Database
 from node.store.keys import create_root_key
 from node.store.migrate import migrate
 from node.store.postgres import EmbeddedPostgres
 from node.store.store import Store, open_store
+from node.workflow.intake import settle_abandoned
 from tests.dicom_scp.conftest import SETTINGS
 from tests.dicom_scp.instances import make_instance
 
@@ -236,7 +236,11 @@ async def test_database_that_is_away_costs_time_but_no_instance(
 
     try:
         assert await asyncio.to_thread(send_through_an_outage) == [0xA700, 0x0000]
+        store = scp._intake.store
+        assert (
+            await asyncio.to_thread(scp._thread.call, settle_abandoned(store)) == 1
+        )  # the object of which nobody knew whether it had been noted
     finally:
         await asyncio.to_thread(scp.stop, grace_s=0)
         await asyncio.to_thread(server.stop)
-    assert BlobStore(tmp_path / "objects").sweep() == 0
+    assert list((tmp_path / "objects" / "unfinished").iterdir()) == []

@@ -246,17 +246,46 @@ def test_files_are_for_the_node_alone(objects: BlobStore, tmp_path: Path) -> Non
         assert path.stat().st_mode & 0o077 == 0
 
 
-def test_nothing_is_visible_before_the_commit_or_after_an_abort(
+def test_nothing_is_there_before_a_segment_is_full_or_after_an_abort(
     objects: BlobStore,
 ) -> None:
     writer = objects.writer(NAME, key=KEY, associated_data=PLACE)
-    writer.write(os.urandom(2 * SEGMENT))
+    writer.write(os.urandom(SEGMENT // 2))
     assert not objects.exists(NAME)
+    writer.write(os.urandom(2 * SEGMENT))
     writer.abort()
     assert not objects.exists(NAME)
     with pytest.raises(NodeError) as told:
         get(objects)
     assert told.value.kind is ErrorKind.NOT_FOUND
+
+
+def test_a_complete_object_is_read_before_and_after_it_is_in_its_place(
+    objects: BlobStore,
+) -> None:
+    writer = objects.writer(NAME, key=KEY, associated_data=PLACE)
+    writer.write(b"pixels")
+    assert writer.complete() == writer.complete() == 6
+    assert get(objects) == b"pixels"
+    writer.sync()
+    writer.publish()
+    assert get(objects) == b"pixels"
+    with objects.abandoned() as left:
+        assert left == []
+
+
+def test_two_writers_of_one_name_do_not_mix(objects: BlobStore) -> None:
+    first = objects.writer(NAME, key=KEY, associated_data=PLACE)
+    first.write(b"first")
+    first.complete()
+    second = objects.writer(NAME, key=KEY, associated_data=PLACE)
+    second.write(b"second")
+    with pytest.raises(NodeError) as told:
+        second.complete()
+    assert told.value.kind is ErrorKind.CONFLICT
+    first.leave()  # as if it had been killed
+    put(objects, b"third")
+    assert get(objects) == b"third"
 
 
 def test_an_object_written_again_is_replaced_whole(objects: BlobStore) -> None:
@@ -268,7 +297,7 @@ def test_an_object_written_again_is_replaced_whole(objects: BlobStore) -> None:
     assert not objects.exists(NAME)
 
 
-def test_start_removes_what_a_killed_writer_left_and_nothing_else(
+def test_what_a_killed_writer_left_is_found_and_nothing_else(
     tmp_path: Path,
 ) -> None:
     root = tmp_path / "objects"
@@ -276,22 +305,35 @@ def test_start_removes_what_a_killed_writer_left_and_nothing_else(
     put(objects, b"kept")
     alive = objects.writer("2.25.7", key=KEY, associated_data=PLACE)
     alive.write(b"still coming")
+    alive.complete()
     killed = subprocess.run(
         [
             sys.executable,
             "-c",
             "import os, sys; from pathlib import Path; "
             "from node.store.blobs import BlobStore; "
-            "w = BlobStore(Path(sys.argv[1])).writer('x', key=bytes(32), "
-            "associated_data=b''); w.write(bytes(3 << 20)); os.kill(os.getpid(), 9)",
+            "s = BlobStore(Path(sys.argv[1])); "
+            "w = s.writer('a/x', key=bytes(32), associated_data=b''); "
+            "w.write(bytes(3 << 20)); "
+            "v = s.writer('a/y', key=bytes(32), associated_data=b''); "
+            "v.write(b'whole'); v.complete(); os.kill(os.getpid(), 9)",
             str(root),
         ],
         check=False,
     )
     assert killed.returncode == -9
-    assert len(list((root / "unfinished").iterdir())) == 2
-    assert BlobStore(root).sweep() == 0  # opening had swept
-    assert len(list((root / "unfinished").iterdir())) == 1
+    with objects.abandoned() as left:
+        assert {one.name for one in left} == {"a/x", "a/y"}
+        with BlobStore(root).abandoned() as taken:
+            assert taken == []  # one at a time
+        for one in left:
+            if one.name == "a/y":
+                one.keep()
+            else:
+                one.remove()
+    assert [path.name for path in (root / "unfinished").iterdir()] == ["2.25.7"]
+    with objects.reader("a/y", key=bytes(32), associated_data=b"") as reader:
+        assert reader.read() == b"whole"
     assert alive.commit() == 12
     assert get(objects) == b"kept"
 
@@ -323,17 +365,39 @@ def test_a_writer_holds_no_more_than_one_segment(objects: BlobStore) -> None:
     assert writer.commit() == 40 * 300_000
 
 
-def test_a_commit_ends_on_disk(
-    objects: BlobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    synced: list[str] = []
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """What was flushed to the disk, in this order."""
+    names: list[Path] = []
     original = os.fsync
 
     def noted(descriptor: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        names.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
         original(descriptor)
 
     monkeypatch.setattr(blobs.os, "fsync", noted)
+    return names
+
+
+@pytest.mark.parametrize("follow", [True, False])
+def test_a_commit_ends_on_disk(
+    objects: BlobStore, synced: list[Path], follow: bool
+) -> None:
+    objects._names_follow = follow
     path = put(objects, b"pixels")
-    assert Path(synced[0]).parent.name == "unfinished"  # the content first
-    assert synced[1:] == [str(path.parent)]  # then its name
+    unfinished = path.parents[1] / "unfinished"
+    assert synced[0].parent == unfinished  # the content first
+    assert synced[-1] == path.parent  # then its name
+    assert (unfinished in synced) is not follow
+
+
+def test_what_is_noted_elsewhere_costs_one_flush(
+    objects: BlobStore, synced: list[Path]
+) -> None:
+    objects._names_follow = True
+    writer = objects.writer(NAME, key=KEY, associated_data=PLACE)
+    writer.write(b"pixels")
+    writer.complete()
+    writer.sync()
+    writer.publish()
+    assert len(synced) == 1
