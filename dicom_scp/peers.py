@@ -44,6 +44,8 @@ class Peer:
     all others follow. `max_associations` at the same time; 0: no limit of its own.
     `commitment_reply` says where its storage commitment reports go: "new" for an
     association of ours, "same" for the one that asked while it stays open.
+    `move_to` are the titles of other peers to which it may send by C-MOVE; to itself
+    it always may.
     """
 
     ae_title: str
@@ -60,6 +62,7 @@ class Peer:
     duplicates: Duplicates = Duplicates.REJECT
     max_associations: int = 0
     commitment_reply: str = "new"
+    move_to: tuple[str, ...] = ()
 
     def calls_from(self, address: str) -> bool:
         """Tell whether the peer may call from this address."""

@@ -10,7 +10,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,7 @@ from dicom_scp.intake import (
     StoreThread,
 )
 from dicom_scp.peers import Peer, Peers, ServiceName
-from dicom_scp.services import Service, dispatchers
+from dicom_scp.services import Service, dispatchers, own_requests
 from dicom_scp.storage import storage_contexts, verification_context
 from dicom_scp.tls import (
     FollowedContext,
@@ -214,6 +214,7 @@ class StorageScp:
                 name_of_association=self.associations.new_name,
                 association_ended=self.associations.over,
                 connection_failed=self._connection_failed,
+                own_requests=own_requests(self.services, self._thread),
             )
         except OSError as error:
             reason = "is taken" if error.errno == errno.EADDRINUSE else str(error)
@@ -243,7 +244,9 @@ class StorageScp:
         rejection = self._rejection(acceptor, peer, called)
         if peer is not None and rejection is None:
             acceptor.peer = peer
-            acceptor.acceptor.supported_contexts = contexts_for(peer, self.services)
+            acceptor.acceptor.supported_contexts = contexts_for(
+                peer, self.services, receives=_received_by(acceptor)
+            )
             return
         refused = rejection or UNKNOWN_CALLER
         acceptor.acse.send_reject(*refused.answer)
@@ -330,12 +333,25 @@ def supported_contexts() -> list[PresentationContext]:
 
 
 def contexts_for(
-    peer: Peer, services: Sequence[Service] = ()
+    peer: Peer,
+    services: Sequence[Service] = (),
+    *,
+    receives: Collection[str] = (),
 ) -> list[PresentationContext]:
-    """Return what `peer` may negotiate: copies, for negotiation writes into them."""
+    """Return what `peer` may negotiate: copies, for negotiation writes into them.
+
+    `receives` are the storage classes for which it offers to be the SCP, to get
+    instances by C-GET (PS3.7 D.3.3.4).
+    """
+    may_store = ServiceName.STORE in peer.services
+    may_get = ServiceName.RETRIEVE in peer.services
     stored = []
-    if ServiceName.STORE in peer.services:
-        stored = storage_contexts(peer.transfer_syntaxes, peer.sop_classes)
+    for context in storage_contexts(peer.transfer_syntaxes, peer.sop_classes):
+        if may_get and context.abstract_syntax in receives:
+            context.scu_role, context.scp_role = may_store, True
+            stored.append(context)
+        elif may_store:
+            stored.append(context)
     offered = [
         deepcopy(context)
         for service in services
@@ -386,6 +402,12 @@ def quiet_pynetdicom() -> None:
     logger = logging.getLogger("pynetdicom")
     logger.setLevel(logging.CRITICAL + 1)
     logger.propagate = False
+
+
+def _received_by(acceptor: Acceptor) -> set[str]:
+    """Return the SOP Classes of which the caller offers to be the SCP."""
+    roles = acceptor.requestor.role_selection
+    return {str(uid) for uid, role in roles.items() if role.scp_role}
 
 
 def _certificate_of(acceptor: Acceptor) -> str:

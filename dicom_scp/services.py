@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pynetdicom import evt
@@ -19,8 +19,10 @@ from dicom_scp.peers import Peer, ServiceName
 
 if TYPE_CHECKING:
     from dicom_scp.intake import StoreThread
+    from dicom_scp.upper_layer import Acceptor, OwnRequests
 
 Handler = Callable[[evt.Event, "StoreThread"], Any]
+RequestHandler = Callable[["Acceptor", Any, PresentationContext, "StoreThread"], None]
 _PAUSE_S: Final = 0.001
 
 
@@ -30,11 +32,14 @@ class Service:
 
     Handlers run in the thread of their association and are what pynetdicom expects
     for the event; `thread.call` runs a coroutine on the store and waits for it.
+    `requests` are served without pynetdicom: such a handler gets the association, the
+    decoded message and its context, and sends all responses itself.
     """
 
     name: ServiceName
     contexts: tuple[PresentationContext, ...]
     handlers: Mapping[evt.InterventionEvent, Handler]
+    requests: Mapping[type, RequestHandler] = field(default_factory=dict)
 
     @property
     def abstract_syntaxes(self) -> frozenset[str]:
@@ -90,3 +95,19 @@ def dispatchers(
         return lambda event: classes[str(event.context.abstract_syntax)](event, thread)
 
     return [(event, dispatcher(classes)) for event, classes in by_event.items()]
+
+
+def own_requests(services: Sequence[Service], thread: StoreThread) -> OwnRequests:
+    """Return what is served without pynetdicom, by message and abstract syntax."""
+
+    def served(handler: RequestHandler) -> Any:
+        return lambda acceptor, message, context: handler(
+            acceptor, message, context, thread
+        )
+
+    return {
+        (message, syntax): served(handler)
+        for service in services
+        for message, handler in service.requests.items()
+        for syntax in service.abstract_syntaxes
+    }

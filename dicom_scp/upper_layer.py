@@ -17,7 +17,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
@@ -101,6 +101,10 @@ class Sink(Protocol):
 
 
 OpenSink = Callable[[StoreRequest], Sink]
+# What is served without pynetdicom: by kind of message and abstract syntax.
+OwnRequests = Mapping[
+    tuple[type, str], Callable[["Acceptor", Any, PresentationContext], None]
+]
 
 
 @dataclass(frozen=True)
@@ -429,6 +433,8 @@ class StreamingUpperLayer(DULServiceProvider):
         if _us(elements, 0x0100) != C_STORE_RQ:
             self._forwarding = 0
             return self._forward(context_id, b"\x03", command)
+        if not context.as_scp:  # a context in which the peer only receives (C-GET)
+            return False
         self._request = self.acceptor.store_request(elements, context)
         self._sink, self._sink_context = (
             self.acceptor.open_sink(self._request),
@@ -505,6 +511,23 @@ class Acceptor(Association):
             self.listener.connection_ended(self.address)
             if self.was_established:
                 self.listener.association_ended(self)
+
+    def _serve_request(self, msg: Any, context_id: int) -> None:
+        """Serve a message, by a service of ours where it does so without pynetdicom."""
+        context: Any = self._accepted_cx.get(context_id)
+        syntax = "" if context is None else str(context.abstract_syntax)
+        serve = self.listener.own_requests.get((type(msg), syntax))
+        if serve is None or not msg.is_valid_request:
+            super()._serve_request(msg, context_id)
+            return
+        self.dimse.cancel_req = {}
+        self._is_paused = True
+        try:
+            serve(self, msg, context)
+        finally:
+            self._is_paused = False
+            self.dimse.cancel_req = {}
+            self.dul._idle_timer.restart()  # our own work is no silence of the peer
 
     def cut(self) -> None:
         """Close the connection under a peer that we cannot wait for."""
@@ -586,8 +609,10 @@ class Listener(ThreadedAssociationServer):
         name_of_association: Callable[[], str],
         association_ended: "Callable[[Acceptor], None]",
         connection_failed: Callable[[str, Exception], None] | None = None,
+        own_requests: OwnRequests | None = None,
     ) -> None:
         self.limits = limits
+        self.own_requests = own_requests or {}
         self.open_sink = open_sink
         self.name_of_association = name_of_association
         self.association_ended = association_ended

@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import subprocess
 import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -309,7 +310,8 @@ async def test_cancelled_query_ends_at_once(
             if len(statuses) == 1:
                 association.send_c_cancel(7, query_model=STUDY_ROOT)
                 acceptor = scp.associations.acceptors()[0]
-                while 7 not in acceptor.dimse.cancel_req:
+                end = time.monotonic() + 5
+                while 7 not in acceptor.dimse.cancel_req and time.monotonic() < end:
                     pass
                 cancelled.set()
         association.release()
