@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
 from enum import StrEnum
+from functools import cache
 from io import BytesIO
 from time import sleep
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -102,7 +103,7 @@ def worklist_service(settings: WorklistSettings) -> Service:
 
     return Service(
         name=ServiceName.WORKLIST,
-        contexts=(build_context(WORKLIST_FIND, syntaxes),),
+        contexts=(build_context(WORKLIST_FIND, [*syntaxes]),),
         handlers={evt.EVT_C_FIND: find},
     )
 
@@ -182,8 +183,14 @@ def _status(code: int, comment: str) -> Dataset:
 # -- what is asked for -----------------------------------------------------------------
 
 
+@cache
+def _element(keyword: str) -> tuple[str, str]:
+    """Return tag and VR of an attribute."""
+    return f"{tag_for_keyword(keyword):08X}", dictionary_VR(keyword)
+
+
 def _tag(keyword: str) -> str:
-    return f"{tag_for_keyword(keyword):08X}"
+    return _element(keyword)[0]
 
 
 STEP: Final = _tag("ScheduledProcedureStepSequence")
@@ -447,10 +454,10 @@ def _model(**attributes: Any) -> dict[str, dict[str, Any]]:
     """Return attributes by keyword as the DICOM JSON model."""
     model = {}
     for keyword, value in attributes.items():
-        vr = dictionary_VR(keyword)
+        tag, vr = _element(keyword)
         values = [value] if isinstance(value, str) else list(value)
         told = [one if vr != "PN" else _name(one) for one in values if one]
-        model[_tag(keyword)] = {"vr": vr, "Value": told}
+        model[tag] = {"vr": vr, "Value": told}
     return model
 
 
