@@ -82,6 +82,7 @@ class Peer:
     coerce: list[Coerce] = field(default_factory=list)
     maximum_associations: int = 0
     commitment_reply: str = "new"
+    move_to: list[str] = field(default_factory=list)
     charset: str = ""
     completion: list[str] = field(default_factory=lambda: list(EVIDENCE))
     quiet_period_s: float | None = None
@@ -124,6 +125,14 @@ class Worklist:
     in_progress: bool
     past_days: int
     maximum_answers: int
+
+
+@dataclass(frozen=True)
+class Query:
+    maximum_matches: int
+    maximum_opened: int
+    relational: bool
+    show_rejected: bool
 
 
 @dataclass(frozen=True)
@@ -290,6 +299,7 @@ class Settings:
     storage: Storage
     dicom: Dicom
     worklist: Worklist
+    query: Query
     completion: Completion
     commitment: Commitment
     pacs: Pacs
@@ -320,6 +330,8 @@ _CHOICES = {
 _RANGES = (
     ("worklist.past_days", 0, 3650),
     ("worklist.maximum_answers", 1, 10_000),
+    ("query.maximum_matches", 1, 100_000),
+    ("query.maximum_opened", 100, 1_000_000),
     ("completion.quiet_period_s", 0, 86_400),
     ("completion.quiet_after_release_s", 0, 86_400),
     ("completion.missing_wait_s", 0, 604_800),
@@ -523,6 +535,9 @@ def _check_peers(dicom: Dicom, faults: list[str]) -> None:
                 faults.append(f"{name}.addresses: {address!r} is no IP network")
         if _out_of_range(peer.port):
             faults.append(f"{name}.port: must be a port from 1 to 65535")
+        for title in peer.move_to:
+            if not any(o.host for o in dicom.peers if o.ae_title == title):
+                faults.append(f"{name}.move_to: {title!r} is no peer with a host")
         if peer.duplicates not in DUPLICATES:
             known = ", ".join(DUPLICATES)
             faults.append(f"{name}.duplicates: {peer.duplicates!r} is none of {known}")

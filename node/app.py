@@ -28,7 +28,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from config.settings import Coerce, Settings, SettingsError
-from dicom_scp import coercion, dicomweb, orders, tls
+from dicom_scp import coercion, dicomweb, orders, query, retrieve, tls
 from dicom_scp.commitment import (
     CommitmentSettings,
     commitment_service,
@@ -39,7 +39,9 @@ from dicom_scp.machine_sr import read_machine_report
 from dicom_scp.mpps import mpps_service
 from dicom_scp.peers import Peer, Peers, ServiceName
 from dicom_scp.probe import ask_again, targets_of
+from dicom_scp.query import QuerySettings
 from dicom_scp.results import ResultSettings, encode_report
+from dicom_scp.retrieve import RetrieveSettings
 from dicom_scp.routing import RoutingTable, route_received
 from dicom_scp.scp import ScpSettings, run_scp
 from dicom_scp.scu import Destination
@@ -199,6 +201,7 @@ def peers_of(settings: Settings) -> Peers:
             duplicates=Duplicates(peer.duplicates),
             max_associations=peer.maximum_associations,
             commitment_reply=peer.commitment_reply,
+            move_to=tuple(peer.move_to),
         )
         for number, peer in enumerate(settings.dicom.peers, start=1)
     ]
@@ -324,6 +327,31 @@ def worklist_settings_of(settings: Settings) -> WorklistSettings:
     )
 
 
+def query_settings_of(settings: Settings) -> QuerySettings:
+    """Return how far the searches of peers may go."""
+    told = settings.query
+    return QuerySettings(
+        ae_title=settings.dicom.ae_title,
+        maximum_matches=told.maximum_matches,
+        maximum_opened=told.maximum_opened,
+        relational=told.relational,
+        rejected_too=told.show_rejected,
+        character_sets={
+            peer.ae_title: peer.charset for peer in settings.dicom.peers if peer.charset
+        },
+    )
+
+
+def retrieve_settings_of(settings: Settings) -> RetrieveSettings:
+    """Return whereto peers may have instances sent."""
+    return RetrieveSettings(
+        ae_title=settings.dicom.ae_title,
+        destinations=machines_of(settings),
+        relational=settings.query.relational,
+        rejected_too=settings.query.show_rejected,
+    )
+
+
 def site_offset(settings: Settings) -> timedelta:
     """Return how far the site's clock is ahead of UTC."""
     told = settings.site.timezone_offset
@@ -336,6 +364,8 @@ def services_of(settings: Settings) -> list[Service]:
     return [
         commitment_service(commitment_settings_of(settings)),
         worklist_service(worklist_settings_of(settings)),
+        query.service(query_settings_of(settings)),
+        retrieve.service(retrieve_settings_of(settings)),
         mpps_service(),
     ]
 

@@ -93,6 +93,7 @@ def test_peers_are_tables_of_a_file_or_json_of_the_environment(tmp_path: Path) -
         ('[{"ae_title": "A", "services": ["all"]}]', "'all' is none of store"),
         ('[{"ae_title": "A", "addresses": ["room 1"]}]', "'room 1' is no IP network"),
         ('[{"ae_title": "A"}, {"ae_title": "A"}]', "dicom.peers[2].ae_title"),
+        ('[{"ae_title": "A", "move_to": ["B"]}]', "dicom.peers[1].move_to: 'B' is no"),
         ('{"ae_title": "A"}', "is not a list"),
         ("none", "is not a list"),
     ],
