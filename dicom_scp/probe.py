@@ -447,10 +447,12 @@ def targets_of(
     ]
 
 
-async def ask(store: Store, target: Target) -> Probe:
-    """Ask a destination now, and remember what it said."""
+async def ask(target: Target, store: Store | None) -> Probe:
+    """Ask a destination now, and remember what it said where there is a store."""
+    if store is None:
+        return await target.ask(datetime.now(UTC))
     at = store.clock()
-    probe = await target.ask(at.astimezone(UTC))
+    probe = await target.ask(at)
     answer = ProbeAnswer(
         target.name,
         target.address,
@@ -476,6 +478,6 @@ async def ask_again(store: Store, targets: Iterable[Target]) -> int:
             limit = FRESH if answer.well and not answer.stale else DOUBTED
             if store.clock() - answer.at < limit:
                 continue
-        await ask(store, target)
+        await ask(target, store)
         count += 1
     return count

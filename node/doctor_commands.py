@@ -1,5 +1,6 @@
 """`python -m node doctor`: what is wrong here and around us, and what to do."""
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -15,6 +16,7 @@ from node.logs import configure_logging
 
 if TYPE_CHECKING:
     from dicom_scp.probe import Probe
+    from node.outbound import Outbound
     from node.store.store import Store
 
 T = TypeVar("T")
@@ -50,19 +52,23 @@ def pacs(
     Nothing is stored there. The answer is remembered and used when sending.
     """
     settings = _settings()
-    probes = _with_store(settings, lambda store: _ask(store, settings, name))
+    outbound = _outbound(settings, name)
+    try:
+        probes = _with_store(settings, lambda store: _ask(store, outbound, name))
+    except NodeError as error:
+        if error.kind not in (ErrorKind.SETTING, ErrorKind.UNAVAILABLE):
+            raise
+        console.print("no database here just now: the answer is not remembered")
+        probes = asyncio.run(_ask(None, outbound, name))
     for destination, address, probe in probes:
         console.print(f"{destination}: {address}", style="bold", highlight=False)
         _show((one.well, one.step, one.told) for one in probe.findings)
     raise typer.Exit(0 if all(probe.well for _, _, probe in probes) else 1)
 
 
-async def _ask(
-    store: "Store", settings: Settings, name: str | None
-) -> "list[tuple[str, str, Probe]]":
+def _outbound(settings: Settings, name: str | None) -> "Outbound":
     from functools import partial
 
-    from dicom_scp.probe import ask, targets_of
     from node.app import calling_tls_of
     from node.outbound import outbound_of
 
@@ -78,10 +84,18 @@ async def _ask(
             "pacs.ae_title: no archive is set, nor in routing.destinations",
             ErrorKind.SETTING,
         )
+    return outbound
+
+
+async def _ask(
+    store: "Store | None", outbound: "Outbound", name: str | None
+) -> "list[tuple[str, str, Probe]]":
+    from dicom_scp.probe import ask, targets_of
+
     async with aiohttp.ClientSession() as session:
         targets = targets_of(outbound.dimse, outbound.stow, session)
         return [
-            (target.name, target.address, await ask(store, target))
+            (target.name, target.address, await ask(target, store))
             for target in targets
             if name in (None, target.name)
         ]

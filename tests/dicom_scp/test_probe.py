@@ -278,7 +278,7 @@ async def test_what_was_just_refused_is_not_tried_for_every_object(
     await receive(store)  # an ultrasound image, which this archive does not take
     async with aiohttp.ClientSession() as session:
         (target,) = targets_of({"A": listen(*RESULTS)}, {}, session)
-        await ask(store, target)
+        await ask(target, store)
     archive = Memory()
     with pytest.raises(NodeError, match="doctor pacs A") as caught:
         await send_instance(store, payload(), {"A": archive}, ALL)
