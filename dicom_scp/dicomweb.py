@@ -30,6 +30,7 @@ from pydicom.uid import (
 )
 
 from dicom_scp.accept import OCTETS, Wanted, wanted
+from dicom_scp.matching import Key, asked_values, matches
 from dicom_scp.rendered import (
     JPEG,
     MAX_VIEWPORT,
@@ -598,7 +599,7 @@ def _viewport(request: web.Request) -> tuple[int, int] | None:
 class _Query:
     """The search parameters that are understood; others are refused, not ignored."""
 
-    match: dict[str, str]
+    match: tuple[Key, ...]
     limit: int
     offset: int
     warning: str | None
@@ -606,11 +607,13 @@ class _Query:
     @classmethod
     def of(cls, request: web.Request, keys: set[str]) -> _Query:
         _choose(request, [(JSON, ()), ("application/json", ())])
-        match, numbers = {}, {"limit": 1000, "offset": 0}
+        match: list[Key] = []
+        numbers = {"limit": 1000, "offset": 0}
         warning = None
         for key, value in request.query.items():
             if key in keys:
-                match[_TAG_OF[key]] = value
+                tag, vr = _TAG_OF[key]
+                match.append(Key(tag, vr, tuple(asked_values(value))))
             elif key in numbers:
                 if not value.isascii() or not value.isdigit() or len(value) > 9:
                     raise NodeError(f"{key} is not a number", ErrorKind.INVALID)
@@ -619,7 +622,7 @@ class _Query:
                 warning = '299 sononode "fuzzy matching is not done"'
             elif key not in ("includefield", "accept"):
                 raise NodeError(f"{key[:40]} is no key here", ErrorKind.INVALID)
-        return cls(match, numbers["limit"], numbers["offset"], warning)
+        return cls(tuple(match), numbers["limit"], numbers["offset"], warning)
 
     def answer(
         self, request: web.Request, rows: list[Attributes]
@@ -635,18 +638,14 @@ class _Query:
         return response
 
     def _matches(self, row: Attributes) -> bool:
-        for tag, value in self.match.items():
-            values = re.split(r"[,\\]", value)
-            if not set(values) & set(map(str, row.get(tag, {}).get("Value", []))):
-                return False
-        return True
+        return all(matches(key, row.get(key.tag)) for key in self.match)
 
 
 _TAG_OF: Final = {
-    "SeriesInstanceUID": "0020000E",
-    "SOPInstanceUID": "00080018",
-    "SOPClassUID": "00080016",
-    "Modality": "00080060",
+    "SeriesInstanceUID": ("0020000E", "UI"),
+    "SOPInstanceUID": ("00080018", "UI"),
+    "SOPClassUID": ("00080016", "UI"),
+    "Modality": ("00080060", "CS"),
 }
 
 
