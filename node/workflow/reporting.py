@@ -204,5 +204,7 @@ async def _defer(store: "Store", tx: "Transaction", kind: str, report: Report) -
         kind,
         {"report_id": str(report.id), "version": report.current.number},
         key=f"{report.id}/{report.current.number}",
+        # Archives get the draft before what was signed.
+        order_key=f"{kind}/{report.id}" if kind == "encode_report" else None,
         patient_id=report.patient_id,
     )
