@@ -25,6 +25,7 @@ from node.store import (
     commitments,
     keys,
     models,
+    orders,
     people,
     routes,
     studies,
@@ -74,6 +75,7 @@ async def examine(store: Store, settings: Settings) -> list[Finding]:
         judged = await judge(tx, app.drift_settings_of(settings))
         findings += await _models(tx)
         findings += await _commitment(tx, store)
+        findings.append(await _orders(tx))
         findings += await _sending(tx, store, settings)
     held = ", ".join(f"{count} {name}" for name, count in counts.items())
     findings.append(Finding("archive", True, held))
@@ -216,6 +218,13 @@ async def _models(tx: Transaction) -> list[Finding]:
             told = f"{told}; {label} goes on" if told else f"{label} {verb}"
         findings.append(Finding(f"{role} model", not state.trouble, told))
     return findings
+
+
+async def _orders(tx: Transaction) -> Finding:
+    """Tell of studies that name an order of another patient."""
+    found = await orders.conflicts(tx)
+    told = f"{len(found)} with another patient's order: `node order conflicts`"
+    return Finding("orders", not found, told if found else "each of its own patient")
 
 
 async def _try(what: str, looking: Awaitable[int], told: str) -> Finding:

@@ -249,6 +249,18 @@ async def link(
     return written is not None
 
 
+async def unlink_others(
+    tx: "Transaction", study_instance_uid: str, order_ids: Sequence[UUID]
+) -> None:
+    """Forget the orders that a study names no more, as one of both was corrected."""
+    await tx.execute(
+        "delete from study_orders where study_instance_uid = $1"
+        " and order_id <> all($2::uuid[])",
+        study_instance_uid,
+        list(order_ids),
+    )
+
+
 async def of_study(
     tx: "Transaction", store: "Store", study_instance_uid: str
 ) -> list[StudyOrder]:
@@ -275,11 +287,17 @@ async def of_study(
 
 
 async def conflicts(tx: "Transaction", *, limit: int = 100) -> list[tuple[str, UUID]]:
-    """Return (study UID, order id) where a study names another patient's order."""
+    """Return (study UID, order id) where a study names another patient's order.
+
+    Only orders that still wait for their end: the others have found their own study,
+    or were cancelled.
+    """
     rows = await tx.fetch(
-        "select study_instance_uid, order_id from study_orders where not agrees"
+        "select s.study_instance_uid, order_id from study_orders s"
+        " join orders o using (order_id) where not agrees and o.status = any($2)"
         " order by at desc limit $1",
         limit,
+        [status.value for status in OPEN],
     )
     return [(row["study_instance_uid"], row["order_id"]) for row in rows]
 

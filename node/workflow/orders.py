@@ -304,6 +304,8 @@ async def match_study(
     matches = await find_named_orders(
         store, tx, study_instance_uid=study_instance_uid, named=named
     )
+    known = [listed.order.order_id for listed, _ in matches]
+    await orders.unlink_others(tx, study_instance_uid, known)
     new = []
     hers = await studies.patient(tx, store, study.patient_id)
     for listed, how in matches:

@@ -22,6 +22,7 @@ from tests.conftest import FrozenClock
 from tests.dicom_scp.instances import make_instance
 from tests.intake import receive_object
 from tests.node.workflow.test_completion import make_arrival
+from tests.node.workflow.test_orders import OTHER, matched, placed, received
 
 NOW = datetime(2026, 11, 21, 8, tzinfo=UTC)
 WHAT = "agreement of AI and doctors"
@@ -146,3 +147,19 @@ async def receive_version(store: Store, instance: Dataset) -> bytes:
         store, instance, file.getvalue(), duplicates=Duplicates.KEEP_BOTH
     )
     return file.getvalue()
+
+
+async def test_doctor_names_studies_with_the_order_of_another_patient(
+    store: Store, settings: Settings
+) -> None:
+    async def told_of_orders() -> Finding:
+        found = await examine(store, settings)
+        return next(finding for finding in found if finding.what == "orders")
+
+    await placed(store)
+    assert (await told_of_orders()).well
+    await received(store, accession="ACC-1", identity=OTHER)
+    await matched(store)
+    told = await told_of_orders()
+    assert not told.well
+    assert told.told.startswith("1 with another patient")

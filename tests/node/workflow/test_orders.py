@@ -232,6 +232,17 @@ async def test_an_order_of_another_patient_is_flagged_and_never_taken(
     assert [entry["outcome"] for entry in entries] == ["4"]
 
 
+async def test_a_conflict_ends_with_the_correction_of_the_order(store: Store) -> None:
+    order, _ = await placed(store)
+    await received(store, accession="ACC-1", identity=OTHER)
+    await matched(store)
+    async with store.db.transaction() as tx:
+        await cancel_order(store, tx, order.order_id, by=RIS)
+        assert await orders.conflicts(tx) == []
+    await placed(store, replace(STEP, accession_number="ACC-9"))
+    assert await matched(store) == []
+
+
 async def test_an_order_that_comes_after_its_study_is_found_the_next_time(
     store: Store,
 ) -> None:
@@ -304,3 +315,15 @@ def test_what_dicom_has_no_room_for_is_refused_by_name(
 def test_prefixes_find_names_without_their_accents() -> None:
     prefixes = studies.name_prefixes("Müller^Zoë=米勒")
     assert {"Mü", "MULLER".capitalize(), "Zoe", "米"} <= set(prefixes)
+
+
+async def test_a_machine_that_leaves_the_issuer_out_still_means_the_same_patient(
+    store: Store,
+) -> None:
+    issued = make_patient(issuer="urn:oid:1.2.3")
+    await placed(store, identity=issued)
+    await received(store, accession="ACC-1")
+    assert [named.agrees for named in await matched(store)] == [True]
+    other = replace(OTHER, patient_id="MRN-0042", issuer="urn:oid:9")
+    await received(store, study="2.25.78", accession="ACC-1", identity=other)
+    assert [named.agrees for named in await matched(store, "2.25.78")] == [False]
