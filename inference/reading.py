@@ -180,7 +180,7 @@ async def _draft(
             tx, uid, StudyStatus.READ, generation=generation
         ):
             return  # late images: the next closing asks for another reading
-        findings = _with_what_is_missing(
+        findings = with_what_is_missing(
             reading.findings, await completion.verdict_on(tx, uid)
         )
         author = author_of(model.name, model.version, model.weights_sha256)
@@ -209,7 +209,7 @@ async def _draft(
         )
 
 
-def _with_what_is_missing(findings: Findings, verdict: Verdict | None) -> Findings:
+def with_what_is_missing(findings: Findings, verdict: Verdict | None) -> Findings:
     """Return the findings with a note when images may be missing: nobody read those."""
     if verdict is None or not verdict.incomplete:
         return findings
