@@ -45,6 +45,7 @@ from dicom_scp.tid1500 import GroupWriter, build_content, coded, explanation_of
 from node.charset import UTF8
 from node.domain import lexicon
 from node.domain.errors import ErrorKind, NodeError
+from node.domain.finding import STUDY_INCOMPLETE
 from node.domain.report import Author, AuthorKind, ReportVersion
 from node.domain.uids import result_uid
 
@@ -67,6 +68,7 @@ _NOT_READ_SUMMARY: Final = {
     "zh-CN": "{read} 幅图像已判读，{not_read} 幅未判读",
     "en": "{read} images read by AI, {not_read} not read",
 }
+_INCOMPLETE: Final = {"zh-CN": "；检查不完整", "en": "; study incomplete"}
 _FORMS: Final = {
     "DA": re.compile(r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"),
     "TM": re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?"),
@@ -227,9 +229,12 @@ def build_ai_sr(
     if findings.not_read:
         images = {str(s.SOPInstanceUID) for s in sources}
         left = len({n.sop_instance_uid for n in findings.not_read} & images)
-        document.CompletionFlagDescription = _NOT_READ_SUMMARY[
-            equipment.language
-        ].format(read=len(images) - left, not_read=left)
+        told = _NOT_READ_SUMMARY[equipment.language].format(
+            read=len(images) - left, not_read=left
+        )
+        if any(n.reason == STUDY_INCOMPLETE for n in findings.not_read):
+            told += _INCOMPLETE[equipment.language]
+        document.CompletionFlagDescription = told
     return document
 
 

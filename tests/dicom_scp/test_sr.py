@@ -35,7 +35,13 @@ from dicom_scp.sr import (
 )
 from node.domain import lexicon
 from node.domain.errors import NodeError
-from node.domain.finding import Findings, HeatMap, Lesion, NotRead
+from node.domain.finding import (
+    STUDY_INCOMPLETE,
+    Findings,
+    HeatMap,
+    Lesion,
+    NotRead,
+)
 from node.domain.lexicon import FIELDS, Concept, FieldKey
 from node.domain.report import (
     Author,
@@ -171,6 +177,19 @@ def test_images_that_were_not_read_make_the_draft_partial_and_are_named() -> Non
     assert comment.TextValue == "彩色多普勒"
     image = next(i for i in group.ContentSequence if i.ValueType == "IMAGE")
     assert image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == "2.25.2002"
+
+
+def test_draft_of_a_study_that_is_not_whole_is_partial_and_says_why() -> None:
+    words = "incomplete: association aborted, 2 images"
+    note = NotRead("", STUDY_INCOMPLETE, "不完整：传输中断", words)
+    document = make_ai(make_findings(not_read=(note,)))
+    assert document.CompletionFlag == "PARTIAL"
+    assert document.CompletionFlagDescription == (
+        "2 幅图像已判读，0 幅未判读；检查不完整"
+    )
+    group = groups_of(document)[-1]
+    comment = next(i for i in group.ContentSequence if name_of(i) == "Comment")
+    assert comment.TextValue == "不完整：传输中断"
 
 
 def test_a_study_of_which_nothing_was_read_still_gets_a_document() -> None:
