@@ -81,6 +81,12 @@ class StudyOrder:
     named_by: NamedBy
 
 
+async def take_turn(tx: "Transaction", store: "Store", number: str) -> None:
+    """Let orders with one accession number, or key, be placed one after the other."""
+    turn = int.from_bytes(store.ring.blind("order_turn", number)[:8], signed=True)
+    await tx.execute("select pg_advisory_xact_lock($1)", turn)
+
+
 async def next_number(tx: "Transaction") -> int:
     """Return a number that no other order has, for the ids that nobody gave."""
     return int(

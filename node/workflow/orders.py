@@ -107,6 +107,8 @@ async def place_order(
     that the node gave. CONFLICT when the accession number is another patient's, and
     for a change after the examination has begun. Without `by` the caller audits.
     """
+    number = placement.step.accession_number or placement.key
+    await orders.take_turn(tx, store, number)
     await _require_own_accession(tx, store, placement)
     identity = await studies.patient(tx, store, placement.patient_id)
     known = await _find_placed(tx, store, placement)

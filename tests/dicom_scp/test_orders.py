@@ -1,5 +1,6 @@
 """Orders over plain HTTP: placed once, wrong ones told in a line, for the EHR only."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -77,6 +78,13 @@ async def test_an_order_is_placed_once_and_changed_under_the_same_number(
     assert (await call(site, "GET", f"/orders/{made['id']}"))[1] == same
     listed = (await call(site, "GET", "/orders"))[1]
     assert listed == {"orders": [same], "more": False}
+
+
+async def test_one_order_that_is_sent_twice_at_once_is_placed_once(site: Rig) -> None:
+    sent = [call(site, "POST", "/orders", ORDER) for _ in range(4)]
+    answers = await asyncio.gather(*sent)
+    assert sorted(status for status, _ in answers) == [200, 200, 200, 201]
+    assert len({shown["id"] for _, shown in answers}) == 1
 
 
 async def test_a_cancelled_order_is_no_longer_listed(site: Rig) -> None:
