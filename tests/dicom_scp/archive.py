@@ -1,6 +1,6 @@
 """A small archive to search and to retrieve from."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from io import BytesIO
 
 from pydicom.dataset import Dataset
@@ -84,7 +84,7 @@ async def fill(store: Store) -> dict[str, bytes]:
 
 async def reject(store: Store, study: str, uids: Iterable[str]) -> None:
     """Store a Rejection Note for patient safety reasons."""
-    title, reference = Dataset(), Dataset()
+    title = Dataset()
     title.CodeValue, title.CodingSchemeDesignator = "113037", "DCM"
     title.CodeMeaning = "Rejected for Patient Safety Reasons"
     series = Dataset()
@@ -130,6 +130,3 @@ def associated(port: int, *contexts: object, **options: object) -> Association:
     )
     assert association.is_established
     return association
-
-
-Find = Callable[..., Awaitable[tuple[list[Dataset], Dataset]]]
