@@ -72,19 +72,27 @@ class Peer:
         return any(told in network for network in self.addresses)
 
 
+EVERYBODY = "*"
+
+
 class Peers:
-    """The peers by AE title; while there are none, everybody may call to store."""
+    """The peers by AE title; while there are none, everybody may call to store.
+
+    So may everybody, beside the peers, where `*` is among the allowed titles.
+    """
 
     def __init__(
         self, peers: Iterable[Peer] = (), *, allowed_titles: Sequence[str] = ()
     ) -> None:
         self._by_title: Mapping[str, Peer] = MappingProxyType(
             {
-                **{title: Peer(title) for title in allowed_titles},
+                **{
+                    title: Peer(title) for title in allowed_titles if title != EVERYBODY
+                },
                 **{peer.ae_title: peer for peer in peers},
             }
         )
-        self.open_door = not self._by_title
+        self.open_door = not self._by_title or EVERYBODY in allowed_titles
 
     def known(self, ae_title: str) -> Peer | None:
         """Return the peer that the site entered under this title."""

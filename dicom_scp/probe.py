@@ -35,7 +35,7 @@ from pydicom.uid import (
     UltrasoundImageStorage,
     UltrasoundMultiFrameImageStorage,
 )
-from pynetdicom.presentation import build_context
+from pynetdicom.presentation import PresentationContext, build_context
 
 from dicom_scp.scu import associate
 from dicom_scp.sr import SR_CLASSES
@@ -136,7 +136,7 @@ def probe_archive(destination: Destination, *, now: datetime) -> Probe:
             check_certificate(
                 steps, destination.host, destination.port, destination.tls, now
             )
-        association = _associated(steps, destination)
+        association = _associated(steps, destination, _archive_contexts())
         try:
             _echo(steps, association)
             accepted = _accepted(association)
@@ -147,6 +147,29 @@ def probe_archive(destination: Destination, *, now: datetime) -> Probe:
             if association.is_established:
                 association.release()
     return Probe(tuple(steps.findings), accepted, commitment)
+
+
+def probe_machine(destination: Destination, *, now: datetime) -> tuple[Finding, ...]:
+    """Find out whether we reach a machine, as for commitment reports. Blocks.
+
+    Many machines listen for reports only and offer no Verification: the connection
+    is what counts.
+    """
+    steps = _Steps()
+    contexts = [build_context(uid, list(_NATIVE)) for uid in (VERIFICATION, PUSH_MODEL)]
+    with suppress(_Stopped):
+        check_connection(steps, destination.host, destination.port)
+        if destination.tls is not None:
+            check_certificate(
+                steps, destination.host, destination.port, destination.tls, now
+            )
+        association = _associated(steps, destination, contexts)
+        try:
+            _echo(steps, association)
+        finally:
+            if association.is_established:
+                association.release()
+    return tuple(steps.findings)
 
 
 def check_connection(steps: _Steps, host: str, port: int) -> None:
@@ -241,10 +264,15 @@ def _words_of(certificate: x509.Certificate) -> str:
     )
 
 
-def _associated(steps: _Steps, destination: Destination) -> Association:
+def _archive_contexts() -> list[PresentationContext]:
     native = (VERIFICATION, *SR_CLASSES, _HEAT_MAPS, *_OTHERS, *IMAGES, PUSH_MODEL)
     contexts = [build_context(c, s) for c in native for s in _NATIVE]
-    contexts += [build_context(c, s) for c in IMAGES for s in _COMPRESSED]
+    return contexts + [build_context(c, s) for c in IMAGES for s in _COMPRESSED]
+
+
+def _associated(
+    steps: _Steps, destination: Destination, contexts: list[PresentationContext]
+) -> Association:
     try:
         association = associate(destination, contexts)
     except NodeError as error:

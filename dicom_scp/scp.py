@@ -21,6 +21,7 @@ from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.presentation import PresentationContext
 
+from dicom_scp.callers import CallLog
 from dicom_scp.completion import OpenAssociations
 from dicom_scp.intake import (
     IMPLEMENTATION_UID,
@@ -144,6 +145,7 @@ class StorageScp:
             feeds=lambda association: self.associations.feeds(association),
         )
         self.associations = OpenAssociations(self._intake.association_ended)
+        self._calls = CallLog(self._thread.later, lambda: self._intake.store)
         self._listeners: list[Listener] = []
 
     @property
@@ -259,6 +261,9 @@ class StorageScp:
         if refused is WRONG_CERTIFICATE:
             detail["certificate"] = _certificate_of(acceptor)
         self._audit_refusal(_printable(calling), detail)
+        self._calls.rejected(
+            acceptor, _printable(calling), _printable(called), refused.reason
+        )
         acceptor.kill()
 
     def _rejection(
@@ -306,6 +311,7 @@ class StorageScp:
 
     def _established(self, event: Any) -> None:
         self.associations.established(event.assoc)
+        self._calls.accepted(event.assoc)
 
 
 def run_scp(

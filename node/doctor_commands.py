@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import aiohttp
@@ -15,11 +16,13 @@ from node.domain.errors import ErrorKind, NodeError
 from node.logs import configure_logging
 
 if TYPE_CHECKING:
-    from dicom_scp.probe import Probe
+    from dicom_scp.probe import Finding, Probe
     from node.outbound import Outbound
     from node.store.store import Store
 
 T = TypeVar("T")
+LATELY = timedelta(days=7)
+STRANGERS_SINCE = timedelta(hours=1)
 
 cli = typer.Typer(
     help="Look at this installation and say what is wrong and what to do.",
@@ -85,6 +88,82 @@ def _outbound(settings: Settings, name: str | None) -> "Outbound":
             ErrorKind.SETTING,
         )
     return outbound
+
+
+@cli.command("modality")
+def modality(
+    title: Annotated[
+        str | None, typer.Argument(help="Its AE title; none = who called lately.")
+    ] = None,
+    wait: Annotated[
+        int, typer.Option(min=0, help="Wait so many seconds for its next call.")
+    ] = 0,
+) -> None:
+    """Look at the connection of one machine, and say what to change where."""
+    settings = _settings()
+    if title is None:
+        _show(_with_store(settings, _callers))
+        return
+    if wait:
+        console.print(f"Press Verification (echo) on {title} now …", highlight=False)
+    findings = _with_store(
+        settings, lambda store: _examine_machine(store, settings, title, wait)
+    )
+    _show((one.well, one.step, one.told) for one in findings)
+    raise typer.Exit(0 if all(one.well for one in findings) else 1)
+
+
+async def _callers(store: "Store") -> list[tuple[bool, str, str]]:
+    from node.store import callers
+
+    async with store.db.connection() as connection:
+        calls = await callers.since(connection, store.clock() - LATELY)
+    rows = [
+        (
+            call.outcome == callers.ACCEPTED,
+            call.calling_ae or "without a title",
+            f"{call.address}, {call.at:%Y-%m-%d %H:%M} UTC: {call.outcome}",
+        )
+        for call in calls
+    ]
+    return rows or [(False, "calls", "nobody has called the DICOM port lately")]
+
+
+async def _examine_machine(
+    store: "Store", settings: Settings, title: str, wait_s: int
+) -> "list[Finding]":
+    from dicom_scp.machine_probe import Around, examine_machine
+    from dicom_scp.probe import probe_machine
+    from node.app import machines_of, peers_of, services_of
+    from node.store import callers
+
+    started = store.clock()
+    around = Around(
+        settings.dicom.ae_title,
+        peers_of(settings),
+        {
+            uid: service.name
+            for service in services_of(settings)
+            for uid in service.abstract_syntaxes
+        },
+    )
+    entered = [peer.ae_title for peer in around.peers]
+    while True:
+        async with store.db.connection() as connection:
+            calls = await callers.of_title(connection, title)
+            lately = await callers.since(connection, started - STRANGERS_SINCE)
+        waited_s = (store.clock() - started).total_seconds()
+        if waited_s >= wait_s or any(call.at >= started for call in calls):
+            break
+        await asyncio.sleep(0.5)
+    strangers = [c for c in lately if c.calling_ae not in (*entered, title)]
+    findings = examine_machine(title, calls, strangers, around, now=store.clock())
+    destination = machines_of(settings).get(title)
+    if destination is not None:
+        now = store.clock()
+        reached = await asyncio.to_thread(probe_machine, destination, now=now)
+        findings += reached
+    return findings
 
 
 async def _ask(

@@ -394,3 +394,16 @@ def test_only_classes_of_storage_can_be_entered() -> None:
     assert is_storage_class(CT)
     assert not is_storage_class("1.2.840.10008.1.1")
     assert not is_storage_class("1..2")
+
+
+def test_a_star_lets_strangers_store_beside_the_peers() -> None:
+    worklist = Peer("LOGIQ", services=frozenset({ServiceName.WORKLIST}))
+    peers = Peers([worklist], allowed_titles=["*"])
+
+    stranger = peers.caller("ANYBODY")
+
+    assert stranger is not None
+    assert ServiceName.WORKLIST not in stranger.services
+    assert peers.caller("LOGIQ") is worklist
+    assert peers.known("*") is None
+    assert Peers([worklist]).caller("ANYBODY") is None
