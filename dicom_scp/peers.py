@@ -103,5 +103,9 @@ class Peers:
         known = self.known(ae_title)
         return known or (Peer(ae_title) if self.open_door else None)
 
+    def has_address(self, address: str) -> bool:
+        """Tell whether some peer was entered with this address."""
+        return any(peer.addresses and peer.calls_from(address) for peer in self)
+
     def __iter__(self) -> Iterator[Peer]:
         return iter(self._by_title.values())

@@ -215,6 +215,7 @@ class StorageScp:
                 open_sink=self._intake.open_sink,
                 name_of_association=self.associations.new_name,
                 association_ended=self.associations.over,
+                is_known_address=self.settings.peers.has_address,
                 connection_failed=self._connection_failed,
                 own_requests=own_requests(self.services, self._thread),
             )
@@ -388,6 +389,7 @@ def limits(settings: ScpSettings) -> Limits:
         max_pdu=settings.max_pdu,
         connections_per_address=settings.connections_per_address,
         connections=8 * settings.max_associations,
+        reserved_connections=2 * settings.max_associations,
     )
 
 

@@ -117,6 +117,7 @@ class Limits:
     max_pdu: int = 131_072
     connections_per_address: int = 32
     connections: int = 512
+    reserved_connections: int = 128  # of these, for addresses that a peer entry names
 
 
 class MonotonicTimer(Timer):
@@ -610,8 +611,10 @@ class Listener(ThreadedAssociationServer):
         association_ended: "Callable[[Acceptor], None]",
         connection_failed: Callable[[str, Exception], None] | None = None,
         own_requests: OwnRequests | None = None,
+        is_known_address: Callable[[str], bool] = lambda _address: False,
     ) -> None:
         self.limits = limits
+        self.is_known_address = is_known_address
         self.own_requests = own_requests or {}
         self.open_sink = open_sink
         self.name_of_association = name_of_association
@@ -641,12 +644,16 @@ class Listener(ThreadedAssociationServer):
         return connection, address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Refuse an address that already has its share of connections."""
-        address = str(client_address[0])
+        """Refuse an address that already has its share of connections.
+
+        Strangers never get all of them, from however many addresses they come.
+        """
+        address, limits = str(client_address[0]), self.limits
+        reserved = 0 if self.is_known_address(address) else limits.reserved_connections
         with self._counting:
             if (
-                self._counted[address] >= self.limits.connections_per_address
-                or self._counted.total() >= self.limits.connections
+                self._counted[address] >= limits.connections_per_address
+                or self._counted.total() >= limits.connections - reserved
             ):
                 log.warning("dicom.too_many_connections", address=address)
                 return False

@@ -91,6 +91,7 @@ from node.workflow.completion import (
     CompletionSettings,
     close_due_studies,
 )
+from node.workflow.intake import settle_abandoned
 from node.workflow.reporting import ASSESS_SHADOW
 from review_ui import agreement, server
 from wechat.relay.settings import RelaySettings
@@ -604,6 +605,11 @@ async def _worker(settings: Settings) -> None:
                     "forget done jobs",
                     HOUSEKEEPING_EVERY_S,
                     lambda: store.jobs.forget_done(store.clock() - KEEP_DONE_JOBS),
+                ),
+                Periodic(
+                    "settle abandoned objects",
+                    HOUSEKEEPING_EVERY_S,
+                    partial(settle_abandoned, store),
                 ),
                 Periodic(
                     "compare what was left out",

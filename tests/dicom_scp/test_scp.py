@@ -30,9 +30,14 @@ from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
+from pynetdicom.sop_class import (
+    StudyRootQueryRetrieveInformationModelFind as STUDY_ROOT_FIND,
+)
 
+from dicom_scp import query
 from dicom_scp.intake import HEAD_BYTES
-from dicom_scp.peers import Peers
+from dicom_scp.peers import Peer, Peers, ServiceName
+from dicom_scp.query import QuerySettings
 from dicom_scp.scp import StorageScp
 from dicom_scp.storage import VERIFICATION
 from dicom_scp.upper_layer import LOOK_AROUND_S
@@ -231,6 +236,30 @@ async def test_frames_of_a_cine_beyond_the_memory_limit_are_found(
         image = StoredImage(reader, header=sent, frames=instance.frame_table)
         last = image.frame(19)
     assert (last[:, :, 0] == sent.pixel_array[19]).all()
+
+
+async def test_echo_and_query_are_answered_between_two_stores(
+    start_scp: StartScp, store: Store
+) -> None:
+    find = str(STUDY_ROOT_FIND)
+    peers = Peers([Peer("SCANNER", services=frozenset(ServiceName))])
+    scp = await start_scp(services=[query.service(QuerySettings())], peers=peers)
+    contexts = (
+        (UltrasoundImageStorage, ExplicitVRLittleEndian),
+        (VERIFICATION, ImplicitVRLittleEndian),
+        (find, ExplicitVRLittleEndian),
+    )
+    association = associate(scp, *contexts)
+    asked = Dataset()
+    asked.QueryRetrieveLevel, asked.StudyInstanceUID = "STUDY", "2.25.71"
+    asked.NumberOfStudyRelatedInstances = None
+    for number in (1, 2, 3):
+        assert association.send_c_store(make_instance()).Status == 0x0000
+        assert association.send_c_echo().Status == 0x0000
+        answers = [answer for _, answer in association.send_c_find(asked, find)]
+        assert answers[0].NumberOfStudyRelatedInstances == number
+    association.release()
+    assert association.is_released
 
 
 async def test_structured_report_is_stored(start_scp: StartScp, store: Store) -> None:
