@@ -4,22 +4,27 @@ Tasks are a projection of the job queue: nothing of them is stored.
 """
 
 import re
+from datetime import timedelta
 from typing import TYPE_CHECKING
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from fhir import concepts
 from fhir.wire import Json, as_list, instant
 from node.domain.access import Identity
 from node.domain.audit import AuditEntry
+from node.domain.completion import words_of
 from node.domain.errors import ErrorKind, NodeError
-from node.store import audit, reports
+from node.store import audit, completion, reports
 from node.store.jobs import DeadLetter
+from node.workflow.completion import ASSESS_STUDY, read_discontinued
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
     from node.store.store import Store
 
 _LIMIT = 200
+_SHOWN_FOR = timedelta(days=7)
+_DISCONTINUED = UUID("4f0a6a2e-8f2b-5f4c-9e1d-6b1f3f0c7a12")
 # Work that no doctor waits for, or knows of: an engineer sees it in `doctor`.
 _UNSEEN = frozenset({"assess_shadow"})
 # What did not happen, in the words of a department: Chinese, English.
@@ -72,20 +77,28 @@ _CAUSES_ZH = (
 
 
 async def failed_tasks(tx: "Transaction", store: "Store") -> list[Json]:
-    """Return a Task for every job that ended without success, newest first."""
+    """Return a Task for every job that ended without success, newest first.
+
+    After them one, `cancelled`, for every examination of the last days that was
+    broken off at its machine and therefore was not read.
+    """
     letters = await store.jobs.dead(tx, _LIMIT)
-    return [
+    failed = [
         await _to_task(tx, store, letter)
         for letter in letters
         if letter.kind not in _UNSEEN
     ]
+    return [*failed, *await _discontinued_tasks(tx, store)]
 
 
 async def failed_task(tx: "Transaction", store: "Store", task_id: str) -> Json:
-    """Return the Task of one failed job; NOT_FOUND when it is not among them."""
+    """Return one of `failed_tasks`; NOT_FOUND when it is not among them."""
     for letter in await store.jobs.dead(tx, _LIMIT):
         if str(letter.id) == task_id and letter.kind not in _UNSEEN:
             return await _to_task(tx, store, letter)
+    for task in await _discontinued_tasks(tx, store):
+        if task["id"] == task_id:
+            return task
     raise NodeError(f"Task/{task_id} is not known", ErrorKind.NOT_FOUND)
 
 
@@ -94,6 +107,7 @@ async def retry_task(
 ) -> Json:
     """Have a failed job done again, audited; return its Task, now `requested`.
 
+    A discontinued examination is read all the same, where somebody wants that.
     RULE for any other change: what happens to a job is not a client's to say.
     """
     task = await failed_task(tx, store, task_id)
@@ -103,7 +117,11 @@ async def retry_task(
             ErrorKind.RULE,
             expression="Task.status",
         )
-    await store.jobs.replay(tx, UUID(task_id))
+    if task["status"] == "cancelled":
+        study = str(task["focus"]["reference"]).removeprefix("ImagingStudy/")
+        await read_discontinued(tx, store, study)
+    else:
+        await store.jobs.replay(tx, UUID(task_id))
     await audit.record(
         tx,
         AuditEntry(
@@ -134,6 +152,33 @@ async def _to_task(tx: "Transaction", store: "Store", letter: DeadLetter) -> Jso
     if focus is not None:
         task["focus"] = {"reference": focus}
     return task
+
+
+async def _discontinued_tasks(tx: "Transaction", store: "Store") -> list[Json]:
+    since = store.clock() - _SHOWN_FOR
+    return [
+        {
+            "resourceType": "Task",
+            "id": str(uuid5(_DISCONTINUED, study)),
+            "meta": {"lastUpdated": instant(at)},
+            "status": "cancelled",
+            "intent": "order",
+            "code": {"text": ASSESS_STUDY},
+            "lastModified": instant(at),
+            "statusReason": {
+                "text": f"Not read by the AI: {words_of(verdict).en}",
+                "_text": {
+                    "extension": [
+                        concepts.translation(
+                            "zh-CN", f"AI 未判读：{words_of(verdict).zh}"
+                        )
+                    ]
+                },
+            },
+            "focus": {"reference": f"ImagingStudy/{study}"},
+        }
+        for study, at, verdict in await completion.discontinued_studies(tx, since)
+    ]
 
 
 def _reason(letter: DeadLetter) -> Json:

@@ -17,7 +17,8 @@ from node.domain.completion import (
     weigh,
     words_of,
 )
-from node.domain.study import StudyStatus
+from node.domain.errors import ErrorKind, NodeError
+from node.domain.study import StudyRecord, StudyStatus
 from node.store import audit, completion, measurements, reports, studies
 from node.store.completion import WeighedStudy
 from node.store.studies import EndedHow
@@ -126,6 +127,35 @@ async def publish_study_later(
     )
 
 
+async def read_discontinued(
+    tx: "Transaction", store: "Store", study_instance_uid: str
+) -> None:
+    """Ask for the reading of a study that was closed as discontinued.
+
+    RULE when it is not, or no longer. The caller audits.
+    """
+    study = await studies.study(tx, study_instance_uid, for_update=True)
+    if study is None or study.status is not StudyStatus.DISCONTINUED:
+        raise NodeError("the study is not discontinued", ErrorKind.RULE)
+    await studies.mark_study(
+        tx, study_instance_uid, StudyStatus.CLOSED, generation=study.generation
+    )
+    await _ask_for_reading(tx, store, study)
+
+
+async def _ask_for_reading(
+    tx: "Transaction", store: "Store", closed: StudyRecord
+) -> None:
+    uid = closed.study_instance_uid
+    await store.jobs.defer(
+        tx,
+        ASSESS_STUDY,
+        {"study_instance_uid": uid, "generation": closed.generation},
+        key=f"{uid}/{closed.generation}",
+        patient_id=closed.patient_id,
+    )
+
+
 async def _weigh(
     tx: "Transaction",
     store: "Store",
@@ -196,13 +226,7 @@ async def _close(tx: "Transaction", store: "Store", uid: str, verdict: Verdict) 
         return
     await completion.write_verdict(tx, uid, verdict, evidence)
     if status is StudyStatus.CLOSED:
-        await store.jobs.defer(
-            tx,
-            ASSESS_STUDY,
-            {"study_instance_uid": uid, "generation": closed.generation},
-            key=f"{uid}/{closed.generation}",
-            patient_id=closed.patient_id,
-        )
+        await _ask_for_reading(tx, store, closed)
     for document in await measurements.unread(tx, uid):
         await store.jobs.defer(
             tx,

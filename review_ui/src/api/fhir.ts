@@ -53,7 +53,7 @@ export async function readWorklist(since: string | null, background: boolean): P
 
 /** With `named`, each says whose examination it is. */
 export async function readFailedWork(background: boolean, named: boolean): Promise<FailedWork[]> {
-  const tasks = new Index().add(await get('Task?status=failed&_count=50', background)).all('Task');
+  const tasks = new Index().add(await get('Task?status=failed,cancelled&_count=50', background)).all('Task');
   return Promise.all(
     tasks.map(async (task) => {
       const study = idOf(task.focus?.reference);

@@ -35,6 +35,12 @@ test('each version of a report has the values that were written with it or befor
   expect(found.map(({ reason }) => reason)).toEqual([null, null, '复核']);
 });
 
+test('a version that nobody wrote is left out', () => {
+  const provenances = [provenance(null, 'DiagnosticReport/r/_history/1'), provenance('b', 'DiagnosticReport/r/_history/3')];
+  const found = assembleHistory(REPORT, provenances, []);
+  expect(found.map(({ source }) => source['meta'].versionId)).toEqual(['1', '3']);
+});
+
 test('a version without Provenance shows what stood before it', () => {
   const [only] = assembleHistory([REPORT[0]!], [], [SHAPE, []]);
   expect(only!.observations).toEqual([SHAPE[0]]);

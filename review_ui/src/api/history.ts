@@ -9,7 +9,8 @@ export interface Assembled {
 }
 
 /**
- * Every version of a report, oldest first, with its Observations.
+ * Every version of a report, oldest first, with its Observations. One that nobody wrote
+ * (it only tells of images that came later) is none.
  * A Provenance names the versions that were written together; times would not
  * do, for two versions may carry the same instant.
  */
@@ -23,9 +24,10 @@ export function assembleHistory(
   const standing = new Map<string, Resource>(
     histories.filter((history) => history.length > 0).map((history) => [history[0]!.id, history[0]!]),
   );
-  return versions.map((source) => {
+  return versions.flatMap((source, at) => {
     const own = versionedReference(source);
     const provenance = provenances.find((row) => targets(row).includes(own));
+    if (!provenance && at > 0) return [];
     for (const target of provenance ? targets(provenance) : []) {
       const observation = written.get(target);
       if (observation?.resourceType === 'Observation') standing.set(observation.id, observation);

@@ -3,6 +3,7 @@ import { FIELD_KEYS, type LesionKey, SIDES, CLOCK } from '../lexicon';
 import { readField, readFollowup } from './codes';
 import type {
   Box,
+  Completeness,
   Exam,
   FailedWork,
   FieldState,
@@ -15,6 +16,7 @@ import type {
   Size,
   Status,
   Value,
+  Words,
   WorklistRow,
 } from './types';
 import { worstCategory } from '../lexicon';
@@ -112,10 +114,25 @@ export function toSide(site: Resource | undefined): Side | null {
 }
 
 export function toNotRead(report: Resource): NotRead[] {
-  return extensions(report, 'not-read').map((row) => {
-    const zh = String(row.valueString ?? '');
-    return { zh, en: translated(row['_valueString'], 'en') ?? zh };
-  });
+  return extensions(report, 'not-read').map((row) => toWords(row));
+}
+
+export function toCompleteness(report: Resource): Completeness | null {
+  const told = extensions(report, 'study-completeness')[0];
+  const state = part(told, 'state')?.valueCode;
+  const words = part(told, 'words');
+  if (!words || !['complete', 'incomplete', 'discontinued'].includes(state)) return null;
+  return { state, words: toWords(words) };
+}
+
+export function toLateImages(report: Resource): Words | null {
+  const words = part(extensions(report, 'late-images')[0], 'words');
+  return words ? toWords(words) : null;
+}
+
+function toWords(row: Resource): Words {
+  const zh = String(row.valueString ?? '');
+  return { zh, en: translated(row['_valueString'], 'en') ?? zh };
 }
 
 /** What the translation extension of a text says; `element` is the `_text` beside it. */
@@ -237,6 +254,8 @@ export function toReport(report: Resource, index: Index, older: AiVersions): Rep
     impression: report.conclusion ?? '',
     patientSummary: extensions(report, 'patient-summary')[0]?.valueString ?? '',
     notRead: toNotRead(report),
+    completeness: toCompleteness(report),
+    late: toLateImages(report),
     issued: report.issued ?? null,
     signedBy: idOf(report.resultsInterpreter?.[0]?.reference),
     aiName: null,
@@ -263,6 +282,8 @@ export function toWorklistRow(report: Resource, index: Index): WorklistRow {
     longAxisMm: highest(sizes),
     lesions: roots.length,
     notRead: toNotRead(report),
+    completeness: toCompleteness(report),
+    late: toLateImages(report),
     updated: report.meta?.lastUpdated ?? '',
   };
 }
@@ -299,6 +320,7 @@ export function toFailedWork(task: Resource, exam: Exam | null): FailedWork {
     reason: { zh: translated(task.statusReason?.['_text'], 'zh-CN') ?? en, en },
     exam,
     since: task.lastModified ?? task.meta?.lastUpdated ?? null,
+    cancelled: task.status === 'cancelled',
     source: task,
   };
 }

@@ -68,6 +68,12 @@ export interface Words {
 
 export type NotRead = Words;
 
+/** Whether all images of a study came, and on whose word it was closed. */
+export interface Completeness {
+  state: 'complete' | 'incomplete' | 'discontinued';
+  words: Words;
+}
+
 export interface Report {
   id: string;
   version: string;
@@ -83,6 +89,10 @@ export interface Report {
   impression: string;
   patientSummary: string;
   notRead: NotRead[];
+  /** null while the study was not closed by the node, or long ago. */
+  completeness: Completeness | null;
+  /** What came after the doctor's version; null when nothing did. */
+  late: Words | null;
   issued: string | null;
   signedBy: string | null;
   aiName: string | null;
@@ -112,6 +122,10 @@ export interface WorklistRow {
   longAxisMm: number | null;
   lesions: number;
   notRead: NotRead[];
+  /** null while the study was not closed by the node, or long ago. */
+  completeness: Completeness | null;
+  /** What came after the doctor's version; null when nothing did. */
+  late: Words | null;
   updated: string;
 }
 
@@ -127,6 +141,8 @@ export interface FailedWork {
   /** Whose examination it is; null when the work is about none. */
   exam: Exam | null;
   since: string | null;
+  /** Not failed, but left out on purpose: the examination was broken off. */
+  cancelled: boolean;
   source: Resource;
 }
 

@@ -49,6 +49,9 @@ export function Review({ id }: { id: string }) {
               onChange={(next) => work.change(next)}
             />
             <Measured report={report} />
+            {report.completeness?.state === 'complete' && (
+              <p class="hint completeness">{oneOf(report.completeness.words)}</p>
+            )}
             <Similar report={report} lesion={work.lesion.value} />
             <Priors rows={work.priors.value} />
           </div>
@@ -131,6 +134,14 @@ function Banners({ work, report }: { work: Work; report: Report }) {
     <div class="banners">
       {report.status === 'entered-in-error' && <p class="banner">{t('review.withdrawn')}</p>}
       {!may('edit_report') && <p class="banner">{t('review.readOnly')}</p>}
+      {report.late && (
+        <p class="banner late" role="alert">
+          {oneOf(report.late)} — {t('review.late')}
+        </p>
+      )}
+      {report.completeness && report.completeness.state !== 'complete' && (
+        <p class="banner">{oneOf(report.completeness.words)}</p>
+      )}
       {report.notRead.length > 0 && (
         <p class="banner">
           {t('review.notRead', { count: report.notRead.length })} — {reasons(report)}

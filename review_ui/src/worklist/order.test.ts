@@ -16,6 +16,8 @@ function row(id: string, change: Partial<WorklistRow> = {}): WorklistRow {
     longAxisMm: null,
     lesions: 1,
     notRead: [],
+    completeness: null,
+    late: null,
     updated: '2026-01-01T08:00:00Z',
     ...change,
   };
@@ -51,6 +53,12 @@ test('the filters divide signed from unsigned, and a report without opinion is a
   expect(passes(row('a', { category: null }), 'risk')).toBe(true);
   expect(passes(row('a', { status: 'entered-in-error' }), 'unsigned')).toBe(false);
   expect(passes(row('a', { status: 'entered-in-error' }), 'all')).toBe(true);
+});
+
+test('a signed report with images that came later is work again', () => {
+  const late = { zh: '新图像', en: 'new images' };
+  expect(passes(row('a', { status: 'final', late }), 'unsigned')).toBe(true);
+  expect(passes(row('a', { status: 'final', late }), 'signed')).toBe(true);
 });
 
 test('a search finds by name, number, date and category together', () => {

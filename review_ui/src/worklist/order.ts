@@ -19,6 +19,8 @@ export function byUrgency(a: WorklistRow, b: WorklistRow): number {
 
 export function passes(row: WorklistRow, filter: Filter): boolean {
   if (filter === 'all') return true;
+  // A signed report that new images may overturn is work again.
+  if (row.late && filter === 'unsigned') return true;
   if (filter === 'signed') return isSigned(row.status);
   if (isSigned(row.status) || row.status === 'entered-in-error') return false;
   return filter === 'unsigned' || ['high', 'raised', 'none'].includes(tierOf(row.category));

@@ -158,6 +158,16 @@ function Row({ row }: { row: WorklistRow }) {
         <a href={hrefOf(to)} aria-label={t('worklist.open', { name: row.person.name })}>
           {row.person.name}
         </a>
+        {row.late && (
+          <span class="flag late" title={oneOf(row.late)}>
+            {t('worklist.late')}
+          </span>
+        )}
+        {row.completeness && row.completeness.state !== 'complete' && (
+          <span class="flag" title={oneOf(row.completeness.words)}>
+            {t(`worklist.${row.completeness.state}`)}
+          </span>
+        )}
         {row.notRead.length > 0 && (
           <span class="flag" title={row.notRead.map(oneOf).join('\n')}>
             {t('worklist.notRead')}
@@ -239,7 +249,7 @@ function Failed({ work }: { work: FailedWork }) {
       <span class="reason">{oneOf(work.reason)}</span>
       {work.since && <small>{t('worklist.failed.since', { time: shownTime(work.since) })}</small>}
       <button type="button" disabled={busy} onClick={() => void retry()}>
-        {t('app.retry')}
+        {t(work.cancelled ? 'worklist.readAnyway' : 'app.retry')}
       </button>
     </li>
   );
