@@ -221,6 +221,22 @@ def decide(subject: Subject, table: RoutingTable) -> tuple[Route, ...]:
     return tuple(found.values())
 
 
+def after_what_it_rejects(
+    chosen: Sequence[Route], holders: Iterable[str], table: RoutingTable
+) -> tuple[Route, ...]:
+    """Return where a rejection goes: to whoever holds what it rejects, at the front.
+
+    A rule that leaves it out (by category, status or origin) must not leave a wrong
+    result standing in an archive.
+    """
+    rules = {route.destination: route.rule for route in chosen}
+    names = dict.fromkeys([*rules, *(n for n in holders if n in table.outlets)])
+    return tuple(
+        Route(name, rules.get(name, "withdrawal"), When.ARRIVAL, Priority.HIGH)
+        for name in names
+    )
+
+
 def results_to(*destinations: str) -> RoutingTable:
     """Return the simple case: every result goes to each of `destinations`."""
     if not destinations:
@@ -260,7 +276,11 @@ async def route_result(
         category=version.findings.category,
         status=version.status,
     )
-    for route in decide(subject, table):
+    chosen = decide(subject, table)
+    if result.origin is Origin.REJECTION:
+        holders = await routes.holders_of_results(tx, uid)
+        chosen = after_what_it_rejects(chosen, holders, table)
+    for route in chosen:
         await _defer(
             store, tx, table, route, result.sop_instance_uid, uid, report.patient_id
         )

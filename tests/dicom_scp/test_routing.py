@@ -34,10 +34,12 @@ from node.store.jobs import LEASE, Job, Postponed, Priority
 from node.store.routes import DeliveryState
 from node.store.store import Store
 from node.workflow.completion import CompletionSettings, close_due_studies
+from node.workflow.reporting import revise_report
 from tests.conftest import FrozenClock
 from tests.dicom_scp.test_results import SETTINGS as RESULT_SETTINGS
 from tests.dicom_scp.test_results import draft, make_image, sign
 from tests.dicom_scp.ultrasound import STUDY
+from tests.factories import DOCTOR
 from tests.intake import receive_object
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -335,6 +337,40 @@ async def test_what_the_version_says_decides_where_its_results_go(
     async with store.db.transaction() as tx:
         assert (await studies.instance(tx, store, to_a)).origin is Origin.VERIFIED_SR  # type: ignore[union-attr]
         assert (await studies.instance(tx, store, to_b)).origin is Origin.AI_SR  # type: ignore[union-attr]
+
+
+async def test_a_rejection_goes_to_whoever_holds_what_it_rejects(
+    store: Store,
+) -> None:
+    only_suspicious = Rule("suspicious", ("B",), category_at_least="4C")
+    no_rejections = Rule("drafts", ("A",), origin=frozenset({Origin.AI_SR}))
+    settings = ResultSettings(
+        EQUIPMENT, table(only_suspicious, no_rejections), key_images=False, pdf="none"
+    )
+    report = await draft(store, overlay=False)  # 4C
+    await encode_report(store, {"report_id": str(report.id), "version": 1}, settings)
+    signed = await sign(store, report, "2")
+    async with store.db.transaction() as tx:
+        withdrawn = await revise_report(
+            store,
+            tx,
+            report.id,
+            ReportStatus.ENTERED_IN_ERROR,
+            signed.current.findings,
+            signed.current.conclusions,
+            author=DOCTOR,
+            reason="another woman",
+        )
+    payload = {"report_id": str(report.id), "version": withdrawn.current.number}
+    await encode_report(store, payload, settings)
+
+    for holder in ("A", "B"):
+        *_, last = await queued(store, holder)
+        async with store.db.transaction() as tx:
+            instance = await studies.instance(tx, store, last)
+        assert instance is not None
+        assert instance.origin is Origin.REJECTION
+    assert await queued(store, "C") == []
 
 
 async def test_a_destination_with_hours_waits_for_them(
