@@ -5,6 +5,7 @@ tree, fhirkit a FHIR resource. A judge that is not installed skips the test that
 asked, with the reason.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -58,6 +59,16 @@ def _tool(name: str) -> str:
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
         pytest.skip(f"{name} is not installed")
+    return found
+
+
+def dcmtk(program: str) -> str:
+    """Return a program of DCMTK; pynetdicom brings others of the same names."""
+    own = str(Path(sys.executable).parent)
+    path = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if p != own)
+    found = shutil.which(program, path=path)
+    if found is None:
+        pytest.skip("DCMTK is not installed")
     return found
 
 

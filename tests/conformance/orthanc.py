@@ -73,6 +73,14 @@ class Orthanc:
         with urllib.request.urlopen(url, data=body, timeout=10) as response:
             return bytes(response.read())
 
+    def put(self, path: str, body: object) -> None:
+        """Set something in its REST API; what is no text goes as JSON."""
+        told = body if isinstance(body, str) else json.dumps(body)
+        url = f"http://127.0.0.1:{self.http}{path}"
+        request = urllib.request.Request(url, told.encode(), method="PUT")
+        with urllib.request.urlopen(request, timeout=10):
+            pass
+
     def file(self, sop_instance_uid: str) -> bytes:
         """Return the Part 10 file of an instance."""
         query = {"Level": "Instance", "Query": {"SOPInstanceUID": sop_instance_uid}}

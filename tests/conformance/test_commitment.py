@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -65,13 +64,7 @@ async def scp(store: Store, orthanc: Orthanc) -> Any:
     scp = StorageScp(settings, open_another, [commitment_service(SETTINGS)])
     await asyncio.to_thread(scp.start)
     modality = {"AET": "SONONODE", "Host": "127.0.0.1", "Port": scp.ports[0]}
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{orthanc.http}/modalities/node",
-        json.dumps(modality).encode(),
-        method="PUT",
-    )
-    with urllib.request.urlopen(request, timeout=10):
-        pass
+    orthanc.put("/modalities/node", modality)
     yield scp
     await asyncio.to_thread(scp.stop, grace_s=0)
 

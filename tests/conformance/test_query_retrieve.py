@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -33,13 +32,6 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
         server.stop()
 
 
-def put(orthanc: Orthanc, path: str, body: str) -> None:
-    url = f"http://127.0.0.1:{orthanc.http}{path}"
-    request = urllib.request.Request(url, body.encode(), method="PUT")
-    with urllib.request.urlopen(request, timeout=10):
-        pass
-
-
 @pytest.fixture
 async def filled(store: Store, orthanc: Orthanc) -> AsyncIterator[dict[str, bytes]]:
     """Our port with some studies, known to Orthanc as `node`."""
@@ -66,9 +58,9 @@ async def filled(store: Store, orthanc: Orthanc) -> AsyncIterator[dict[str, byte
     )
     await asyncio.to_thread(scp.start)
     modality = {"AET": "SONONODE", "Host": "127.0.0.1", "Port": scp.ports[0]}
-    put(orthanc, "/modalities/node", json.dumps(modality))
+    orthanc.put("/modalities/node", modality)
     # It turns every answer into one encoding of its own, Latin-1 unless told.
-    put(orthanc, "/tools/default-encoding", "Utf8")
+    orthanc.put("/tools/default-encoding", "Utf8")
     yield await archive.fill(store)
     await asyncio.to_thread(scp.stop, grace_s=1)
 

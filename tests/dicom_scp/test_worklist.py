@@ -1,11 +1,8 @@
 """Modality Worklist as machines see it (PS3.4 Annex K), beside DCMTK's `wlmscpfs`."""
 
 import asyncio
-import os
-import shutil
 import socket
 import subprocess
-import sys
 import time as clock_time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -43,6 +40,7 @@ from node.store import orders
 from node.store.orders import ListedOrder
 from node.store.store import Store
 from node.workflow.orders import Placement, patient_of_order, place_order
+from tests.conformance.judges import dcmtk
 from tests.dicom_scp.conftest import StartScp
 
 WANG = PatientIdentity("P1", "Wang^Fang=王^芳", date(1980, 2, 3), "F")
@@ -110,16 +108,6 @@ def serve(start_scp: StartScp) -> Serve:
         return scp.ports[0]
 
     return start
-
-
-def dcmtk(program: str) -> str:
-    """Return a program of DCMTK; pynetdicom brings others of the same names."""
-    own = str(Path(sys.executable).parent)
-    path = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if p != own)
-    found = shutil.which(program, path=path)
-    if found is None:
-        pytest.skip("DCMTK is not installed")
-    return found
 
 
 def findscu(port: int, folder: Path, *keys: str, ae: str = "ANY-SCU") -> list[Dataset]:
