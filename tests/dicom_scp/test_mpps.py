@@ -331,3 +331,50 @@ async def test_study_closes_with_the_last_listed_image_and_its_association_open(
     assert study.status is StudyStatus.CLOSED
     assert study.evidence == "complete: MPPS COMPLETED, 3 of 3 images"
     assert not study.incomplete
+
+
+async def nobody_feeds(store: Store) -> None:
+    """Return when the end of every association has been noted."""
+    async with asyncio.timeout(10):
+        while True:
+            async with store.db.transaction() as tx:
+                if not await tx.fetchval("select count(*) from open_associations"):
+                    return
+            await asyncio.sleep(0.01)
+
+
+async def test_machine_that_breaks_off_is_flagged_until_it_sends_all_again(
+    connect: Connect, store: Store, clock: FrozenClock
+) -> None:
+    images = [make_instance() for _ in range(2)]
+    machine = await connect()
+    for image in images:
+        await machine.store(image)
+    machine.association.abort()
+    await nobody_feeds(store)
+    clock.advance(seconds=60)
+    assert await close_due_studies(store) == 1
+    async with store.db.transaction() as tx:
+        study = await studies.study(tx, STUDY)
+    assert study is not None
+    assert study.evidence == "incomplete: association aborted, 2 images"
+    again = await connect()
+    await again.store(make_instance())
+    for image in images:  # nothing new in these
+        await again.store(image)
+    again.association.abort()
+    await nobody_feeds(store)
+    last = await connect()
+    for image in images:
+        await last.store(image)
+    last.association.release()
+    await nobody_feeds(store)
+    clock.advance(seconds=5)
+    assert await close_due_studies(store) == 1
+    async with store.db.transaction() as tx:
+        study = await studies.study(tx, STUDY)
+    assert study is not None
+    assert not study.incomplete
+    assert study.evidence == (
+        "complete: associations released, 5 s of silence, 3 images"
+    )
