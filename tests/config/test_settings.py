@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from config.settings import SettingsError, load_settings
+from node.app import completion_settings_of
+from node.domain.completion import EvidenceKind
 
 
 def test_the_documented_defaults_are_complete_and_valid() -> None:
@@ -111,3 +113,20 @@ def test_a_character_set_that_we_cannot_write_is_named() -> None:
     assert known.dicom.peers[0].charset == "\\ISO 2022 IR 58"
     with pytest.raises(SettingsError, match=r"dicom.peers\[1\].charset: 'UTF-8'"):
         load_settings({"SONONODE_DICOM__PEERS": peer % "UTF-8"})
+
+
+def test_each_machine_has_its_own_rules_for_the_end_of_a_study() -> None:
+    peers = '[{"ae_title": "US1", "completion": ["mpps"], "quiet_period_s": 7}]'
+    settings = load_settings({"SONONODE_DICOM__PEERS": peers})
+    own = completion_settings_of(settings).rules_of("US1")
+    assert own.trusted == {EvidenceKind.MPPS}
+    assert (own.quiet_period_s, own.quiet_after_release_s) == (7, 5)
+    anybody = completion_settings_of(settings).rules_of("ELSE")
+    assert anybody.trusted == set(EvidenceKind)
+    wrong = peers.replace("mpps", "hope").replace("7", "-1")
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"SONONODE_DICOM__PEERS": wrong})
+    assert [fault.split(":")[0] for fault in caught.value.faults] == [
+        "dicom.peers[1].completion",
+        "dicom.peers[1].quiet_period_s",
+    ]
