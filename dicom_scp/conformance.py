@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 from dicom_scp import (
@@ -89,17 +89,26 @@ class _Offer:
     both_roles: bool
 
 
-def _offers(services: Sequence[Service]) -> list[_Offer]:
-    of = {uid: one.name for one in services for uid in one.abstract_syntaxes}
+# A class that a site enters for one peer, such as a maker's private one.
+_ENTERED: Final = "1.2.3"
+_ENTERED_NAME: Final = "Storage classes that the site enters for a peer"
+
+
+def _offers(services: Sequence[Service], *, also: str = "") -> list[_Offer]:
+    peer = replace(_PEER, sop_classes=(also,) if also else ())
+    stored = {*CLASSES, also}
+    of = {
+        **dict.fromkeys(stored, ServiceName.STORE),
+        **{uid: one.name for one in services for uid in one.abstract_syntaxes},
+    }
     told = []
-    for context in scp.contexts_for(_PEER, services, receives=CLASSES):
+    for context in scp.contexts_for(peer, services, receives=stored):
         uid = str(context.abstract_syntax)
-        stored = ServiceName.STORE if uid in CLASSES else None
         told.append(
             _Offer(
                 uid,
                 tuple(str(syntax) for syntax in context.transfer_syntax or ()),
-                of.get(uid, stored),
+                of.get(uid),
                 bool(context.scp_role),
             )
         )
@@ -190,13 +199,13 @@ def _association_tables(node: Implementation) -> Mapping[str, str]:
             ("SOP Class", "UID", "Transfer syntaxes", "Role", "Peer's service"),
             (
                 (
-                    name(offer.uid),
-                    offer.uid,
+                    name(offer.uid) if offer.uid != _ENTERED else _ENTERED_NAME,
+                    offer.uid if offer.uid != _ENTERED else "–",
                     f"list {letters[offer.syntaxes]}",
                     "SCP, SCU by role selection" if offer.both_roles else "SCP",
                     _needed(offer),
                 )
-                for offer in offers
+                for offer in _offers(node.services, also=_ENTERED)
             ),
         ),
         "syntaxes": table(
@@ -226,7 +235,8 @@ _DESTINATION: Final = scu.Destination("", "", 0)
 def _needed(offer: _Offer) -> str:
     if offer.service is None:
         return "any"
-    also = " (SCU: retrieve)" if offer.uid in CLASSES and offer.both_roles else ""
+    fetched = offer.service is ServiceName.STORE and offer.both_roles
+    also = " (SCU: retrieve)" if fetched else ""
     return f"{offer.service}{also}"
 
 
