@@ -31,6 +31,7 @@ log = structlog.get_logger(__name__)
 
 MOST_MEASUREMENTS: Final = 500
 DEEPEST: Final = 24
+_GROUP: Final = ("DCM", "125007")
 _TRACKING: Final = {
     ("DCM", "112039"),
     ("DCM", "121151"),
@@ -124,8 +125,11 @@ class _Place:
         """Return the place of the children `items` of a container `item`."""
         if self.depth >= DEEPEST:
             raise NodeError("the report is nested too deep", ErrorKind.INVALID)
-        # The title of the document says nothing of a measurement.
-        named = _code(item, "ConceptNameCodeSequence").meaning if self.depth else ""
+        # The title of the document says nothing of a measurement, nor does the name
+        # that TID 1500 gives every group.
+        name = _code(item, "ConceptNameCodeSequence")
+        plain = not self.depth or (name.scheme, name.value) == _GROUP
+        named = "" if plain else name.meaning
         tracking = next((_text(i, "TextValue") for i in items if _is(i, _TRACKING)), "")
         headings = tuple(word for word in (named, tracking) if word)
         return _Place(

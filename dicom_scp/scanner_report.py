@@ -1,7 +1,7 @@
 """The Structured Report that a simulated scanner writes of what was measured on it.
 
-A Comprehensive SR (PS3.3 A.35.3) with a container for each lesion, the older SNOMED codes
-that machines in the field still write, and the calliper lines as SCOORD.
+A Comprehensive SR (PS3.3 A.35.3) with a container for each lesion, the older SNOMED
+codes that machines in the field still write, and the calliper lines as SCOORD.
 """
 
 from __future__ import annotations
@@ -65,6 +65,39 @@ class MeasuredLesion:
 
     name: str
     callipers: tuple[Calliper, ...]
+
+
+def with_callipers(
+    image: Dataset,
+    name: str,
+    *,
+    centre_mm: tuple[float, float],
+    width_mm: float,
+    height_mm: float,
+) -> MeasuredLesion:
+    """Return what somebody measures who sets callipers across and down a lesion.
+
+    `centre_mm`: from the left edge of the calibrated region, and below the skin. In a
+    cine the first frame is measured.
+    """
+    region = image.SequenceOfUltrasoundRegions[0]
+    x = region.RegionLocationMinX0 + centre_mm[0] / 10 / region.PhysicalDeltaX
+    y = region.RegionLocationMinY0 + centre_mm[1] / 10 / region.PhysicalDeltaY
+    half_x = width_mm / 20 / region.PhysicalDeltaX
+    half_y = height_mm / 20 / region.PhysicalDeltaY
+    across = ((x - half_x, y), (x + half_x, y))
+    down = ((x, y - half_y), (x, y + half_y))
+    lines = sorted(((width_mm, across), (height_mm, down)), reverse=True)
+    frame = 1 if int(image.get("NumberOfFrames", None) or 1) > 1 else None
+    return MeasuredLesion(
+        name,
+        tuple(
+            Calliper(which, image, points, f"{millimetres:.1f}", frame)
+            for which, (millimetres, points) in zip(
+                ("long", "short"), lines, strict=True
+            )
+        ),
+    )
 
 
 def build_scanner_report(

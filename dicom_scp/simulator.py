@@ -37,6 +37,7 @@ from dicom_scp.scanner import (
     build_instance,
     invalid_id_number,
 )
+from dicom_scp.scanner_report import build_scanner_report, with_callipers
 from dicom_scp.scu import send_at_once
 from node.domain.errors import ErrorKind, NodeError
 
@@ -118,6 +119,7 @@ class _Visit:
     expectation: Expectation = Expectation.READ
     lesions: tuple[PhantomLesion, ...] = ()
     prior: bool = False
+    measured: bool = False
 
 
 def plan_demo(
@@ -221,7 +223,17 @@ def _phantom_visits(wanted: Collection[Patient]) -> list[_Visit]:
             51,
             prior=True,
         ),
-        partial(_visit, zhang, GE_LIKE, 0, "Breast US", (fibroadenoma,), 11, views=2),
+        partial(
+            _visit,
+            zhang,
+            GE_LIKE,
+            0,
+            "Breast US",
+            (fibroadenoma,),
+            11,
+            views=2,
+            measured=True,
+        ),
         partial(
             _visit,
             li,
@@ -245,7 +257,16 @@ def _phantom_visits(wanted: Collection[Patient]) -> list[_Visit]:
             syntax=jpeg,
             cine=24,
         ),
-        partial(_visit, ouyang, GE_LIKE, 0, "Breast US, follow-up", (grown,), 52),
+        partial(
+            _visit,
+            ouyang,
+            GE_LIKE,
+            0,
+            "Breast US, follow-up",
+            (grown,),
+            52,
+            measured=True,
+        ),
         partial(
             _visit,
             chen,
@@ -292,6 +313,7 @@ def _visit(
     calibrated: bool = True,
     prior: bool = False,
     side: str = "L",
+    measured: bool = False,
 ) -> _Visit:
     pictures = []
     for n in range(views):
@@ -318,6 +340,7 @@ def _visit(
         Expectation.NOT_READ if doppler else Expectation.READ,
         lesions,
         prior,
+        measured,
     )
 
 
@@ -463,6 +486,8 @@ def _study(visit: _Visit, number: int, uid: UidSource, now: datetime) -> Simulat
         )
         for n, view in enumerate(visit.views, 1)
     )
+    if visit.measured:
+        instances = (*instances, _measurements(instances[0], visit.lesions, uid, at))
     return SimulatedStudy(
         study_instance_uid=study_instance_uid,
         accession_number=accession,
@@ -472,6 +497,23 @@ def _study(visit: _Visit, number: int, uid: UidSource, now: datetime) -> Simulat
         lesions=visit.lesions,
         prior=visit.prior,
     )
+
+
+def _measurements(
+    image: Dataset, lesions: Sequence[PhantomLesion], uid: UidSource, at: datetime
+) -> Dataset:
+    """Return the Structured Report of what was measured on the scanner."""
+    measured = [
+        with_callipers(
+            image,
+            f"Lesion {number}",
+            centre_mm=(lesion.x_mm, lesion.depth_mm),
+            width_mm=lesion.width_mm,
+            height_mm=lesion.height_mm,
+        )
+        for number, lesion in enumerate(lesions, 1)
+    ]
+    return build_scanner_report([image], measured, at=at, uids=(uid(), uid()))
 
 
 # -- sending -------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import TypeVar
 import uvloop
 
 from config.settings import Settings
+from dicom_scp.peers import EVERYBODY
 from dicom_scp.scp import tls_context
 from dicom_scp.tls import first_expiry
 from node import app
@@ -99,9 +100,12 @@ async def examine(store: Store, settings: Settings) -> list[Finding]:
             " look at `python -m node versions list`"
         )
         findings.append(Finding("duplicates", True, told))
-    if not settings.dicom.allowed_calling_aes and not settings.dicom.peers:
+    dicom = settings.dicom
+    nobody = not dicom.allowed_calling_aes and not dicom.peers
+    if nobody or EVERYBODY in dicom.allowed_calling_aes:
         told = (
-            "dicom.peers and dicom.allowed_calling_aes are empty: any machine may send"
+            "any machine may send: enter yours in dicom.peers, and take * out of"
+            " dicom.allowed_calling_aes"
         )
         findings.append(Finding("AE titles", False, told))
     return findings

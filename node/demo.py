@@ -14,9 +14,9 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from config.settings import Settings, load_settings
+from dicom_scp.peers import EVERYBODY, ServiceName
 from dicom_scp.simulator import (
     Expectation,
     Sent,
@@ -36,12 +37,15 @@ from dicom_scp.simulator import (
 )
 from node.domain.access import Role
 from node.domain.errors import NodeError
+from node.domain.order import OrderSource, Step
+from node.domain.study import PatientIdentity
 from node.installation import Addresses, prepared, start_roles
 from node.logs import configure_logging
 from node.store import people
 from node.store.reports import report_id_for
-from node.store.store import open_store
+from node.store.store import Store, open_store
 from node.supervisor import Supervisor, environment_with
+from node.workflow.orders import By, Placement, patient_of_order, place_order
 
 _ROOT = Path(__file__).parents[1]
 # The patient channel needs WeChat; a demonstration brings one that behaves like it.
@@ -50,6 +54,14 @@ _WECHAT_APP = "wx5f0a90de0e000001"
 _WECHAT_SECRET = "demo-secret-of-the-fake-server"  # noqa: S105
 _WECHAT_TEMPLATE = "tmpl-report-updated-000000000000000000000001"
 _DOCTOR = "dr.li"
+# The simulated room is entered as a peer: it may use every service, others store.
+_ROOM: Mapping[str, object] = {
+    "ae_title": "SIMULATOR",
+    "name": "simulated ultrasound room",
+    "services": [str(service) for service in ServiceName],
+    "host": "127.0.0.1",
+    "port": 11113,
+}
 
 _NO_OPINION = "0"  # the category a doctor gives when nothing could be read
 _GATED = {"4A", "4B", "4C", "5", "6"}
@@ -150,6 +162,8 @@ def demonstrate(
 def _demo_values(environment: Mapping[str, str], wechat_port: int) -> dict[str, str]:
     """Return the settings of a demonstration; what the caller has set stays."""
     values = {
+        "SONONODE_DICOM__ALLOWED_CALLING_AES": EVERYBODY,
+        "SONONODE_DICOM__PEERS": json.dumps([dict(_ROOM)]),
         "SONONODE_COMPLETION__QUIET_PERIOD_S": "3",
         "SONONODE_COMPLETION__QUIET_AFTER_RELEASE_S": "0.5",
         "SONONODE_INFERENCE__READ_SIMULATED": "true",
@@ -161,6 +175,29 @@ def _demo_values(environment: Mapping[str, str], wechat_port: int) -> dict[str, 
         "SONONODE_LOG__LEVEL": "error",
     }
     return {k: v for k, v in values.items() if k not in environment}
+
+
+async def _schedule(store: Store) -> None:
+    """Put a woman on today's worklist, for whoever plays the ultrasound room."""
+    now = store.clock()
+    patient = PatientIdentity(
+        "SIM-000010", "Sun^Yue=孙^悦", date(1981, 6, 18), "F", "SIMULATOR"
+    )
+    step = Step(
+        scheduled_on=now.date(),
+        accession_number=f"SIM{now:%y%m%d}90",
+        requested_procedure_id=f"RP{now:%y%m%d}90",
+        requested_procedure_description="乳腺超声",
+        step_id=f"SPS{now:%y%m%d}90",
+        step_description="Breast US",
+        station_titles=(str(_ROOM["ae_title"]),),
+    )
+    async with store.db.transaction() as tx:
+        patient_id = await patient_of_order(store, tx, patient)
+        key = f"demo/{step.accession_number}"
+        placement = Placement(key, patient_id, OrderSource.REST, step)
+        with suppress(NodeError):  # she has been examined already today
+            await place_order(store, tx, placement, by=By("demo", "administrator"))
 
 
 async def _plan(
@@ -190,6 +227,7 @@ async def _plan(
                 )
             else:
                 await people.set_password(tx, _DOCTOR, password)
+        await _schedule(store)
     finally:
         await store.close()
     chosen = environment.get("SAMPLES")
@@ -254,7 +292,10 @@ class _Showing:
             return
         self._console.print(
             f"\nreview page: [bold]{plan.base_url}/[/]   user [bold]{plan.doctor}[/]"
-            f"   password [bold]{plan.password}[/]\nCtrl-C ends the node."
+            f"   password [bold]{plan.password}[/]\n"
+            "be an ultrasound room: [bold]python -m node send --machine logiq"
+            f" --port {plan.dicom_port} --listen {_ROOM['port']}[/]\n"
+            "Ctrl-C ends the node."
         )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import aiohttp
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from config.settings import Settings, load_settings
@@ -183,7 +184,9 @@ async def _ask(
 def _show(rows: Iterable[tuple[bool, str, str]]) -> None:
     table = Table(show_header=False, box=None)
     for well, what, told in rows:
-        table.add_row("[green]ok[/]" if well else "[red]mend[/]", what, told)
+        # A setting in brackets is no markup.
+        sign = "[green]ok[/]" if well else "[red]mend[/]"
+        table.add_row(sign, escape(what), escape(told))
     console.print(table)
 
 

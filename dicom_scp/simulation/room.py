@@ -34,7 +34,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from dicom_scp.phantoms import PhantomLesion, build_phantom
 from dicom_scp.scanner import Layout, Patient, View, build_instance
-from dicom_scp.scanner_report import Calliper, MeasuredLesion, build_scanner_report
+from dicom_scp.scanner_report import build_scanner_report, with_callipers
 from dicom_scp.scu import send_at_once
 from dicom_scp.simulation.machines import Profile
 from dicom_scp.simulation.messages import (
@@ -318,14 +318,15 @@ class Room:
 
     def _report(self, image: Dataset, lesion: PhantomLesion, at: datetime) -> Dataset:
         """Return what a sonographer's callipers measured in the first image."""
-        names = (("long", lesion.width_mm), ("short", lesion.height_mm))
-        callipers = tuple(
-            Calliper(name, image, ((200, 200), (300, 240)), f"{mm:.1f}")
-            for name, mm in names
+        measured = with_callipers(
+            image,
+            "Lesion 1",
+            centre_mm=(lesion.x_mm, lesion.depth_mm),
+            width_mm=lesion.width_mm,
+            height_mm=lesion.height_mm,
         )
-        measured = [MeasuredLesion("Lesion 1", callipers)]
         return build_scanner_report(
-            [image], measured, at=at, uids=(self.new_uid(), self.new_uid())
+            [image], [measured], at=at, uids=(self.new_uid(), self.new_uid())
         )
 
     @contextmanager

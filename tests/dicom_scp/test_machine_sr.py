@@ -57,7 +57,7 @@ def test_measurements_come_with_their_lesion_site_unit_and_image() -> None:
 
     long, short = report.measurements
     assert (report.title, report.device) == ("Imaging Measurement Report", "Maker M1")
-    assert long.group == ("Measurement Group", "Lesion 1")
+    assert long.group == ("Lesion 1",)
     assert (long.value, long.unit, long.site) == ("12.30", "mm", "Left breast")
     assert long.name.meaning == "Long Axis"
     assert chinese_name(long.name) == "长径"
