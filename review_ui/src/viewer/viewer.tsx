@@ -76,11 +76,12 @@ function Canvas({ model, screen }: OnScreen) {
     if (!clip) return;
     const frames = model.frames(clip);
     const paint = (bitmap: ImageBitmap) => {
-      if (model.clip.peek() !== clip || model.frame.peek() !== frame) return;
+      // The page may have been left while the frame was on its way.
+      if (!canvas.current || model.clip.peek() !== clip || model.frame.peek() !== frame) return;
       model.fault.value = null;
       // By what holds now: a frame that was long on its way must not undo a newer painting.
       const extent = screen.peek();
-      draw(canvas.current!, bitmap, extent, placement(extent, clip, model.view.peek()));
+      draw(canvas.current, bitmap, extent, placement(extent, clip, model.view.peek()));
     };
     const ready = frames.ready(frame);
     if (ready) {
