@@ -179,7 +179,7 @@ class _Sample:
         draft = drafted.current
         lesion = draft.findings.lesions[0]
         capture = build_heat_map(
-            np.zeros((8, 8, 3), np.uint8), draft, lesion, self.header, number=1, **named
+            np.zeros((4, 6, 3), np.uint8), draft, lesion, self.header, number=1, **named
         )
         signed = self._signed(drafted)
         uid = str(self.header.StudyInstanceUID)
@@ -350,7 +350,7 @@ def _source(
         return all(same(kind) for kind in among)
 
     if tag in header and all_of(
-        lambda kind: full[kind][tag].value == header[tag].value
+        lambda kind: str(full[kind][tag].value) == str(header[tag].value)
     ):
         return "COPY"
     # The moment of a version is told on the clock of the site.
