@@ -1,4 +1,4 @@
-"""Answers what the ultrasound machine itself measured, beside what AI and doctor say."""
+"""Answers what the ultrasound machine measured, beside what AI and doctor say."""
 
 from typing import Any
 from uuid import UUID
