@@ -53,7 +53,7 @@ from dicom_scp.status import (
 from dicom_scp.upper_layer import StoreRequest, StoreResponse
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
-from node.domain.study import PatientIdentity, ReceivedInstance
+from node.domain.study import Duplicates, PatientIdentity, ReceivedInstance
 from node.imaging import FrameTable, ReaderFile, frames_at, read_part10
 from node.store import audit, studies
 from node.workflow.completion import end_association
@@ -329,6 +329,16 @@ class InstanceSink:
         if writer is not None:
             writer.abort()
 
+    def close(self) -> None:
+        """Move the object to its place: nobody waits for that any more."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            try:
+                writer.publish()
+            except NodeError as error:  # where it is, it is found as well
+                writer.leave()
+                log.warning("dicom.object_not_moved", error=error.message)
+
     def _keep(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt and count bytes of the object."""
         writer = cast("BlobWriter", self._writer)
@@ -379,8 +389,6 @@ class InstanceSink:
             self._keep(self._coercer.finish())
         size = self._meta_length + self._size
         received = self._described(size)
-        writer = cast("BlobWriter", self._writer)
-        writer.complete()
         intake = self._intake
         arrival = Arrival(
             received,
@@ -390,7 +398,7 @@ class InstanceSink:
             duplicates=self._peer.duplicates,
         )
         prepared = prepare(intake.store, arrival, intake.thread.known)
-        return self._commit(replace(arrival, prepared=prepared), writer)
+        return self._commit(replace(arrival, prepared=prepared))
 
     def _glance(self) -> None:
         """Read the header as soon as it is here: of native pixels no more is needed."""
@@ -443,16 +451,20 @@ class InstanceSink:
         with reader:
             return read_part10(BufferedReader(ReaderFile(reader), 4096))[1]
 
-    def _commit(self, arrival: Arrival, writer: "BlobWriter") -> int:
+    def _commit(self, arrival: Arrival) -> int:
         """Commit object and rows side by side: one wait for the disk, not two.
 
-        All of the object is written by now. Should this process be killed, the rows
-        decide whether it is kept; should the machine lose power, the next start takes
-        back rows without a whole object: nobody was told that they are stored.
+        Nobody is told that they are stored before both are. Whatever ends this
+        process or the machine in between, the next start takes back a row without
+        a whole object, and an object without a row. Of a further version the object
+        comes first: its row may be the one of many.
         """
-        intake = self._intake
+        intake, writer = self._intake, cast("BlobWriter", self._writer)
+        if arrival.prepared is None or arrival.duplicates is not Duplicates.REJECT:
+            writer.complete()
         rows = intake.thread.receive(arrival)
         try:
+            writer.complete()
             writer.sync()
         except BaseException:
             self._withdraw(arrival, rows)
@@ -465,11 +477,8 @@ class InstanceSink:
                 self._writer = None
                 rows.add_done_callback(partial(_settle, writer))
             raise
-        self._writer = None
         if result is Received.DUPLICATE:
-            writer.abort()
-        else:
-            writer.publish()
+            self.abort()
         if result is not Received.KEPT:
             intake.feeds(arrival.instance.association)
         coerced = arrival.coerced and result is not Received.DUPLICATE

@@ -95,6 +95,10 @@ class Sink(Protocol):
         """Store the instance durably and say what became of it."""
         ...
 
+    def close(self) -> None:
+        """Do what is left to do once the peer has its answer."""
+        ...
+
     def abort(self) -> None:
         """Leave nothing behind: the peer is gone."""
         ...
@@ -481,6 +485,7 @@ class StreamingUpperLayer(DULServiceProvider):
             self.connection.send_now(
                 encode_response(request, response, self._sink_context)
             )
+            sink.close()
         finally:
             self._idle_timer.restart()
             self._storing = False

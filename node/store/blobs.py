@@ -18,7 +18,9 @@ import fcntl
 import hashlib
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,7 @@ PREFIX = 7
 HEADER = 1 + SALT + PREFIX
 PLAIN = SEGMENT - TAG
 FIRST_PLAIN = PLAIN - HEADER
+SEGMENTS_AT_ONCE = 4  # of all writers of a process, beside those that gather
 # File systems on which a new file's name is durable when the file is: they write one
 # journal in order (ext4, xfs) or log the name with the file (btrfs).
 _NAMES_FOLLOW_FILES = frozenset({"ext4", "xfs", "btrfs"})
@@ -56,6 +59,8 @@ class BlobStore:
             self._unfinished.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._make_shards()
             self._names_follow = _file_system(root) in _NAMES_FOLLOW_FILES
+        self._aside = ThreadPoolExecutor(SEGMENTS_AT_ONCE, "segments")
+        self._buffers = _Buffers()
 
     def writer(self, name: str, *, key: bytes, associated_data: bytes) -> "BlobWriter":
         """Return a writer; nothing is visible under `name` before it is synced."""
@@ -65,6 +70,8 @@ class BlobStore:
             key,
             bind_name(name, associated_data),
             names_follow=self._names_follow,
+            aside=self._aside,
+            buffers=self._buffers,
         )
 
     def reader(self, name: str, *, key: bytes, associated_data: bytes) -> "BlobReader":
@@ -114,10 +121,10 @@ class BlobStore:
 
     def _path(self, name: str) -> Path:
         digest = hashlib.sha256(name.encode()).hexdigest()
-        return self._root / digest[:2] / digest
+        return Path(f"{self._root}/{digest[:2]}/{digest}")
 
     def _unfinished_path(self, name: str) -> Path:
-        return self._unfinished / quote(name, safe="")
+        return Path(f"{self._unfinished}/{quote(name, safe='')}")
 
     def _make_shards(self) -> None:
         """Make all folders now: a commit then has one entry to make durable."""
@@ -148,8 +155,28 @@ class AbandonedObject:
         self._path.unlink(missing_ok=True)
 
 
+class _Buffers:
+    """Memory for segments, used again: a fresh page costs more than filling it."""
+
+    def __init__(self) -> None:
+        self._free: deque[memoryview] = deque(maxlen=2 * SEGMENTS_AT_ONCE)
+
+    def take(self) -> memoryview:
+        """Return room for one segment."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return memoryview(bytearray(PLAIN))
+
+    def give_back(self, buffer: memoryview) -> None:
+        """Let somebody else have `buffer`."""
+        self._free.append(buffer)
+
+
 class BlobWriter:
-    """Encrypts a stream of bytes into one file; holds at most one segment in memory.
+    """Encrypts a stream of bytes into one file; holds at most two segments in memory.
+
+    While one segment gathers, the one before it is encrypted and written.
 
     `commit` is all that is needed for an object on its own. Who notes it elsewhere at
     the same time calls the three steps: `complete`, `sync` beside the note, `publish`.
@@ -163,14 +190,20 @@ class BlobWriter:
         associated_data: bytes,
         *,
         names_follow: bool,
+        aside: Executor,
+        buffers: _Buffers,
     ) -> None:
         self._path = path
         self._unfinished = unfinished
         self._names_follow = names_follow
+        self._aside = aside
+        self._under_way: Future[None] | None = None
         salt, self._prefix = os.urandom(SALT), os.urandom(PREFIX)
         self._header = bytes([HEADER]) + salt + self._prefix
         self._cipher = AESGCM(_derive(key, salt, associated_data))
-        self._buffer = bytearray()
+        self._buffers = buffers
+        self._buffer = buffers.take()
+        self._filled = 0
         self._segment = 0
         self._size = 0
         self._completed = False
@@ -182,11 +215,12 @@ class BlobWriter:
         self._size += len(view)
         while view:
             # A full buffer waits until more comes: the last segment says it is last.
-            if len(self._buffer) == self._room():
+            if self._filled == self._room():
                 self._flush(last=False)
-            taken = min(len(view), self._room() - len(self._buffer))
-            self._buffer += view[:taken]
-            view = view[taken:]
+            end = min(self._filled + len(view), self._room())
+            taken = end - self._filled
+            self._buffer[self._filled : end] = view[:taken]
+            self._filled, view = end, view[taken:]
 
     def complete(self) -> int:
         """Write what is left; return the plaintext size. A reader finds it now."""
@@ -236,6 +270,8 @@ class BlobWriter:
 
     def abort(self) -> None:
         """Drop what was written."""
+        with suppress(Exception):
+            self._wait()
         if self._file is not None:
             self._unfinished.unlink(missing_ok=True)
             self._close()
@@ -250,13 +286,29 @@ class BlobWriter:
 
     def _flush(self, *, last: bool) -> None:
         nonce = _nonce(self._prefix, self._segment, last=last)
+        segment, length = self._buffer, self._filled
+        self._segment, self._filled = self._segment + 1, 0
         try:
-            self._put(self._cipher.encrypt(nonce, self._buffer, None))
+            self._wait()
+            if last:
+                self._seal(nonce, segment, length)
+            else:
+                self._buffer = self._buffers.take()
+                self._under_way = self._aside.submit(self._seal, nonce, segment, length)
         except BaseException:
             self.abort()
             raise
-        self._buffer.clear()
-        self._segment += 1
+
+    def _wait(self) -> None:
+        """Let the segment before end, and raise what it met."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
+
+    def _seal(self, nonce: bytes, segment: memoryview, length: int) -> None:
+        sealed = self._cipher.encrypt(nonce, segment[:length], None)
+        self._buffers.give_back(segment)
+        self._put(sealed)
 
     def _put(self, data: bytes) -> None:
         with _disk_errors():

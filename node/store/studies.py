@@ -665,10 +665,12 @@ async def withdraw_unacknowledged(
         except NodeError as error:
             if error.kind not in (ErrorKind.NOT_FOUND, ErrorKind.INTEGRITY):
                 raise
-            lost.append(row["sop_instance_uid"])
-    for uid in lost:
-        await withdraw_instance(tx, uid)
-    return lost
+            lost.append(row)
+    for row in lost:
+        # The object first: should `tx` fail, its row is found again without one.
+        await asyncio.to_thread(store.blobs.delete, row["blob_name"])
+        await withdraw_instance(tx, row["sop_instance_uid"])
+    return [row["sop_instance_uid"] for row in lost]
 
 
 def _read_whole(store: "Store", stored: StoredInstance) -> None:

@@ -78,6 +78,9 @@ class CountingSink:
         CountingSink.open -= 1
         return StoreResponse(0)
 
+    def close(self) -> None:
+        pass
+
     def abort(self) -> None:
         CountingSink.open -= 1
 

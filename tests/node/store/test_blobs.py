@@ -357,11 +357,11 @@ def test_a_full_disk_refuses_and_keeps_nothing(
     assert get(objects) == b"before"
 
 
-def test_a_writer_holds_no_more_than_one_segment(objects: BlobStore) -> None:
+def test_a_writer_gathers_no_more_than_one_segment(objects: BlobStore) -> None:
     writer = objects.writer(NAME, key=KEY, associated_data=PLACE)
     for _ in range(40):
         writer.write(bytes(300_000))
-        assert len(writer._buffer) <= PLAIN
+        assert writer._filled <= PLAIN
     assert writer.commit() == 40 * 300_000
 
 
