@@ -26,6 +26,18 @@ _LOOK = (
 )
 
 
+# What a scope calls an interaction (SMART 2.2); what is not here no token may do.
+LETTERS: Mapping[str, str] = {
+    "read": "r",
+    "vread": "r",
+    "history-instance": "r",
+    "search-type": "s",
+    "create": "c",
+    "update": "u",
+    "patch": "u",
+}
+
+
 def _readable(action: Action) -> dict[Interaction, Action]:
     return dict.fromkeys(_LOOK, action)
 
@@ -95,9 +107,42 @@ def require(identity: Identity, resource_type: str, interaction: Interaction) ->
             ErrorKind.UNSUPPORTED,
         )
     identity.require(action)
+    require_scope(identity, resource_type, LETTERS.get(interaction.value, ""))
+
+
+def require_scope(
+    identity: Identity, resource_type: str, letter: str, *, whole: bool = False
+) -> None:
+    """Raise FORBIDDEN unless the caller's token opens a type; sessions open all.
+
+    With `whole` a scope for some resources of the type is not enough.
+    """
+    scopes = identity.scopes
+    if scopes is None:
+        return
+    if not letter or not scopes.alternatives(resource_type, letter):
+        raise NodeError(
+            f"the token has no scope for this on {resource_type}", ErrorKind.FORBIDDEN
+        )
+    if whole and not scopes.opens_whole(resource_type, letter):
+        raise NodeError(
+            f"this needs a scope for every {resource_type}", ErrorKind.FORBIDDEN
+        )
+
+
+def permits(identity: Identity, resource_type: str, letter: str) -> bool:
+    """Tell whether the caller's roles allow anything that a scope's letter means."""
+    return any(
+        LETTERS.get(interaction.value) == letter and identity.may(action)
+        for interaction, action in PERMITS.get(resource_type, {}).items()
+    )
 
 
 def may_read(identity: Identity, resource_type: str) -> bool:
     """Tell whether the caller may see resources of a type at all (_include)."""
     action = PERMITS.get(resource_type, {}).get(Interaction.READ)
-    return action is not None and identity.may(action)
+    if action is None or not identity.may(action):
+        return False
+    return identity.scopes is None or bool(
+        identity.scopes.alternatives(resource_type, "r")
+    )

@@ -16,7 +16,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from node.domain.access import Identity
 from node.domain.errors import ErrorKind, NodeError
-from node.store import models, people
+from node.domain.scopes import Scopes
+from node.store import clients, models, people
 from node.store.store import Store
 
 SESSION_COOKIE = "sononode_session"
@@ -98,16 +99,21 @@ class HttpSettings:
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed request as every renderer sees it; safe to show as it is."""
+    """A failed request as every renderer sees it; safe to show as it is.
+
+    `request` is there for its headers: they say what its caller can read.
+    """
 
     status: int
     message: str
     request_id: str
     kind: ErrorKind | None = None
     expression: str | None = None
+    request: web.Request | None = field(default=None, repr=False, compare=False)
 
 
 ErrorRenderer = Callable[[Failure], web.Response]
+Admits = Callable[[Scopes], bool]
 Check = Callable[[], Awaitable[None]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -117,6 +123,8 @@ class RouteGroup:
     """The routes of one part of the product and how it words its failures.
 
     `public` lists the route patterns (as registered) that need no caller.
+    `admits` tells for which scopes a SMART token may come in here at all; without
+    it the group is closed to tokens, whatever the roles behind them.
     `render_error` answers for everything under `prefix`, unknown paths
     included; it may choose another status than the one proposed.
     """
@@ -125,6 +133,7 @@ class RouteGroup:
     routes: Sequence[web.AbstractRouteDef]
     public: frozenset[str] = frozenset()
     render_error: ErrorRenderer | None = None
+    admits: Admits = field(default=lambda _: False)
 
 
 def identity(request: web.Request) -> Identity:
@@ -189,30 +198,44 @@ def make_app(
     groups = [*route_groups, health.group()]
     renderers = _Renderers(groups)
     public = frozenset().union(*(group.public for group in groups))
+    admissions: dict[str, Admits] = {}
     app = web.Application(
         client_max_size=settings.max_body_bytes,
         middlewares=[
             _observe(_Metrics(registry)),
             _translate(renderers),
             _limit(settings.max_body_bytes),
-            _authenticate(store, public),
+            _authenticate(store, public, admissions),
         ],
     )
     app[STORE] = store
     app.on_response_prepare.append(_add_headers(settings.secure))
     for group in groups:
-        app.add_routes(group.routes)
+        for route in app.add_routes(group.routes):
+            if route.resource is not None:
+                admissions[route.resource.canonical] = group.admits
     return app
 
 
 # --- who is calling ----------------------------------------------------------
 
 
-def _authenticate(store: Store, public: frozenset[str]) -> Any:
+def _authenticate(
+    store: Store,
+    public: frozenset[str],
+    admissions: Mapping[str, Admits],
+) -> Any:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if _pattern(request) not in public:
-            request[_IDENTITY] = await _identify(store, request)
+        pattern = _pattern(request)
+        if pattern not in public:
+            caller = request[_IDENTITY] = await _identify(store, request)
+            if caller.scopes is not None:
+                admits = admissions.get(pattern or "")
+                if admits is None or not admits(caller.scopes):
+                    raise NodeError(
+                        "the token has no scope for this", ErrorKind.FORBIDDEN
+                    )
         return await handler(request)
 
     return middleware
@@ -225,6 +248,9 @@ async def _identify(store: Store, request: web.Request) -> Identity:
     only the cookie needs the CSRF header on methods that change something.
     """
     kind, token = _credentials(request)
+    if token.startswith(clients.TOKEN_PREFIX):
+        async with store.db.connection() as connection:
+            return await clients.read_token(connection, token, now=store.clock())
     touch = BACKGROUND_HEADER not in request.headers
     async with store.db.transaction() as tx:
         session = await people.read_session(
@@ -306,13 +332,19 @@ def _translate(renderers: _Renderers) -> Any:
                 500, "the node failed on this request", request_id(request)
             )
             headers = {}
-        response = renderers(request.path, failure)
+        response = renderers(request.path, replace(failure, request=request))
         response.headers.update(headers)
         if response.status == HTTPStatus.UNAUTHORIZED:
-            response.headers.setdefault(hdrs.WWW_AUTHENTICATE, "Bearer")
+            response.headers.setdefault(hdrs.WWW_AUTHENTICATE, _challenge(request))
         return response
 
     return middleware
+
+
+def _challenge(request: web.Request) -> str:
+    """Return how to come in (RFC 6750 3): what was sent did not open anything."""
+    sent = hdrs.AUTHORIZATION in request.headers
+    return 'Bearer error="invalid_token"' if sent else "Bearer"
 
 
 def _known(error: NodeError, request_id_: str) -> Failure:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from node.domain.errors import ErrorKind, NodeError
+from node.domain.scopes import Scopes
 
 
 class Role(Enum):
@@ -90,12 +91,15 @@ class Identity:
     `practitioner_id` is the id of the FHIR Practitioner behind a person;
     None for machines. `display` is the professional's own name, never a
     patient's: plain words, or a DICOM PN where documents need its parts.
+    `scopes` is what a SMART token leaves of the roles; None for a session, which
+    has all of them.
     """
 
     user_id: str
     roles: frozenset[Role]
     display: str
     practitioner_id: str | None = None
+    scopes: Scopes | None = None
 
     @property
     def shown(self) -> str:
