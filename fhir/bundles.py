@@ -14,37 +14,54 @@ import orjson
 from fhir import search
 from fhir.access import may_read
 from fhir.outcome import Issue, outcome
+from fhir.scoping import narrowing, require_criteria, sees
 from fhir.search import CONTROL, Include, UnknownParameter
 from fhir.settings import FhirSettings
-from fhir.wire import Json, instant
+from fhir.views import Subset, View, read_subset
+from fhir.wire import Json, instant, to_bytes
 from node.domain.access import Identity
 from node.domain.errors import ErrorKind, NodeError
-from node.store import resources
-from node.store.resources import Criterion, Position, Query, Stored
+from node.store import search as found
+from node.store.resources import Stored
+from node.store.search import Criterion, Order, Position, Query
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
     from node.store.store import Store
 
 MAX_COUNT = 200
+MAX_INCLUDED = 1000
+# How often _include:iterate goes on from what it has found (3.1.1.5.4).
+MAX_ROUNDS = 4
 Parameters = Sequence[tuple[str, str]]
 Show = Callable[[Stored], bytes]
+Named = dict[tuple[str, str], Stored]
 
 
 @dataclass
 class Request:
-    """A search as asked: what is understood, and what is not (`ignored`)."""
+    """A search as asked: what is understood, and what is not (`ignored`).
+
+    Includes go with whether they iterate.
+    """
 
     resource_type: str
     criteria: list[Criterion] = field(default_factory=list)
     includes: list[tuple[Include, bool]] = field(default_factory=list)
-    reverse_includes: list[Include] = field(default_factory=list)
-    sort: tuple[bool, bool] = (False, True)
+    reverse_includes: list[tuple[Include, bool]] = field(default_factory=list)
+    # What happened in the clinic does not change while somebody turns the pages.
+    order: tuple[Order, ...] = (Order("happened", descending=True),)
     count: int = 50
-    count_only: bool = False
-    total: bool = False
+    total: str = "none"
+    summary: str | None = None
+    elements: str | None = None
     used: list[tuple[str, str]] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+
+    @property
+    def count_only(self) -> bool:
+        """Tell whether only the number of matches was asked for."""
+        return self.count == 0 or self.summary == "count"
 
 
 def read_request(
@@ -54,6 +71,7 @@ def read_request(
     sees_identity: bool,
     strict: bool,
     page_size: int,
+    base_url: str = "",
 ) -> Request:
     """Return the search that query parameters ask for.
 
@@ -65,10 +83,14 @@ def read_request(
         try:
             if name in CONTROL:
                 _control(request, name, value)
-            else:
+            elif value:  # an empty value asks for nothing (3.1.1.4)
                 request.criteria.append(
                     search.criterion(
-                        resource_type, name, value, sees_identity=sees_identity
+                        resource_type,
+                        name,
+                        value,
+                        sees_identity=sees_identity,
+                        base_url=base_url,
                     )
                 )
         except UnknownParameter as error:
@@ -81,23 +103,29 @@ def read_request(
 
 
 def _control(request: Request, name: str, value: str) -> None:
-    match name:
+    match name.partition(":")[0]:
         case "_count":
             request.count = _count(value)
-            request.count_only = request.count_only or request.count == 0
         case "_sort":
-            request.sort = search.sort(request.resource_type, value)
-        case "_include" | "_include:iterate":
-            iterate = name.endswith(":iterate")
-            request.includes.append((search.include(value), iterate))
+            request.order = search.sort(request.resource_type, value)
+        case "_include":
+            wanted = search.include(value)
+            request.includes.append((wanted, name.endswith(":iterate")))
         case "_revinclude":
-            request.reverse_includes.append(search.include(value))
-        case "_summary" if value == "count":
-            request.count_only = True
-        case "_summary" if value != "false":
-            raise UnknownParameter("_summary", request.resource_type)
+            wanted = search.include(value)
+            request.reverse_includes.append((wanted, name.endswith(":iterate")))
+        case "_summary":
+            request.summary = value
+        case "_elements":
+            request.elements = value
         case "_total":
-            request.total = value == "accurate"
+            if value not in ("none", "estimate", "accurate"):
+                raise NodeError(
+                    "_total is none, estimate or accurate",
+                    ErrorKind.INVALID,
+                    expression="_total",
+                )
+            request.total = value
 
 
 def _count(value: str) -> int:
@@ -115,119 +143,184 @@ class Searcher:
         settings: FhirSettings,
         identity: Identity,
         base_url: str,
-        show: Show,
+        view: View,
     ) -> None:
         self._store = store
         self._settings = settings
         self._identity = identity
         self._base_url = base_url
-        self._show = show
+        self._view = view
 
     async def search(
         self, resource_type: str, parameters: Parameters, *, strict: bool
-    ) -> Json:
+    ) -> bytes:
         """Return the searchset Bundle for query parameters or a page's cursor."""
         pages = [value for name, value in parameters if name == "_page"]
-        after = None
+        beside = None
         if pages:
-            parameters, after = self._open_page(resource_type, pages[0])
+            parameters, beside = self._open_page(resource_type, pages[0])
         request = read_request(
             resource_type,
             parameters,
             sees_identity=self._identity.sees_identity,
             strict=strict,
             page_size=self._settings.page_size,
+            base_url=self._base_url,
         )
-        async with self._store.db.transaction(readonly=True) as tx:
-            return await self._answer(tx, request, after)
+        subset = read_subset(request.summary, request.elements)
+        require_criteria(self._identity, tuple(request.criteria))
+        request.criteria += narrowing(self._identity, resource_type, "s")
+        async with self._store.db.reading() as tx:
+            return await self._answer(tx, request, subset, beside)
 
     async def _answer(
-        self, tx: "Transaction", request: Request, after: Position | None
-    ) -> Json:
-        by_happening, descending = request.sort
+        self,
+        tx: "Transaction",
+        request: Request,
+        subset: Subset,
+        beside: Position | None,
+    ) -> bytes:
         query = Query(
             request.resource_type,
             tuple(request.criteria),
-            by_happening=by_happening,
-            descending=descending,
+            order=request.order,
             count=request.count,
-            after=after,
+            beside=beside,
         )
         bundle: Json = {"resourceType": "Bundle", "type": "searchset"}
-        if request.total or request.count_only:
-            bundle["total"] = await resources.count(tx, self._store, query)
+        if request.total == "accurate" or request.count_only:
+            bundle["total"] = await found.count(tx, self._store, query)
+        elif request.total == "estimate":
+            bundle["total"] = await found.estimate(tx, self._store, query)
         bundle["link"] = [{"relation": "self", "url": self._self_link(request)}]
-        entries: list[Json] = []
+        show = self._view.narrowed(subset) if subset else self._view
+        entries: list[bytes] = []
         if not request.count_only:
-            page = await resources.search(tx, self._store, query)
-            entries = [self._entry(match, "match") for match in page.matches]
+            bodies = self._store.opened
+            page = await found.search(tx, self._store, query, bodies)
+            entries = [self._entry(show, match, b"match") for match in page.matches]
             included = await self._included(tx, request, page.matches)
-            entries += [self._entry(other, "include") for other in included]
-            if page.next is not None:
-                url = self._next_link(request, page.next)
-                bundle["link"].append({"relation": "next", "url": url})
+            entries += [self._entry(show, other, b"include") for other in included]
+            for relation, position in (
+                ("previous", page.previous),
+                ("next", page.next),
+            ):
+                if position is not None:
+                    url = self._page_link(request, position)
+                    bundle["link"].append({"relation": relation, "url": url})
         if request.ignored:
             issues = [
                 Issue("not-supported", text, severity="warning")
                 for text in request.ignored
             ]
-            entries.append({"resource": outcome(issues), "search": {"mode": "outcome"}})
-        if entries:
-            bundle["entry"] = entries
-        return bundle
+            told = {"resource": outcome(issues), "search": {"mode": "outcome"}}
+            entries.append(to_bytes(told))
+        return _with_entries(bundle, entries)
 
-    def _entry(self, stored: Stored, mode: str) -> Json:
-        return {
-            "fullUrl": f"{self._base_url}/{stored.resource_type}/{stored.resource_id}",
-            "resource": orjson.Fragment(self._show(stored)),
-            "search": {"mode": mode},
-        }
+    def _entry(self, show: View, stored: Stored, mode: bytes) -> bytes:
+        # Base URL, type and id hold nothing that JSON would have to escape.
+        url = f"{self._base_url}/{stored.resource_type}/{stored.resource_id}"
+        return b'{"fullUrl":"%b","resource":%b,"search":{"mode":"%b"}}' % (
+            url.encode(),
+            show(stored),
+            mode,
+        )
 
     async def _included(
         self, tx: "Transaction", request: Request, matches: Sequence[Stored]
     ) -> list[Stored]:
-        """Return what the matches bring along; only what the caller may read."""
-        known = {(m.resource_type, m.resource_id): m for m in matches}
-        found: dict[tuple[str, str], Stored] = {}
-        for wanted, iterate in request.includes:
-            sources = [*known.values(), *found.values()] if iterate else matches
+        """Return what the matches bring along; only what the caller may read.
+
+        What iterates goes on from what was found, for MAX_ROUNDS and up to
+        MAX_INCLUDED resources; when there would be more, the answer says so.
+        """
+        if not matches or not (request.includes or request.reverse_includes):
+            return []
+        known = _named(matches)
+        brought: Named = {}
+        sources: Sequence[Stored] = matches
+        for round_ in range(MAX_ROUNDS + 1):
+            fresh: Named = {}
+            for wanted, iterates in request.includes:
+                if iterates or round_ == 0:
+                    fresh |= await self._brought(tx, wanted, sources, reverse=False)
+            for wanted, iterates in request.reverse_includes:
+                if iterates or round_ == 0:
+                    fresh |= await self._brought(tx, wanted, sources, reverse=True)
+            fresh = {k: v for k, v in fresh.items() if k not in known | brought}
+            brought |= fresh
+            sources = list(fresh.values())
+            if not sources or len(brought) > MAX_INCLUDED:
+                break
+        if len(brought) > MAX_INCLUDED or (sources and _iterate(request)):
+            request.ignored.append("more is referred to than is included here")
+        return list(brought.values())[:MAX_INCLUDED]
+
+    async def _brought(
+        self,
+        tx: "Transaction",
+        wanted: Include,
+        sources: Sequence[Stored],
+        *,
+        reverse: bool,
+    ) -> Named:
+        """Return what one _include or _revinclude brings, readable by the caller."""
+        bodies, limit = self._store.opened, MAX_INCLUDED + 1
+        if not reverse:
             ids = [s.resource_id for s in sources if s.resource_type == wanted.source]
-            if ids:
-                more = await resources.referred(
-                    tx,
-                    self._store,
-                    wanted.source,
-                    ids,
-                    wanted.parameter,
-                    wanted.target,
-                )
-                found |= {(m.resource_type, m.resource_id): m for m in more}
-        ids = [m.resource_id for m in matches]
-        for wanted in request.reverse_includes:
-            if may_read(self._identity, wanted.source) and ids:
-                more = await resources.referring(
-                    tx,
-                    self._store,
-                    wanted.source,
-                    wanted.parameter,
-                    request.resource_type,
-                    ids,
-                )
-                found |= {(m.resource_type, m.resource_id): m for m in more}
-        return [
-            stored
-            for key, stored in found.items()
-            if key not in known and may_read(self._identity, key[0])
-        ]
+            if not ids:
+                return {}
+            more = await found.referred(
+                tx,
+                self._store,
+                wanted.source,
+                ids,
+                wanted.parameter,
+                wanted.target,
+                limit=limit,
+                bodies=bodies,
+            )
+            return self._opened(more)
+        if not may_read(self._identity, wanted.source):
+            return {}
+        brought: Named = {}
+        for target in {s.resource_type for s in sources}:
+            if wanted.target not in (None, target):
+                continue
+            ids = [s.resource_id for s in sources if s.resource_type == target]
+            more = await found.referring(
+                tx,
+                self._store,
+                wanted.source,
+                wanted.parameter,
+                target,
+                ids,
+                limit=limit,
+                bodies=bodies,
+            )
+            brought |= self._opened(more)
+        return brought
+
+    def _opened(self, stored: Sequence[Stored]) -> Named:
+        """Return what the caller may read; nothing leads on from the rest."""
+        return _named(
+            [
+                one
+                for one in stored
+                if may_read(self._identity, one.resource_type)
+                and sees(self._identity, one)
+            ]
+        )
 
     def _self_link(self, request: Request) -> str:
         return f"{self._base_url}/{request.resource_type}?{urlencode(request.used)}"
 
     # --- pages: the query travels sealed, because it may name a patient ----------
 
-    def _next_link(self, request: Request, position: Position) -> str:
+    def _page_link(self, request: Request, position: Position) -> str:
         used = [(name, value) for name, value in request.used if name != "_page"]
-        text = json.dumps([used, position.at.isoformat(), position.resource_id])
+        keys = [k.isoformat() if isinstance(k, datetime) else k for k in position.keys]
+        text = json.dumps([used, keys, position.backward])
         sealed = self._store.ring.node.seal(
             text.encode(), **_page_place(request.resource_type)
         )
@@ -245,9 +338,27 @@ class Searcher:
             text = self._store.ring.node.open(sealed, **_page_place(resource_type))
         except (NodeError, binascii.Error, ValueError):
             raise fault from None
-        used, at, resource_id = json.loads(text)
+        used, told, backward = json.loads(text)
         parameters = [(str(name), str(value)) for name, value in used]
-        return parameters, Position(datetime.fromisoformat(at), resource_id)
+        # The id is always the last key, and the only one that is no time.
+        keys = [datetime.fromisoformat(key) for key in told[:-1]]
+        return parameters, Position((*keys, told[-1]), backward)
+
+
+def _named(stored: Sequence[Stored]) -> Named:
+    return {(one.resource_type, one.resource_id): one for one in stored}
+
+
+def _iterate(request: Request) -> bool:
+    return any(i for _, i in (*request.includes, *request.reverse_includes))
+
+
+def _with_entries(bundle: Json, entries: Sequence[bytes]) -> bytes:
+    """Return a Bundle's bytes; its entries are put in as they are."""
+    head = to_bytes(bundle)
+    if not entries:
+        return head
+    return b'%b,"entry":[%b]}' % (head[:-1], b",".join(entries))
 
 
 def _page_place(resource_type: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from fhir.access import PERMITS, Interaction
-from fhir.search import PARAMETERS
+from fhir.search import COMMON, PARAMETERS
 from fhir.subscriptions import TOPICS
 from fhir.wire import Json
 
@@ -87,11 +87,27 @@ def _resource(kind: str) -> Json:
     includes = [f"{kind}:{p.name}" for p in parameters if p.kind == "reference"]
     if includes:
         resource["searchInclude"] = includes
-    searched = [{"name": p.name, "type": p.kind} for p in parameters]
+    reverse = [
+        f"{source}:{p.name}"
+        for source in sorted(PARAMETERS)
+        for p in PARAMETERS[source]
+        if kind in p.targets
+    ]
+    if reverse:
+        resource["searchRevInclude"] = reverse
     if Interaction.SEARCH in offered:
         if kind == "Task":
-            searched = [{"name": "status", "type": "token"}]
+            searched = [
+                {"name": "_id", "type": "token"},
+                {"name": "status", "type": "token"},
+            ]
         else:
+            searched = [
+                {"name": name, "type": p.kind}
+                for p in (*parameters, *COMMON)
+                for name in (p.name, p.also)
+                if name
+            ]
             searched += [
                 {"name": "_id", "type": "token"},
                 {"name": "_lastUpdated", "type": "date"},

@@ -57,6 +57,7 @@ AI_ASSERTED: Json = {
     "display": "Artificial Intelligence asserted",
 }
 REDACTED: Json = {"system": OBSERVATION_VALUE, "code": "REDACTED"}
+SUBSETTED: Json = {"system": OBSERVATION_VALUE, "code": "SUBSETTED"}
 IMAGING: Json = {
     "coding": [{"system": f"{_TERMINOLOGY}/observation-category", "code": "imaging"}]
 }

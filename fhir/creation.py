@@ -16,8 +16,9 @@ from fhir.wire import Json, reference_parts, with_identity
 from node.domain.access import Identity
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
-from node.store import audit, resources, studies
-from node.store.resources import Query, Stored
+from node.store import audit, resources, search, studies
+from node.store.resources import Stored
+from node.store.search import Query
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
@@ -77,7 +78,7 @@ class Clerk:
         if not request.criteria:
             raise Refused([Issue("invalid", "If-None-Exist asks for nothing")], 400)
         query = Query(resource_type, tuple(request.criteria), count=2)
-        page = await resources.search(self._tx, self._store, query)
+        page = await search.search(self._tx, self._store, query)
         if len(page.matches) > 1:
             issue = Issue("multiple-matches", "If-None-Exist finds several resources")
             raise Refused([issue], 412, ErrorKind.CONFLICT)

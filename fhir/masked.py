@@ -127,6 +127,9 @@ _FOR_DOCTOR: Mapping[str, Callable[[Json, date], Json]] = {
 }
 
 
+MASKED_TYPES = frozenset(_FOR_DOCTOR)
+
+
 def to_masked_report(report: PatientReport) -> Json:
     """Return the DiagnosticReport that the relay gets: only what `report` holds."""
     resource: Json = {

@@ -17,7 +17,7 @@ from fhir.settings import FhirSettings
 from fhir.wire import Json, as_list, parse, with_identity
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.report import Author, AuthorKind, Report
-from node.store import completion, models, orders, reports, resources, studies
+from node.store import completion, models, orders, reports, resources, search, studies
 from node.store.resources import Stored
 
 if TYPE_CHECKING:
@@ -198,15 +198,15 @@ async def _order(
     """
     if not accession_number:
         return ()
-    query = resources.Query(
+    query = search.Query(
         "ServiceRequest",
         (
             accession_criterion(accession_number),
-            resources.RefersTo("patient", (("Patient", str(patient_id)),)),
+            search.RefersTo("patient", (("Patient", str(patient_id)),)),
         ),
         count=1,
     )
-    page = await resources.search(tx, store, query)
+    page = await search.search(tx, store, query)
     return tuple(match.resource_id for match in page.matches)
 
 

@@ -16,7 +16,6 @@ from fhir.bundles import MAX_COUNT, Searcher, history_bundle
 from fhir.capability import capability_statement
 from fhir.creation import Clerk
 from fhir.editing import Change, Edit, edit_report, reason_of
-from fhir.masked import for_doctor
 from fhir.notification import notification, status_parameters
 from fhir.outcome import (
     CONTENT_TYPE,
@@ -30,12 +29,14 @@ from fhir.settings import FhirSettings
 from fhir.tasks import failed_task, failed_tasks, retry_task, search_tasks
 from fhir.transaction import read_transaction, to_response, version_of_etag
 from fhir.validation import read_resource
+from fhir.views import View, read_subset
 from fhir.wire import Json, parse, to_bytes
 from node.domain.access import Action, Identity
 from node.domain.errors import ErrorKind, NodeError
 from node.http import RouteGroup, identity
 from node.store import resources
 from node.store import subscriptions as stored_subscriptions
+from node.store.opened import NewestVersions
 from node.store.resources import StaleVersion, Stored
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ _TYPE = "{type:[A-Z][A-Za-z]{1,63}}"
 _ONE = f"{PREFIX}/{_TYPE}/{{id:[A-Za-z0-9.-]{{1,64}}}}"
 _JSON = frozenset({CONTENT_TYPE, "application/json", "text/json"})
 _FORM = "application/x-www-form-urlencoded"
-_MASKABLE = frozenset({"Patient", "DiagnosticReport", "ImagingStudy", "ServiceRequest"})
 _EDITED = frozenset({"DiagnosticReport", "Observation"})
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -71,6 +71,7 @@ class Rest:
         self._settings = settings
         self._version = version
         self._started = store.clock()
+        self._newest = NewestVersions(store)
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes; everything else below /fhir is 404 or 405."""
@@ -100,13 +101,13 @@ class Rest:
         """Answer the newest version of a resource; 304 when the caller has it."""
         caller, kind = self._allowed(request, Interaction.READ)
         resource_id = request.match_info["id"]
-        async with self._store.db.connection() as tx:
-            if kind == "Task":
+        if kind == "Task":
+            async with self._store.db.connection() as tx:
                 return _json(await failed_task(tx, self._store, resource_id))
-            stored = await resources.read(tx, self._store, kind, resource_id)
+        stored = await self._newest.read(kind, resource_id)
         if request.headers.get(hdrs.IF_NONE_MATCH) == _etag(stored):
             return web.Response(status=304, headers=_version_headers(stored))
-        return self._answer(caller, stored)
+        return self._answer(request, caller, stored)
 
     async def read_version(self, request: web.Request) -> web.Response:
         """Answer one version of a resource."""
@@ -118,7 +119,7 @@ class Rest:
             stored = await resources.read_version(
                 tx, self._store, kind, request.match_info["id"], int(number)
             )
-        return self._answer(caller, stored)
+        return self._answer(request, caller, stored)
 
     async def history(self, request: web.Request) -> web.Response:
         """Answer the versions of a resource, newest first, in pages."""
@@ -148,8 +149,9 @@ class Rest:
             if request.content_type != _FORM:
                 raise Refused([Issue("not-supported", f"_search takes {_FORM}")], 415)
             parameters += _form(await request.read())
+        strict = _prefers(request, "handling") == "strict"
         if kind == "Task":
-            return await self._search_tasks(parameters)
+            return await self._search_tasks(parameters, strict=strict)
         searcher = Searcher(
             self._store,
             self._settings,
@@ -157,19 +159,16 @@ class Rest:
             self._settings.base_url,
             self._show(caller),
         )
-        strict = _prefers(request, "handling") == "strict"
-        return _json(await searcher.search(kind, parameters, strict=strict))
+        body = await searcher.search(kind, parameters, strict=strict)
+        return web.Response(body=body, content_type=CONTENT_TYPE)
 
-    async def _search_tasks(self, parameters: list[tuple[str, str]]) -> web.Response:
-        statuses = [
-            status
-            for name, value in parameters
-            if name == "status"
-            for status in value.split(",")
-        ]
+    async def _search_tasks(
+        self, parameters: list[tuple[str, str]], *, strict: bool
+    ) -> web.Response:
         async with self._store.db.transaction(readonly=True) as tx:
             tasks = await failed_tasks(tx, self._store)
-        return _json(search_tasks(tasks, statuses, self._settings.base_url))
+        base_url = self._settings.base_url
+        return _json(search_tasks(tasks, parameters, base_url, strict=strict))
 
     # --- writing ------------------------------------------------------------------
 
@@ -305,20 +304,20 @@ class Rest:
         require(caller, kind, interaction)
         return caller, kind
 
-    def _show(self, caller: Identity) -> Callable[[Stored], bytes]:
+    def _show(self, caller: Identity) -> View:
         """Return how this caller sees a stored resource."""
-        today = self._store.clock().date()
+        return View(self._store, caller)
 
-        def show(stored: Stored) -> bytes:
-            if caller.sees_identity or stored.resource_type not in _MASKABLE:
-                return stored.body
-            return to_bytes(for_doctor(parse(stored.body), today))
-
-        return show
-
-    def _answer(self, caller: Identity, stored: Stored) -> web.Response:
+    def _answer(
+        self, request: web.Request, caller: Identity, stored: Stored
+    ) -> web.Response:
+        show = self._show(caller)
+        asked = request.query
+        if "_summary" in asked or "_elements" in asked:
+            subset = read_subset(asked.get("_summary"), asked.get("_elements"))
+            show = show.narrowed(subset)
         return web.Response(
-            body=self._show(caller)(stored),
+            body=show(stored),
             content_type=CONTENT_TYPE,
             headers=_version_headers(stored),
         )

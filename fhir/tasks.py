@@ -4,12 +4,15 @@ Tasks are a projection of the job queue: nothing of them is stored.
 """
 
 import re
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
 from fhir import concepts
-from fhir.wire import Json, as_list, instant
+from fhir.outcome import Issue, outcome
+from fhir.search import UnknownParameter
+from fhir.wire import Json, instant
 from node.domain.access import Identity
 from node.domain.audit import AuditEntry
 from node.domain.completion import words_of
@@ -205,22 +208,47 @@ async def _focus(tx: "Transaction", store: "Store", letter: DeadLetter) -> str |
     return None if study is None else f"ImagingStudy/{study}"
 
 
-def search_tasks(tasks: list[Json], statuses: list[str], base_url: str) -> Json:
-    """Return the searchset of the Tasks that have one of `statuses`; none asks all."""
-    found = [t for t in tasks if not statuses or t["status"] in statuses]
+def search_tasks(
+    tasks: list[Json],
+    parameters: Sequence[tuple[str, str]],
+    base_url: str,
+    *,
+    strict: bool,
+) -> Json:
+    """Return the searchset of the Tasks with one of the asked status and _id.
+
+    Other parameters are told as ignored, or refused when handling is `strict`.
+    """
+    found, ignored = tasks, []
+    for name, value in parameters:
+        if name == "status":
+            found = [task for task in found if task["status"] in value.split(",")]
+        elif name == "_id":
+            found = [task for task in found if task["id"] in value.split(",")]
+        elif name not in ("_count", "_format", "_pretty"):
+            fault = UnknownParameter(name, "Task")
+            if strict:
+                raise fault
+            ignored.append(Issue("not-supported", fault.message, severity="warning"))
     bundle: Json = {
         "resourceType": "Bundle",
         "type": "searchset",
         "total": len(found),
         "link": [{"relation": "self", "url": f"{base_url}/Task"}],
     }
-    if found:
-        bundle["entry"] = [
-            {
-                "fullUrl": f"{base_url}/Task/{task['id']}",
-                "resource": task,
-                "search": {"mode": "match"},
-            }
-            for task in as_list(found)
-        ]
-    return bundle
+    entries = [
+        {
+            "fullUrl": f"{base_url}/Task/{task['id']}",
+            "resource": task,
+            "search": {"mode": "match"},
+        }
+        for task in found[: _page_of(parameters)]
+    ]
+    if ignored:
+        entries.append({"resource": outcome(ignored), "search": {"mode": "outcome"}})
+    return {**bundle, "entry": entries} if entries else bundle
+
+
+def _page_of(parameters: Sequence[tuple[str, str]]) -> int:
+    counts = [value for name, value in parameters if name == "_count"]
+    return int(counts[0]) if counts and counts[0].isdecimal() else _LIMIT

@@ -13,6 +13,8 @@ from node.domain.errors import ErrorKind, NodeError
 log = structlog.get_logger(__name__)
 
 ACQUIRE_TIMEOUT_S = 30.0
+# Few: a query keeps a processor busy, and more of them at once only wait longer.
+READERS = 3
 LISTEN_RETRY_S = 1.0
 
 # SQLSTATE classes that mean "the server is not there for us just now".
@@ -29,6 +31,8 @@ _CLOSED = ("is closed", "is closing", "underlying connection")
 _BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 _FULL = (asyncpg.DiskFullError, asyncpg.OutOfMemoryError)
 
+_SESSION = {"application_name": "sononode", "timezone": "UTC", "jit": "off"}
+
 Listener = Callable[[str], None]
 Isolation = Literal["read_committed", "repeatable_read", "serializable"]
 # A connection inside a transaction, as `Database.transaction` yields it.
@@ -41,6 +45,8 @@ class Database:
     def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", dsn: str) -> None:
         self._pool = pool
         self._dsn = dsn
+        self._readers: asyncpg.Pool[asyncpg.Record] | None = None
+        self._readers_made = asyncio.Lock()
         self._listeners: dict[str, list[Listener]] = {}
         self._listening: asyncio.Task[None] | None = None
         self._subscribed = asyncio.Event()
@@ -60,11 +66,7 @@ class Database:
                 min_size=min_size,
                 max_size=max_size,
                 timeout=ACQUIRE_TIMEOUT_S,
-                server_settings={
-                    "application_name": "sononode",
-                    "timezone": "UTC",
-                    "jit": "off",
-                },
+                server_settings=_SESSION,
             )
         return cls(pool, dsn)
 
@@ -75,30 +77,48 @@ class Database:
             with suppress(asyncio.CancelledError):
                 await self._listening
             self._listening = None
-        try:
-            async with asyncio.timeout(ACQUIRE_TIMEOUT_S):
-                await self._pool.close()
-        except (OSError, TimeoutError, *_BROKEN, *_AWAY):
-            self._pool.terminate()
+        for pool in (self._readers, self._pool):
+            if pool is not None:
+                try:
+                    async with asyncio.timeout(ACQUIRE_TIMEOUT_S):
+                        await pool.close()
+                except (OSError, TimeoutError, *_BROKEN, *_AWAY):
+                    pool.terminate()
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
         """Yield a connection outside any transaction."""
-        with _failures_named(connecting=True):
-            connection = await self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
-        try:
-            with _failures_named():
-                # The pool's proxy has the whole interface of a connection.
-                yield cast("Transaction", connection)
-        except (OSError, *_BROKEN) as error:
-            if not connection.is_closed():
-                raise
-            # It broke under a statement: that is the server, not the caller.
-            raise NodeError("the database is away", ErrorKind.UNAVAILABLE) from error
-        finally:
-            # A connection that died in the body has nothing left to release.
-            with suppress(OSError, TimeoutError, *_BROKEN, *_AWAY):
-                await self._pool.release(connection)
+        async with _lent(self._pool) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+        """Yield a connection that can only read, for many short queries.
+
+        Each statement sees what was committed before it. Nothing of the session
+        is put back between callers, which would cost as much as a query: leave
+        nothing in it.
+        """
+        if self._readers is None:
+            async with self._readers_made:
+                if self._readers is None:
+                    self._readers = await self._make_readers()
+        async with _lent(self._readers) as connection:
+            yield connection
+
+    async def _make_readers(self) -> "asyncpg.Pool[asyncpg.Record]":
+        with _refusals_named(), _failures_named(connecting=True):
+            return await asyncpg.create_pool(
+                self._dsn,
+                min_size=1,
+                max_size=READERS,
+                timeout=ACQUIRE_TIMEOUT_S,
+                reset=_leave_as_it_is,
+                server_settings={
+                    **_SESSION,
+                    "default_transaction_read_only": "on",
+                },
+            )
 
     @asynccontextmanager
     async def transaction(
@@ -174,6 +194,31 @@ class Database:
     def _tell(self, channel: str, payload: str) -> None:
         for listener in self._listeners.get(channel, ()):
             listener(payload)
+
+
+@asynccontextmanager
+async def _lent(
+    pool: "asyncpg.Pool[asyncpg.Record]",
+) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    with _failures_named(connecting=True):
+        connection = await pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
+    try:
+        with _failures_named():
+            # The pool's proxy has the whole interface of a connection.
+            yield cast("Transaction", connection)
+    except (OSError, *_BROKEN) as error:
+        if not connection.is_closed():
+            raise
+        # It broke under a statement: that is the server, not the caller.
+        raise NodeError("the database is away", ErrorKind.UNAVAILABLE) from error
+    finally:
+        # A connection that died in the body has nothing left to release.
+        with suppress(OSError, TimeoutError, *_BROKEN, *_AWAY):
+            await pool.release(connection)
+
+
+async def _leave_as_it_is(_connection: object) -> None:
+    """Put nothing back: readers leave nothing behind."""
 
 
 @contextmanager

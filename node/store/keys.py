@@ -18,7 +18,7 @@ import os
 import stat
 import unicodedata
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -166,6 +166,7 @@ class KeyRing:
         self._current: dict[str, UUID] = {}
         self._patients: OrderedDict[UUID, Sealer] = OrderedDict()
         self._blind_keys: dict[str, bytes] = {}
+        self._told_of_shredding: list[Callable[[UUID | None], None]] = []
         self.node: Sealer
         self._index: bytes
 
@@ -271,18 +272,28 @@ class KeyRing:
         await cases.forget_patient(tx, patient_id)
         await agreement.forget_patient(tx, patient_id)
         await tx.execute("select pg_notify('key_shredded', $1)", str(patient_id))
-        self._patients.pop(patient_id, None)
+        self._forget(patient_id)
 
     async def forget_shredded(self) -> None:
         """Drop cached keys as soon as any process shreds them."""
 
         def forget(patient_id: str) -> None:
-            if patient_id:
-                self._patients.pop(UUID(patient_id), None)
-            else:  # notifications may have been missed
-                self._patients.clear()
+            # Without an id, notifications may have been missed.
+            self._forget(UUID(patient_id) if patient_id else None)
 
         await self._database.listen("key_shredded", forget)
+
+    def when_shredded(self, forget: Callable[[UUID | None], None]) -> None:
+        """Call `forget(patient_id)` when a key goes; None: it may be anybody's."""
+        self._told_of_shredding.append(forget)
+
+    def _forget(self, patient_id: UUID | None) -> None:
+        if patient_id is None:
+            self._patients.clear()
+        else:
+            self._patients.pop(patient_id, None)
+        for forget in self._told_of_shredding:
+            forget(patient_id)
 
     # --- inside ----------------------------------------------------------------
 

@@ -8,8 +8,8 @@ that shredding the key erases them; resources of nobody belong to the node's.
 # Clauses are put together from constants; every value is a bound argument.
 # ruff: noqa: S608
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
@@ -71,12 +71,14 @@ class Index:
     """All that a resource can be found by, besides its id and last update.
 
     `happened_at` sorts by clinical time; NEVER where the resource has none.
+    `version` tells by which rules it was made: `behind` finds the older ones.
     """
 
     tokens: tuple[Token, ...] = ()
     references: tuple[Reference, ...] = ()
     dates: tuple[DateRange, ...] = ()
     happened_at: datetime = NEVER
+    version: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,97 +92,6 @@ class Stored:
     patient_id: UUID | None
     method: str
     body: bytes
-
-
-# --- what to look for ---------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TokenIs:
-    """Has one of `values` (system or None for any, code or None for any)."""
-
-    parameter: str
-    values: tuple[tuple[str | None, str | None], ...]
-    identifying: bool = False
-    negated: bool = False
-
-
-@dataclass(frozen=True)
-class RefersTo:
-    """Refers to one of `targets` (type or None for any, id)."""
-
-    parameter: str
-    targets: tuple[tuple[str | None, str], ...]
-
-
-@dataclass(frozen=True)
-class Chained:
-    """Refers to a resource that itself meets `criterion` (one level of chaining)."""
-
-    parameter: str
-    target_type: str
-    criterion: "Criterion"
-
-
-@dataclass(frozen=True)
-class Within:
-    """Has a date that compares by `prefix` (FHIR R4 3.1.1.5.6) with an interval.
-
-    The parameter `_lastUpdated` is the time of the newest version.
-    """
-
-    parameter: str
-    prefix: str
-    earliest: datetime
-    latest: datetime
-
-
-@dataclass(frozen=True)
-class IdIs:
-    """Is one of `ids`."""
-
-    ids: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Has:
-    """Has any value for a parameter, or none (modifier :missing)."""
-
-    parameter: str
-    kind: Literal["token", "reference", "date"]
-    present: bool
-
-
-Criterion = TokenIs | RefersTo | Chained | Within | IdIs | Has
-LAST_UPDATED = "_lastUpdated"
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a page ended: the sort key and id of its last resource."""
-
-    at: datetime
-    resource_id: str
-
-
-@dataclass(frozen=True)
-class Query:
-    """A search, sorted by last update or by when it `happened` in the clinic."""
-
-    resource_type: str
-    criteria: tuple[Criterion, ...] = ()
-    by_happening: bool = False
-    descending: bool = True
-    count: int = 50
-    after: Position | None = None
-
-
-@dataclass(frozen=True)
-class Page:
-    """The matches of one page; `next` is where to go on, None at the end."""
-
-    matches: tuple[Stored, ...]
-    next: Position | None
 
 
 # --- writing ------------------------------------------------------------------
@@ -213,11 +124,10 @@ async def write(
     if patient_id is not None:
         sealer = await store.ring.patient(tx, patient_id)
     written = await tx.fetchval(
-        "insert into resources"
-        " (resource_type, resource_id, version, last_updated, patient_id, sort_date)"
-        " values ($1, $2, $3, $4, $5, $6) on conflict (resource_type, resource_id)"
-        " do update set version = $3, last_updated = $4, patient_id = $5,"
-        " sort_date = $6"
+        "insert into resources (resource_type, resource_id, version, last_updated,"
+        " patient_id, sort_date, index_version) values ($1, $2, $3, $4, $5, $6, $7)"
+        " on conflict (resource_type, resource_id) do update set version = $3,"
+        " last_updated = $4, patient_id = $5, sort_date = $6, index_version = $7"
         " where resources.version = $3 - 1 returning version",
         resource_type,
         resource_id,
@@ -225,6 +135,7 @@ async def write(
         now,
         patient_id,
         index.happened_at,
+        index.version,
     )
     if written is None:  # created by somebody else between our two statements
         raise StaleVersion(resource_type, resource_id, version)
@@ -268,6 +179,53 @@ def _to_milliseconds(at: datetime) -> datetime:
     return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
 
+async def behind(
+    tx: "Transaction", store: "Store", index_version: int, count: int
+) -> list[Stored]:
+    """Return up to `count` resources whose index is older, and keep others off them.
+
+    Those of erased patients have no index to bring forward and are passed over.
+    """
+    rows = await tx.fetch(
+        f"select {COLUMNS} {_JOINED} where r.index_version < $1"
+        " limit $2 for update of r skip locked",
+        index_version,
+        count,
+    )
+    found = []
+    for row in rows:
+        try:
+            found.append(await opened(tx, store, row))
+        except NodeError as error:
+            if error.kind is not ErrorKind.GONE:
+                raise
+            await _set_index_version(
+                tx, row["resource_type"], row["resource_id"], index_version
+            )
+    return found
+
+
+async def index_anew(
+    tx: "Transaction", store: "Store", stored: Stored, index: Index
+) -> None:
+    """Replace what a newest version is found by; the version itself stays."""
+    kind, resource_id = stored.resource_type, stored.resource_id
+    await _reindex(tx, store, kind, resource_id, index, is_new=False)
+    await _set_index_version(tx, kind, resource_id, index.version)
+
+
+async def _set_index_version(
+    tx: "Transaction", resource_type: str, resource_id: str, index_version: int
+) -> None:
+    await tx.execute(
+        "update resources set index_version = $3"
+        " where resource_type = $1 and resource_id = $2",
+        resource_type,
+        resource_id,
+        index_version,
+    )
+
+
 async def _reindex(
     tx: "Transaction",
     store: "Store",
@@ -289,7 +247,7 @@ async def _reindex(
             *key,
             t.parameter,
             t.system,
-            _value(store, t.parameter, t.value, t.identifying),
+            blind(store, t.parameter, t.value, t.identifying),
         )
         for t in index.tokens
     ]
@@ -311,7 +269,8 @@ async def _reindex(
         )
 
 
-def _value(store: "Store", parameter: str, value: str, identifying: bool) -> bytes:
+def blind(store: "Store", parameter: str, value: str, identifying: bool) -> bytes:
+    """Return a token's value as it is stored: as it is, or an HMAC of it."""
     if identifying:
         return store.ring.blind(f"fhir.{parameter}", value)
     return value.encode()
@@ -319,7 +278,7 @@ def _value(store: "Store", parameter: str, value: str, identifying: bool) -> byt
 
 # --- reading ------------------------------------------------------------------
 
-_COLUMNS = (
+COLUMNS = (
     "v.resource_type, v.resource_id, v.version, v.last_updated, v.patient_id,"
     " v.method, v.body"
 )
@@ -346,12 +305,11 @@ async def find(
 ) -> Stored | None:
     """Return the newest version of a resource, or None."""
     row = await tx.fetchrow(
-        f"select {_COLUMNS} {_JOINED}"
-        " where r.resource_type = $1 and r.resource_id = $2",
+        f"select {COLUMNS} {_JOINED} where r.resource_type = $1 and r.resource_id = $2",
         resource_type,
         resource_id,
     )
-    return None if row is None else await _opened(tx, store, row)
+    return None if row is None else await opened(tx, store, row)
 
 
 async def read_version(
@@ -363,7 +321,7 @@ async def read_version(
 ) -> Stored:
     """Return one version of a resource; NOT_FOUND when it never existed."""
     row = await tx.fetchrow(
-        f"select {_COLUMNS} from resource_versions v"
+        f"select {COLUMNS} from resource_versions v"
         " where resource_type = $1 and resource_id = $2 and version = $3",
         resource_type,
         resource_id,
@@ -374,7 +332,7 @@ async def read_version(
             f"{resource_type}/{resource_id} has no version {version}",
             ErrorKind.NOT_FOUND,
         )
-    return await _opened(tx, store, row)
+    return await opened(tx, store, row)
 
 
 async def history(
@@ -388,7 +346,7 @@ async def history(
 ) -> list[Stored]:
     """Return versions, newest first, of those older than number `before`."""
     rows = await tx.fetch(
-        f"select {_COLUMNS} from resource_versions v"
+        f"select {COLUMNS} from resource_versions v"
         " where resource_type = $1 and resource_id = $2"
         " and ($3::integer is null or version < $3) order by version desc limit $4",
         resource_type,
@@ -396,94 +354,11 @@ async def history(
         before,
         count,
     )
-    return [await _opened(tx, store, row) for row in rows]
+    return [await opened(tx, store, row) for row in rows]
 
 
-async def search(tx: "Transaction", store: "Store", query: Query) -> Page:
-    """Return one page of the newest versions that meet all criteria.
-
-    Pages are cut by sort key and id, so the thousandth costs as much as the
-    first. Resources of erased patients are left out.
-    """
-    sql = _Sql(store)
-    where = sql.where(query)
-    key = "r.sort_date" if query.by_happening else "r.last_updated"
-    order = "desc" if query.descending else "asc"
-    if query.after is not None:
-        sign = "<" if query.descending else ">"
-        at, last = sql.bind(query.after.at), sql.bind(query.after.resource_id)
-        where += f" and ({key}, r.resource_id) {sign} ({at}, {last})"
-    limit = sql.bind(query.count + 1)
-    rows = await tx.fetch(
-        f"select {_COLUMNS}, {key} as sort_key {_JOINED} where {where}"
-        f" order by {key} {order}, r.resource_id {order} limit {limit}",
-        *sql.arguments,
-    )
-    following = None
-    if len(rows) > query.count:
-        rows = rows[: query.count]
-        following = Position(rows[-1]["sort_key"], rows[-1]["resource_id"])
-    matches = await _readable(tx, store, rows)
-    return Page(tuple(matches), following)
-
-
-async def count(tx: "Transaction", store: "Store", query: Query) -> int:
-    """Return how many resources meet the criteria of `query`."""
-    sql = _Sql(store)
-    where = sql.where(query)
-    number = await tx.fetchval(
-        f"select count(*) from resources r where {where}",
-        *sql.arguments,
-    )
-    return int(number)
-
-
-async def referred(
-    tx: "Transaction",
-    store: "Store",
-    resource_type: str,
-    ids: Sequence[str],
-    parameter: str,
-    target_type: str | None = None,
-) -> list[Stored]:
-    """Return the resources that `ids` refer to through `parameter` (_include)."""
-    rows = await tx.fetch(
-        f"select {_COLUMNS} {_JOINED} where (r.resource_type, r.resource_id) in"
-        " (select x.target_type, x.target_id from resource_references x"
-        " where x.resource_type = $1 and x.resource_id = any($2) and x.parameter = $3"
-        " and ($4::text is null or x.target_type = $4))"
-        " order by r.resource_type, r.resource_id",
-        resource_type,
-        list(ids),
-        parameter,
-        target_type,
-    )
-    return await _readable(tx, store, rows)
-
-
-async def referring(
-    tx: "Transaction",
-    store: "Store",
-    resource_type: str,
-    parameter: str,
-    target_type: str,
-    ids: Sequence[str],
-) -> list[Stored]:
-    """Return the resources that refer to `ids` through `parameter` (_revinclude)."""
-    rows = await tx.fetch(
-        f"select {_COLUMNS} {_JOINED} where r.resource_type = $1"
-        " and r.resource_id in (select x.resource_id from resource_references x"
-        " where x.resource_type = $1 and x.parameter = $2 and x.target_type = $3"
-        " and x.target_id = any($4)) order by r.resource_id limit 1000",
-        resource_type,
-        parameter,
-        target_type,
-        list(ids),
-    )
-    return await _readable(tx, store, rows)
-
-
-async def _opened(tx: "Transaction", store: "Store", row: Any) -> Stored:
+async def opened(tx: "Transaction", store: "Store", row: Any) -> Stored:
+    """Return a row of `COLUMNS` with its body opened; GONE when it was erased."""
     sealer = store.ring.node
     if row["patient_id"] is not None:
         sealer = await store.ring.patient(tx, row["patient_id"])
@@ -497,138 +372,3 @@ async def _opened(tx: "Transaction", store: "Store", row: Any) -> Stored:
         row["method"],
         sealer.open(row["body"], **place),
     )
-
-
-async def _readable(
-    tx: "Transaction", store: "Store", rows: Iterable[Any]
-) -> list[Stored]:
-    found = []
-    for row in rows:
-        try:
-            found.append(await _opened(tx, store, row))
-        except NodeError as error:
-            if error.kind is not ErrorKind.GONE:
-                raise
-    return found
-
-
-# --- criteria as SQL ----------------------------------------------------------
-
-# How an indexed interval i compares with the asked one q, as `earliest` and
-# `latest` of both; FHIR R4 3.1.1.5.6 with half-open intervals.
-_COMPARISONS = {
-    # The middle term follows from the others and lets the planner know how few.
-    "eq": "{i}.earliest >= {lo} and {i}.earliest < {hi} and {i}.latest <= {hi}",
-    "ne": "not ({i}.earliest >= {lo} and {i}.latest <= {hi})",
-    "gt": "{i}.latest > {hi}",
-    "lt": "{i}.earliest < {lo}",
-    "ge": "{i}.latest > {lo}",
-    "le": "{i}.earliest < {hi}",
-    "sa": "{i}.earliest >= {hi}",
-    "eb": "{i}.latest <= {lo}",
-}
-_INSTANT_COMPARISONS = {
-    "eq": "{i} >= {lo} and {i} < {hi}",
-    "ne": "not ({i} >= {lo} and {i} < {hi})",
-    "gt": "{i} >= {hi}",
-    "lt": "{i} < {lo}",
-    "ge": "{i} >= {lo}",
-    "le": "{i} < {hi}",
-    "sa": "{i} >= {hi}",
-    "eb": "{i} < {lo}",
-}
-PREFIXES = frozenset(_COMPARISONS)
-_TABLES = {
-    "token": "resource_tokens",
-    "reference": "resource_references",
-    "date": "resource_dates",
-}
-
-
-@dataclass
-class _Sql:
-    """Collects arguments while criteria become one WHERE clause."""
-
-    store: "Store"
-    arguments: list[Any] = field(default_factory=list)
-
-    def bind(self, value: Any) -> str:
-        self.arguments.append(value)
-        return f"${len(self.arguments)}"
-
-    def where(self, query: Query) -> str:
-        clauses = [f"r.resource_type = {self.bind(query.resource_type)}"]
-        clauses += [self._clause(c, "r") for c in query.criteria]
-        return " and ".join(clauses)
-
-    def _clause(self, criterion: Criterion, row: str) -> str:
-        match criterion:
-            case IdIs(ids):
-                return f"{row}.resource_id = any({self.bind(list(ids))})"
-            case TokenIs():
-                return self._token(criterion, row)
-            case RefersTo():
-                return self._refers(criterion, row)
-            case Within():
-                return self._within(criterion, row)
-            case Has(parameter, kind, present):
-                inside = self._exists(_TABLES[kind], row, parameter, "true")
-                return inside if present else f"not {inside}"
-            case Chained(parameter, target_type, inner):
-                target = (
-                    "exists (select 1 from resources t where"
-                    f" t.resource_type = {self.bind(target_type)}"
-                    " and t.resource_type = x.target_type"
-                    f" and t.resource_id = x.target_id and {self._clause(inner, 't')})"
-                )
-                return self._exists("resource_references", row, parameter, target)
-
-    def _exists(self, table: str, row: str, parameter: str, condition: str) -> str:
-        x = "x" if row == "r" else "y"
-        return (
-            f"exists (select 1 from {table} {x}"
-            f" where {x}.resource_type = {row}.resource_type"
-            f" and {x}.resource_id = {row}.resource_id"
-            f" and {x}.parameter = {self.bind(parameter)} and ({condition}))"
-        )
-
-    def _token(self, wanted: TokenIs, row: str) -> str:
-        x = "x" if row == "r" else "y"
-        alternatives = []
-        for system, value in wanted.values:
-            parts = []
-            if system is not None:
-                parts.append(f"{x}.system = {self.bind(system)}")
-            if value is not None:
-                stored = _value(self.store, wanted.parameter, value, wanted.identifying)
-                parts.append(f"{x}.value = {self.bind(stored)}")
-            alternatives.append(" and ".join(parts) or "true")
-        condition = " or ".join(f"({a})" for a in alternatives)
-        inside = self._exists("resource_tokens", row, wanted.parameter, condition)
-        return f"not {inside}" if wanted.negated else inside
-
-    def _refers(self, wanted: RefersTo, row: str) -> str:
-        x = "x" if row == "r" else "y"
-        alternatives = []
-        for target_type, target_id in wanted.targets:
-            part = f"{x}.target_id = {self.bind(target_id)}"
-            if target_type is not None:
-                part += f" and {x}.target_type = {self.bind(target_type)}"
-            alternatives.append(f"({part})")
-        return self._exists(
-            "resource_references", row, wanted.parameter, " or ".join(alternatives)
-        )
-
-    def _within(self, wanted: Within, row: str) -> str:
-        if wanted.parameter == LAST_UPDATED:
-            template = _INSTANT_COMPARISONS[wanted.prefix]
-            return f"({self._compare(template, f'{row}.last_updated', wanted)})"
-        x = "x" if row == "r" else "y"
-        condition = self._compare(_COMPARISONS[wanted.prefix], x, wanted)
-        return self._exists("resource_dates", row, wanted.parameter, condition)
-
-    def _compare(self, template: str, indexed: str, wanted: Within) -> str:
-        """Fill in a comparison; PostgreSQL refuses an argument that is not used."""
-        lo = self.bind(wanted.earliest) if "{lo}" in template else ""
-        hi = self.bind(wanted.latest) if "{hi}" in template else ""
-        return template.format(i=indexed, lo=lo, hi=hi)

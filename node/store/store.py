@@ -1,7 +1,7 @@
 """All that a handler needs to keep something: rows, keys, objects, jobs, the clock."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from node.store.blobs import BlobStore
 from node.store.database import Database
 from node.store.jobs import Jobs
 from node.store.keys import KeyRing
+from node.store.opened import OpenedBodies
 
 Clock = Callable[[], datetime]
 
@@ -22,6 +23,10 @@ class Store:
     blobs: BlobStore
     jobs: Jobs
     clock: Clock
+    opened: OpenedBodies = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "opened", OpenedBodies(self.ring))
 
     async def close(self) -> None:
         """Give the database connections back."""

@@ -1,0 +1,460 @@
+"""Finding FHIR resources: criteria, sort keys and pages as SQL over the indexes.
+
+Nothing here knows FHIR: parameters are names, values are tokens, intervals and
+references. Pages are cut by sort key and id, so the thousandth costs as much as
+the first, and what is written in between neither shifts nor repeats anything.
+"""
+
+# Clauses are put together from constants; every value is a bound argument.
+# ruff: noqa: S608
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+from node.store.opened import OpenedBodies, load
+from node.store.resources import Stored, blind
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from node.store.database import Transaction
+    from node.store.store import Store
+
+LAST_UPDATED = "_lastUpdated"
+SortKey = Literal["happened", "updated", "id"]
+_NAME = re.compile(r"[A-Za-z_][A-Za-z_:-]{0,63}")
+# How far one search looks for its number of matches before it estimates.
+_COUNTED = 1000
+# The coarsest date is a year.
+_LONGEST_DATE = timedelta(days=367)
+
+
+@dataclass(frozen=True)
+class TokenIs:
+    """Has one of `values` (system or None for any, code or None for any)."""
+
+    parameter: str
+    values: tuple[tuple[str | None, str | None], ...]
+    identifying: bool = False
+    negated: bool = False
+
+
+@dataclass(frozen=True)
+class RefersTo:
+    """Refers to one of `targets` (type or None for any, id)."""
+
+    parameter: str
+    targets: tuple[tuple[str | None, str], ...]
+
+
+@dataclass(frozen=True)
+class Chained:
+    """Refers to a resource that itself meets `criterion` (one level of chaining)."""
+
+    parameter: str
+    target_type: str
+    criterion: "Criterion"
+
+
+@dataclass(frozen=True)
+class Within:
+    """Has a date that compares by `prefix` (FHIR R4 3.1.1.5.6) with an interval.
+
+    The parameter `_lastUpdated` is the time of the newest version. `sorts` tells
+    that the date is also the one that the type is sorted by.
+    """
+
+    parameter: str
+    prefix: str
+    earliest: datetime
+    latest: datetime
+    sorts: bool = False
+
+
+@dataclass(frozen=True)
+class IdIs:
+    """Is one of `ids`."""
+
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Has:
+    """Has any value for a parameter, or none (modifier :missing)."""
+
+    parameter: str
+    kind: Literal["token", "reference", "date"]
+    present: bool
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """Meets all criteria of at least one alternative; none at all: is nothing."""
+
+    alternatives: "tuple[tuple[Criterion, ...], ...]"
+
+
+Criterion = TokenIs | RefersTo | Chained | Within | IdIs | Has | AnyOf
+
+
+@dataclass(frozen=True)
+class Order:
+    """One sort key: when it happened in the clinic, its last update, or its id."""
+
+    key: SortKey
+    descending: bool = False
+
+
+@dataclass(frozen=True)
+class Position:
+    """The sort keys of the resource beside which a page begins.
+
+    `backward` asks for the page before it.
+    """
+
+    keys: tuple[datetime | str, ...]
+    backward: bool = False
+
+
+@dataclass(frozen=True)
+class Query:
+    """A search; `order` always ends with the id, which makes it total."""
+
+    resource_type: str
+    criteria: tuple[Criterion, ...] = ()
+    order: tuple[Order, ...] = (Order("updated", descending=True),)
+    count: int = 50
+    beside: Position | None = None
+
+    @property
+    def total_order(self) -> tuple[Order, ...]:
+        """Return the sort keys up to the one that no two resources share."""
+        kept: list[Order] = []
+        for one in (*self.order, Order("id", self.order[0].descending)):
+            kept.append(one)
+            if one.key == "id":
+                break
+        return tuple(kept)
+
+
+@dataclass(frozen=True)
+class Page:
+    """The matches of one page, and where the ones before and after it begin."""
+
+    matches: tuple[Stored, ...]
+    previous: Position | None
+    next: Position | None
+
+
+async def search(
+    tx: "Transaction",
+    store: "Store",
+    query: Query,
+    bodies: OpenedBodies | None = None,
+) -> Page:
+    """Return one page of the newest versions that meet all criteria.
+
+    Resources of erased patients are left out. `bodies` saves opening what was
+    opened before; never give it within a transaction that writes.
+    """
+    sql = _Sql(store)
+    where = sql.where(query)
+    backward = query.beside is not None and query.beside.backward
+    order = [Order(o.key, o.descending ^ backward) for o in query.total_order]
+    if query.beside is not None:
+        where += f" and {sql.beyond(order, query.beside.keys)}"
+    sorted_by = ", ".join(
+        f"{_COLUMN[o.key]} {'desc' if o.descending else 'asc'}" for o in order
+    )
+    rows = await tx.fetch(
+        "select r.resource_type, r.resource_id, r.version, r.last_updated,"
+        f" r.sort_date from resources r where {where}"
+        f" order by {sorted_by} limit {sql.bind(query.count + 1)}",
+        *sql.arguments,
+    )
+    more, rows = len(rows) > query.count, rows[: query.count]
+    if backward:
+        rows.reverse()
+    previous = following = None
+    if rows and (more if backward else query.beside is not None):
+        previous = Position(_keys(rows[0], order), backward=True)
+    if rows and (more or backward):
+        following = Position(_keys(rows[-1], order))
+    matches = await load(tx, store, rows, bodies)
+    return Page(tuple(matches), previous, following)
+
+
+def _keys(row: "asyncpg.Record", order: Sequence[Order]) -> tuple[datetime | str, ...]:
+    names = {"happened": "sort_date", "updated": "last_updated", "id": "resource_id"}
+    return tuple(row[names[one.key]] for one in order)
+
+
+async def count(tx: "Transaction", store: "Store", query: Query) -> int:
+    """Return how many resources meet the criteria of `query`."""
+    sql = _Sql(store)
+    where = sql.where(query)
+    number = await tx.fetchval(
+        f"select count(*) from resources r where {where}",
+        *sql.arguments,
+    )
+    return int(number)
+
+
+async def estimate(tx: "Transaction", store: "Store", query: Query) -> int:
+    """Return about how many resources meet the criteria; exact while they are few."""
+    sql = _Sql(store)
+    where = sql.where(query)
+    found = await tx.fetchval(
+        "select count(*) from (select 1 from resources r"
+        f" where {where} limit {sql.bind(_COUNTED + 1)}) as few",
+        *sql.arguments,
+    )
+    if found <= _COUNTED:
+        return int(found)
+    sql = _Sql(store)
+    where = sql.where(query)
+    plan = await tx.fetchval(
+        f"explain (format json) select 1 from resources r where {where}",
+        *sql.arguments,
+    )
+    return max(int(found), int(json.loads(plan)[0]["Plan"]["Plan Rows"]))
+
+
+async def referred(
+    tx: "Transaction",
+    store: "Store",
+    resource_type: str,
+    ids: Sequence[str],
+    parameter: str,
+    target_type: str | None = None,
+    *,
+    limit: int,
+    bodies: OpenedBodies | None = None,
+) -> list[Stored]:
+    """Return up to `limit` resources to which `ids` refer (_include)."""
+    rows = await tx.fetch(
+        "select r.resource_type, r.resource_id, r.version"
+        " from (select distinct x.target_type, x.target_id from resource_references x"
+        " where x.resource_type = $1 and x.resource_id = any($2) and x.parameter = $3"
+        " and ($4::text is null or x.target_type = $4)) as x"
+        " join resources r"
+        " on r.resource_type = x.target_type and r.resource_id = x.target_id"
+        " order by r.resource_type, r.resource_id limit $5",
+        resource_type,
+        list(ids),
+        parameter,
+        target_type,
+        limit,
+    )
+    return await load(tx, store, rows, bodies)
+
+
+async def referring(
+    tx: "Transaction",
+    store: "Store",
+    resource_type: str,
+    parameter: str,
+    target_type: str,
+    ids: Sequence[str],
+    *,
+    limit: int,
+    bodies: OpenedBodies | None = None,
+) -> list[Stored]:
+    """Return up to `limit` resources that refer to one of `ids` (_revinclude)."""
+    rows = await tx.fetch(
+        "select r.resource_type, r.resource_id, r.version"
+        " from (select distinct x.resource_type, x.resource_id"
+        " from resource_references x where x.resource_type = $1 and x.parameter = $2"
+        " and x.target_type = $3 and x.target_id = any($4)) as x"
+        " join resources r using (resource_type, resource_id)"
+        " order by r.resource_id limit $5",
+        resource_type,
+        parameter,
+        target_type,
+        list(ids),
+        limit,
+    )
+    return await load(tx, store, rows, bodies)
+
+
+# --- criteria as SQL ----------------------------------------------------------
+
+_COLUMN: dict[SortKey, str] = {
+    "happened": "r.sort_date",
+    "updated": "r.last_updated",
+    "id": "r.resource_id",
+}
+# How an indexed interval i compares with the asked one q, as `earliest` and
+# `latest` of both; FHIR R4 3.1.1.5.6 with half-open intervals.
+_COMPARISONS = {
+    # The middle term follows from the others and lets the planner know how few.
+    "eq": "{i}.earliest >= {lo} and {i}.earliest < {hi} and {i}.latest <= {hi}",
+    "ne": "not ({i}.earliest >= {lo} and {i}.latest <= {hi})",
+    "gt": "{i}.latest > {hi}",
+    "lt": "{i}.earliest < {lo}",
+    "ge": "({i}.latest > {hi} or {i}.earliest >= {lo})",
+    "le": "({i}.earliest < {lo} or {i}.earliest < {hi} and {i}.latest <= {hi})",
+    "sa": "{i}.earliest >= {hi}",
+    "eb": "{i}.latest <= {lo}",
+}
+_INSTANT_COMPARISONS = {
+    "eq": "{i} >= {lo} and {i} < {hi}",
+    "ne": "not ({i} >= {lo} and {i} < {hi})",
+    "gt": "{i} >= {hi}",
+    "lt": "{i} < {lo}",
+    "ge": "{i} >= {lo}",
+    "le": "{i} < {hi}",
+    "sa": "{i} >= {hi}",
+    "eb": "{i} < {lo}",
+}
+# What follows from a comparison for `earliest`, which is the sort key: with it a
+# walk along the sort key begins and ends where something can be found.
+_BOUNDS = {
+    "eq": "{i} >= {lo} and {i} < {hi}",
+    "ne": "true",
+    "gt": "{i} > {far}",
+    "lt": "{i} < {lo}",
+    "ge": "{i} > {far}",
+    "le": "{i} < {hi}",
+    "sa": "{i} >= {hi}",
+    "eb": "{i} < {lo}",
+}
+PREFIXES = frozenset(_COMPARISONS)
+_TABLES = {
+    "token": "resource_tokens",
+    "reference": "resource_references",
+    "date": "resource_dates",
+}
+
+
+@dataclass
+class _Sql:
+    """Collects arguments while criteria become one WHERE clause."""
+
+    store: "Store"
+    arguments: list[Any] = field(default_factory=list)
+
+    def bind(self, value: Any) -> str:
+        self.arguments.append(value)
+        return f"${len(self.arguments)}"
+
+    def where(self, query: Query) -> str:
+        clauses = [f"r.resource_type = {_constant(query.resource_type)}"]
+        clauses += [self._clause(c, "r") for c in query.criteria]
+        return " and ".join(clauses)
+
+    def beyond(self, order: Sequence[Order], keys: Sequence[datetime | str]) -> str:
+        """Return what is true of resources after `keys` in this order."""
+        columns = [_COLUMN[one.key] for one in order]
+        values = [self.bind(key) for key in keys]
+        signs = ["<" if one.descending else ">" for one in order]
+        if len(set(signs)) == 1:
+            return f"({', '.join(columns)}) {signs[0]} ({', '.join(values)})"
+        steps = []
+        for end in range(len(order)):
+            same = [f"{columns[i]} = {values[i]}" for i in range(end)]
+            step = f"{columns[end]} {signs[end]} {values[end]}"
+            steps.append(f"({' and '.join([*same, step])})")
+        # The first term follows from the others and says where to begin.
+        return f"{columns[0]} {signs[0]}= {values[0]} and ({' or '.join(steps)})"
+
+    def _clause(self, criterion: Criterion, row: str) -> str:
+        match criterion:
+            case IdIs(ids):
+                return f"{row}.resource_id = any({self.bind(list(ids))})"
+            case TokenIs():
+                return self._token(criterion, row)
+            case RefersTo():
+                return self._refers(criterion, row)
+            case Within():
+                return self._within(criterion, row)
+            case Has(parameter, kind, present):
+                inside = self._exists(_TABLES[kind], row, parameter, "true")
+                return inside if present else f"not {inside}"
+            case AnyOf(alternatives):
+                parts = [
+                    " and ".join(self._clause(one, row) for one in together) or "true"
+                    for together in alternatives
+                ]
+                return f"({' or '.join(f'({p})' for p in parts) or 'false'})"
+            case Chained(parameter, target_type, inner):
+                target = (
+                    "exists (select 1 from resources t where"
+                    f" t.resource_type = {_constant(target_type)}"
+                    f" and x.target_type = {_constant(target_type)}"
+                    f" and t.resource_id = x.target_id and {self._clause(inner, 't')})"
+                )
+                return self._exists("resource_references", row, parameter, target)
+
+    def _exists(self, table: str, row: str, parameter: str, condition: str) -> str:
+        x = "x" if row == "r" else "y"
+        return (
+            f"exists (select 1 from {table} {x}"
+            f" where {x}.resource_type = {row}.resource_type"
+            f" and {x}.resource_id = {row}.resource_id"
+            f" and {x}.parameter = {_constant(parameter)} and ({condition}))"
+        )
+
+    def _token(self, wanted: TokenIs, row: str) -> str:
+        x = "x" if row == "r" else "y"
+        alternatives = []
+        for system, value in wanted.values:
+            parts = []
+            if value is not None:
+                stored = blind(self.store, wanted.parameter, value, wanted.identifying)
+                parts.append(f"{x}.value = {self.bind(stored)}")
+            if system is not None:
+                parts.append(f"{x}.system = {self.bind(system)}")
+            alternatives.append(" and ".join(parts) or "true")
+        condition = " or ".join(f"({a})" for a in alternatives) or "false"
+        inside = self._exists("resource_tokens", row, wanted.parameter, condition)
+        return f"not {inside}" if wanted.negated else inside
+
+    def _refers(self, wanted: RefersTo, row: str) -> str:
+        x = "x" if row == "r" else "y"
+        alternatives = []
+        for target_type, target_id in wanted.targets:
+            part = f"{x}.target_id = {self.bind(target_id)}"
+            if target_type is not None:
+                part += f" and {x}.target_type = {self.bind(target_type)}"
+            alternatives.append(f"({part})")
+        condition = " or ".join(alternatives) or "false"
+        return self._exists("resource_references", row, wanted.parameter, condition)
+
+    def _within(self, wanted: Within, row: str) -> str:
+        if wanted.parameter == LAST_UPDATED:
+            template = _INSTANT_COMPARISONS[wanted.prefix]
+            return f"({self._compare(template, f'{row}.last_updated', wanted)})"
+        x = "x" if row == "r" else "y"
+        condition = self._compare(_COMPARISONS[wanted.prefix], x, wanted)
+        inside = self._exists("resource_dates", row, wanted.parameter, condition)
+        if not wanted.sorts:
+            return inside
+        bound = self._compare(_BOUNDS[wanted.prefix], f"{row}.sort_date", wanted)
+        return f"({bound} and {inside})"
+
+    def _compare(self, template: str, indexed: str, wanted: Within) -> str:
+        """Fill in a comparison; PostgreSQL refuses an argument that is not used."""
+        lo = self.bind(wanted.earliest) if "{lo}" in template else ""
+        hi = self.bind(wanted.latest) if "{hi}" in template else ""
+        far = ""
+        if "{far}" in template:
+            far = self.bind(_before(wanted.earliest))
+        return template.format(i=indexed, lo=lo, hi=hi, far=far)
+
+
+def _before(at: datetime) -> datetime:
+    """Return what the beginning of any date that reaches beyond `at` is after."""
+    earliest = datetime.min.replace(tzinfo=at.tzinfo)
+    return at - _LONGEST_DATE if at - earliest > _LONGEST_DATE else earliest
+
+
+def _constant(name: str) -> str:
+    """Return a name of our own tables as an SQL literal, for the planner to see."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not a name of a type or parameter")
+    return f"'{name}'"
