@@ -8,10 +8,9 @@ import gzip
 import io
 import mimetypes
 import re
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -24,6 +23,7 @@ from node.domain.audit import AuditEntry, Outcome
 from node.domain.disclosure import TierText, mask_name
 from node.domain.errors import ErrorKind, NodeError
 from node.http import (
+    KNOWN_CALLERS,
     SESSION_COOKIE,
     STORE,
     RouteGroup,
@@ -36,6 +36,7 @@ from node.http import (
 from node.store import audit, people, studies
 from node.store.people import SessionKind, User
 from node.store.store import Store
+from node.throttle import Throttle
 from review_ui import measured, printed, similar
 
 _DIST = Path(__file__).parent / "dist"
@@ -44,6 +45,7 @@ _NOT_BUILT = (
     "The review page is not built. Run `make setup`, then start the node again."
 )
 _JSON = "application/json"
+_MAX_FORM = 65_536
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,35 @@ class ReviewSettings:
     attempts_window: timedelta = timedelta(minutes=15)
 
 
-def routes(store: Store, settings: ReviewSettings) -> list[RouteGroup]:
-    """Return the route groups of the page itself, of /auth and of /review."""
+# Answers a token request whose grant_type is not the password's.
+Grant = Callable[[web.Request], Awaitable[web.Response]]
+
+
+def throttle_of(store: Store, settings: ReviewSettings) -> Throttle:
+    """Return what counts the attempts to guess passwords, wherever they are typed."""
+    return Throttle(
+        store.clock,
+        settings.attempts,
+        settings.attempts_from_one_address,
+        settings.attempts_window,
+    )
+
+
+def routes(
+    store: Store,
+    settings: ReviewSettings,
+    *,
+    throttle: Throttle | None = None,
+    grants: Mapping[str, Grant] | None = None,
+) -> list[RouteGroup]:
+    """Return the route groups of the page itself, of /auth and of /review.
+
+    `grants` answer at /auth/token for programs, by grant_type (RFC 6749 4).
+    """
+    throttle = throttle or throttle_of(store, settings)
     return [
         _page_group(settings.assets),
-        _auth_group(store, settings),
+        _auth_group(settings, throttle, grants or {}),
         similar.route_group(),
         measured.route_group(),
         printed.route_group(),
@@ -141,8 +167,10 @@ def _send(request: web.Request, asset: _Asset, cache_control: str) -> web.Respon
 # --- signing in --------------------------------------------------------------
 
 
-def _auth_group(store: Store, settings: ReviewSettings) -> RouteGroup:
-    desk = _SignIn(settings, _Throttle(store.clock, settings))
+def _auth_group(
+    settings: ReviewSettings, throttle: Throttle, grants: Mapping[str, Grant]
+) -> RouteGroup:
+    desk = _SignIn(settings, throttle, grants)
     return RouteGroup(
         prefix="/auth",
         routes=[
@@ -156,54 +184,13 @@ def _auth_group(store: Store, settings: ReviewSettings) -> RouteGroup:
     )
 
 
-@dataclass
-class _Throttle:
-    """Counts failed log-ins per account and address, and per address alone."""
-
-    clock: Callable[[], datetime]
-    settings: ReviewSettings
-    failures: dict[str, deque[datetime]] = field(default_factory=dict)
-
-    def begin(self, login: str, address: str) -> None:
-        """Count one attempt before its password is looked at.
-
-        Counting first keeps a hundred parallel attempts from all being first.
-        Raises 429 when there were too many.
-        """
-        now = self.clock()
-        self._forget(now - self.settings.attempts_window)
-        limits = {
-            self._key(login, address): self.settings.attempts,
-            address: self.settings.attempts_from_one_address,
-        }
-        for key, limit in limits.items():
-            past = self.failures.get(key) or deque[datetime]()
-            if len(past) >= limit:
-                wait = past[0] + self.settings.attempts_window - now
-                seconds = max(1, int(wait.total_seconds()))
-                raise web.HTTPTooManyRequests(headers={hdrs.RETRY_AFTER: str(seconds)})
-        for key in limits:
-            self.failures.setdefault(key, deque()).append(now)
-
-    def succeeded(self, login: str, address: str) -> None:
-        """Forget the failures of this account from this address."""
-        self.failures.pop(self._key(login, address), None)
-        if self.failures.get(address):
-            self.failures[address].pop()
-
-    def _key(self, login: str, address: str) -> str:
-        return f"{address} {people.normalise_login(login)}"
-
-    def _forget(self, before: datetime) -> None:
-        for key, past in list(self.failures.items()):
-            while past and past[0] < before:
-                past.popleft()
-            if not past:
-                del self.failures[key]
-
-
 class _SignIn:
-    def __init__(self, settings: ReviewSettings, throttle: _Throttle) -> None:
+    def __init__(
+        self,
+        settings: ReviewSettings,
+        throttle: Throttle,
+        grants: Mapping[str, Grant],
+    ) -> None:
         self._secure = settings.secure
         self._site = {
             "department_phone": settings.department_phone,
@@ -212,6 +199,7 @@ class _SignIn:
             },
         }
         self._throttle = throttle
+        self._grants = grants
 
     async def login(self, request: web.Request) -> web.Response:
         """Open a session for a person at a browser."""
@@ -227,7 +215,12 @@ class _SignIn:
 
     async def token(self, request: web.Request) -> web.Response:
         """Open a short session for a script (RFC 6749 4.3 and 5)."""
+        if request.content_length is None or request.content_length > _MAX_FORM:
+            return _oauth_error("invalid_request")
         form = await request.post()
+        grant = self._grants.get(str(form.get("grant_type")))
+        if grant is not None:
+            return await grant(request)
         if form.get("grant_type") != "password":
             return _oauth_error("unsupported_grant_type")
         login, password = form.get("username"), form.get("password")
@@ -251,7 +244,8 @@ class _SignIn:
         self, request: web.Request, login: str, password: str, kind: SessionKind
     ) -> tuple[User, str]:
         store, address = request.app[STORE], request.remote or ""
-        self._throttle.begin(login, address)
+        name = people.normalise_login(login)
+        self._throttle.begin(name, address)
         try:
             async with store.db.transaction() as tx:
                 user = await people.check_password(tx, login, password)
@@ -263,7 +257,7 @@ class _SignIn:
             if error.kind is ErrorKind.UNAUTHENTICATED:
                 await _record_refusal(store, kind)
             raise
-        self._throttle.succeeded(login, address)
+        self._throttle.succeeded(name, address)
         return user, token
 
     async def me(self, request: web.Request) -> web.Response:
@@ -274,9 +268,11 @@ class _SignIn:
     async def logout(self, request: web.Request) -> web.Response:
         """End the session; the page then shows nothing of a patient any more."""
         store = request.app[STORE]
+        token = request.cookies.get(SESSION_COOKIE, "")
         async with store.db.transaction() as tx:
-            await people.close_session(tx, request.cookies.get(SESSION_COOKIE, ""))
+            await people.close_session(tx, token)
             await _record(store, tx, identity(request), "logout", "session")
+        request.app[KNOWN_CALLERS].forget(token)
         response = web.Response(status=204)
         clear_session_cookie(response, secure=self._secure)
         response.headers["Clear-Site-Data"] = '"cache"'
