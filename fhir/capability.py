@@ -3,6 +3,7 @@
 from datetime import datetime
 
 from fhir.access import PERMITS, Interaction
+from fhir.formats import FORMATS
 from fhir.search import COMMON, PARAMETERS
 from fhir.subscriptions import TOPICS
 from fhir.wire import Json
@@ -27,7 +28,7 @@ def capability_statement(base_url: str, version: str, at: datetime) -> Json:
             "url": base_url,
         },
         "fhirVersion": "4.0.1",
-        "format": ["json", "application/fhir+json"],
+        "format": list(FORMATS),
         "rest": [
             {
                 "mode": "server",

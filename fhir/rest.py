@@ -4,9 +4,9 @@ Who may do what is `fhir.access`, what a search means `fhir.search`, what an edi
 of a report does `fhir.editing`. Here is HTTP: negotiation, ETags, status codes.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl
 
 from aiohttp import hdrs, web
 
@@ -16,6 +16,16 @@ from fhir.bundles import MAX_COUNT, Searcher, history_bundle
 from fhir.capability import capability_statement
 from fhir.creation import Clerk
 from fhir.editing import Change, Edit, edit_report, reason_of
+from fhir.formats import (
+    FORM,
+    asked_in_form,
+    form,
+    negotiated,
+    prefers,
+    read_body,
+    readable,
+    shaped,
+)
 from fhir.notification import notification, status_parameters
 from fhir.outcome import (
     CONTENT_TYPE,
@@ -33,7 +43,7 @@ from fhir.views import View, read_subset
 from fhir.wire import Json, parse, to_bytes
 from node.domain.access import Action, Identity
 from node.domain.errors import ErrorKind, NodeError
-from node.http import RouteGroup, identity
+from node.http import Failure, RouteGroup, identity
 from node.store import resources
 from node.store import subscriptions as stored_subscriptions
 from node.store.opened import NewestVersions
@@ -45,11 +55,12 @@ if TYPE_CHECKING:
 PREFIX = "/fhir"
 _TYPE = "{type:[A-Z][A-Za-z]{1,63}}"
 _ONE = f"{PREFIX}/{_TYPE}/{{id:[A-Za-z0-9.-]{{1,64}}}}"
-_JSON = frozenset({CONTENT_TYPE, "application/json", "text/json"})
-_FORM = "application/x-www-form-urlencoded"
+# A longer body is written anew aside: others need not wait for its XML.
+_LONG_BYTES = 64 * 1024
 _EDITED = frozenset({"DiagnosticReport", "Observation"})
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.Request], Awaitable[web.Response]]
+Told = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def route_group(store: "Store", settings: FhirSettings, version: str) -> RouteGroup:
@@ -59,7 +70,7 @@ def route_group(store: "Store", settings: FhirSettings, version: str) -> RouteGr
         prefix=PREFIX,
         routes=rest.routes(),
         public=frozenset({f"{PREFIX}/metadata"}),
-        render_error=render_error,
+        render_error=_render_error,
     )
 
 
@@ -146,10 +157,10 @@ class Rest:
         caller, kind = self._allowed(request, Interaction.SEARCH)
         parameters = list(request.query.items())
         if request.method == hdrs.METH_POST:
-            if request.content_type != _FORM:
-                raise Refused([Issue("not-supported", f"_search takes {_FORM}")], 415)
-            parameters += _form(await request.read())
-        strict = _prefers(request, "handling") == "strict"
+            if request.content_type != FORM:
+                raise Refused([Issue("not-supported", f"_search takes {FORM}")], 415)
+            parameters += form(await request.read())
+        strict = prefers(request, "handling") == "strict"
         if kind == "Task":
             return await self._search_tasks(parameters, strict=strict)
         searcher = Searcher(
@@ -176,7 +187,7 @@ class Rest:
         """Store a new resource; 200 with the old one when If-None-Exist finds it."""
         caller, kind = self._allowed(request, Interaction.CREATE)
         notes: list[str] = []
-        resource = read_resource(await _body(request), kind)
+        resource = read_resource(await read_body(request), kind)
         async with self._store.db.transaction() as tx:
             if kind == "Communication":
                 edit = Edit(communication=resource)
@@ -203,7 +214,7 @@ class Rest:
     async def update(self, request: web.Request) -> web.Response:
         """Store the next version of a resource; needs If-Match (428, 412)."""
         caller, kind = self._allowed(request, Interaction.UPDATE)
-        resource = read_resource(await _body(request), kind)
+        resource = read_resource(await read_body(request), kind)
         if resource.get("id") != request.match_info["id"]:
             issue = Issue("invalid", "id and address differ", f"{kind}.id")
             raise Refused([issue], 400)
@@ -230,13 +241,12 @@ class Rest:
     async def transaction(self, request: web.Request) -> web.Response:
         """Carry out a transaction Bundle that edits one report, all or nothing."""
         caller = identity(request)
-        _negotiate(request)
         caller.require(Action.EDIT_REPORT)
-        bundle = read_resource(await _body(request), "Bundle")
+        bundle = read_resource(await read_body(request), "Bundle")
         edit, entries = read_transaction(bundle)
         async with self._store.db.transaction() as tx:
             done = await edit_report(tx, self._store, self._settings, caller, edit)
-        wanted = _prefers(request, "return") == "representation"
+        wanted = prefers(request, "return") == "representation"
         show = self._show(caller) if wanted else None
         return _json(to_response(entries, done, self._settings.base_url, show))
 
@@ -273,7 +283,6 @@ class Rest:
         self, request: web.Request, since: int, until: int
     ) -> tuple[stored_subscriptions.Subscription, list[stored_subscriptions.Event]]:
         caller = identity(request)
-        _negotiate(request)
         require(caller, "Subscription", Interaction.READ)
         subscription_id = subscriptions.read_id(request.match_info["id"])
         async with self._store.db.transaction(readonly=True) as tx:
@@ -293,7 +302,6 @@ class Rest:
     ) -> tuple[Identity, str]:
         """Return the caller and the resource type; refuse what is not permitted."""
         caller, kind = identity(request), request.match_info["type"]
-        _negotiate(request)
         if kind in PERMITS and interaction not in PERMITS[kind]:
             issue = Issue(
                 "not-supported", f"{interaction.value} is not offered for {kind}"
@@ -336,7 +344,7 @@ class Rest:
         headers = _version_headers(stored) | {hdrs.LOCATION: location}
         if notes:
             headers["Warning"] = ", ".join(f'299 sononode "{note}"' for note in notes)
-        wanted = _prefers(request, "return")
+        wanted = prefers(request, "return")
         if wanted == "minimal":
             return web.Response(status=status, headers=headers)
         if wanted == "OperationOutcome":
@@ -350,19 +358,34 @@ class Rest:
         )
 
 
-def _told(handler: Handler) -> Handler:
-    """Return `handler` with its named FHIR refusals told as OperationOutcome.
+def _told(handler: Handler) -> Told:
+    """Return `handler` with its answers, named refusals too, in the form asked for.
 
     What it does not name travels on: `node.http` counts and words it.
     """
 
     async def told(request: web.Request) -> web.StreamResponse:
         try:
-            return await handler(request)
+            how = negotiated(request, await asked_in_form(request))
+        except Refused as error:
+            return shaped(refusal(error), readable(request))
+        try:
+            response = await handler(request)
         except (Refused, StaleVersion) as error:
-            return refusal(error)
+            response = refusal(error)
+        body = response.body
+        if how.rewrites and isinstance(body, bytes) and len(body) > _LONG_BYTES:
+            return await asyncio.to_thread(shaped, response, how)
+        return shaped(response, how)
 
     return told
+
+
+def _render_error(failure: Failure) -> web.Response:
+    response = render_error(failure)
+    if failure.request is None:
+        return response
+    return shaped(response, readable(failure.request))
 
 
 def _edit_of(request: web.Request, kind: str, change: Change) -> Edit:
@@ -393,43 +416,6 @@ def _allow(request: web.Request, kind: str) -> str:
     else:
         methods = {Interaction.SEARCH: "GET", Interaction.CREATE: "POST"}
     return ", ".join(m for i, m in methods.items() if i in PERMITS[kind])
-
-
-def _negotiate(request: web.Request) -> None:
-    """Refuse callers that want something other than JSON (406)."""
-    wanted = request.query.get("_format")
-    if wanted is None:
-        wanted = request.headers.get(hdrs.ACCEPT, "*/*")
-    media = {part.partition(";")[0].strip().lower() for part in wanted.split(",")}
-    # A bare `+` in a query string is a space.
-    media = {part.replace(" ", "+") for part in media}
-    if not media & (_JSON | {"*/*", "application/*", "json", ""}):
-        raise Refused([Issue("not-supported", f"only {CONTENT_TYPE}")], 406)
-
-
-async def _body(request: web.Request) -> bytes:
-    if request.content_type not in _JSON:
-        raise Refused([Issue("not-supported", f"send {CONTENT_TYPE}")], 415)
-    if (request.charset or "utf-8").lower() not in ("utf-8", "utf8"):
-        raise Refused([Issue("not-supported", "send UTF-8")], 415)
-    return await request.read()
-
-
-def _form(raw: bytes) -> list[tuple[str, str]]:
-    try:
-        return parse_qsl(raw.decode("utf-8"), keep_blank_values=True)
-    except ValueError:
-        raise Refused([Issue("structure", "the form cannot be read")], 400) from None
-
-
-def _prefers(request: web.Request, what: str) -> str | None:
-    """Return the value of a preference (RFC 7240) such as return or handling."""
-    for header in request.headers.getall("Prefer", []):
-        for part in header.replace(";", ",").split(","):
-            name, _, value = part.strip().partition("=")
-            if name == what:
-                return value.strip('"')
-    return None
 
 
 def _number(

@@ -20,7 +20,8 @@ Json = dict[str, Any]
 
 MAX_DEPTH = 64
 # FHIR R4 string: no control characters but tab, line feed and carriage return.
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
+# Nor the two code points that are no characters: XML cannot carry them.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 class Number(Decimal):
@@ -36,11 +37,19 @@ class Number(Decimal):
 
 def parse(raw: bytes) -> Json:
     """Return the JSON object in `raw`; INVALID when it is anything else."""
+    value = parse_value(raw)
+    if not isinstance(value, dict):
+        raise NodeError("the body is not a JSON object", ErrorKind.INVALID)
+    return value
+
+
+def parse_value(raw: bytes) -> Any:
+    """Return the JSON value in `raw`, numbers as they were written."""
     try:
         value = json.loads(
             raw.decode("utf-8"),
             parse_float=Number,
-            parse_int=_integer,
+            parse_int=integer,
             parse_constant=_refuse_constant,
             object_pairs_hook=_object,
         )
@@ -56,13 +65,12 @@ def parse(raw: bytes) -> Json:
         ) from None
     except (ValueError, InvalidOperation) as error:
         raise NodeError(f"the body is not JSON: {error}", ErrorKind.INVALID) from None
-    if not isinstance(value, dict):
-        raise NodeError("the body is not a JSON object", ErrorKind.INVALID)
-    _check_depth(value)
+    check_depth(value)
     return value
 
 
-def _integer(text: str) -> int | Number:
+def integer(text: str) -> int | Number:
+    """Return a whole number; one beyond 18 digits stays as it was written."""
     return int(text) if len(text) <= 18 else Number(text)
 
 
@@ -84,8 +92,9 @@ def _object(pairs: list[tuple[str, Any]]) -> Json:
     return value
 
 
-def _check_depth(value: Any) -> None:
-    level: list[Any] = [value]
+def check_depth(value: Any) -> None:
+    """Raise INVALID when a value holds others more than MAX_DEPTH levels deep."""
+    level: list[Any] = [value] if isinstance(value, dict | list) else []
     for _ in range(MAX_DEPTH):
         level = [
             child
@@ -98,9 +107,10 @@ def _check_depth(value: Any) -> None:
     raise NodeError("the body is nested too deeply", ErrorKind.INVALID)
 
 
-def to_bytes(value: Any) -> bytes:
+def to_bytes(value: Any, *, pretty: bool = False) -> bytes:
     """Return `value` as JSON bytes; numbers as they were written."""
-    body: bytes = orjson.dumps(value, default=_default)
+    option = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE if pretty else 0
+    body: bytes = orjson.dumps(value, default=_default, option=option)
     return body
 
 

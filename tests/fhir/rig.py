@@ -17,6 +17,7 @@ from fhir.publish import publish_report
 from fhir.rest import route_group
 from fhir.settings import FhirSettings
 from fhir.wire import Json, parse, to_bytes
+from fhir.xml import from_xml
 from node.domain import lexicon
 from node.domain.access import Role
 from node.domain.disclosure import TierText
@@ -61,7 +62,13 @@ class Answer:
     @property
     def body(self) -> Json:
         """Return the body with its numbers as they were written."""
-        return parse(self.raw)
+        return parse(self.json)
+
+    @property
+    def json(self) -> bytes:
+        """Return the body as JSON, in whatever form it came."""
+        told = self.headers.get("Content-Type", "")
+        return to_bytes(from_xml(self.raw)) if "xml" in told else self.raw
 
     @property
     def expressions(self) -> list[str]:
@@ -108,7 +115,7 @@ class Rig:
         async with self.session.request(method, url, data=data, headers=sent) as r:
             answer = Answer(r.status, r.headers, await r.read())
         if answer.raw:
-            issues = [str(i) for i in fhirkit.validate(answer.raw)]
+            issues = [str(i) for i in fhirkit.validate(answer.json)]
             assert not issues, (method, path, answer.status, issues)
         self.answers.append(answer)
         return answer
