@@ -60,6 +60,7 @@ from node.domain.errors import ErrorKind, NodeError
 from node.domain.report import ReportStatus
 from node.domain.study import Duplicates
 from node.http import HttpSettings, RouteGroup, make_app
+from node.known import KNOWN_FOR_S
 from node.outbound import (
     Outbound,
     bury_homeless,
@@ -542,6 +543,7 @@ def _http_settings(settings: Settings) -> HttpSettings:
         max_body_bytes=settings.http.maximum_body_mb << 20,
         data_directory=settings.data,
         min_free_bytes=settings.storage.minimum_free_mb << 20,
+        known_for_s=KNOWN_FOR_S,
     )
 
 

@@ -30,6 +30,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from node.domain.access import Identity
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.scopes import Scopes
+from node.known import KnownCallers
 from node.store import clients, models, people
 from node.store.store import Store
 
@@ -75,6 +76,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _UNMATCHED = "unmatched"
 
 STORE: web.AppKey[Store] = web.AppKey("store", Store)
+KNOWN_CALLERS: web.AppKey[KnownCallers] = web.AppKey("known_callers", KnownCallers)
 _IDENTITY: web.RequestKey[Identity] = web.RequestKey("identity", Identity)
 _REQUEST_ID_KEY: web.RequestKey[str] = web.RequestKey("request_id", str)
 
@@ -87,7 +89,8 @@ class HttpSettings:
 
     `secure` tells that callers reach us by https, directly or through a proxy.
     `metrics_token` opens /metrics to a remote collector; without one only the
-    machine itself may read it.
+    machine itself may read it. A caller who was recognised is not looked up again
+    for `known_for_s`.
     """
 
     secure: bool = False
@@ -95,6 +98,7 @@ class HttpSettings:
     metrics_token: str | None = None
     data_directory: Path = Path("var")
     min_free_bytes: int = 1024 * 1024 * 1024
+    known_for_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -199,16 +203,18 @@ def make_app(
     renderers = _Renderers(groups)
     public = frozenset().union(*(group.public for group in groups))
     admissions: dict[str, Admits] = {}
+    known = KnownCallers(settings.known_for_s)
     app = web.Application(
         client_max_size=settings.max_body_bytes,
         middlewares=[
             _observe(_Metrics(registry)),
             _translate(renderers),
             _limit(settings.max_body_bytes),
-            _authenticate(store, public, admissions),
+            _authenticate(store, known, public, admissions),
         ],
     )
     app[STORE] = store
+    app[KNOWN_CALLERS] = known
     app.on_response_prepare.append(_add_headers(settings.secure))
     for group in groups:
         for route in app.add_routes(group.routes):
@@ -222,6 +228,7 @@ def make_app(
 
 def _authenticate(
     store: Store,
+    known: KnownCallers,
     public: frozenset[str],
     admissions: Mapping[str, Admits],
 ) -> Any:
@@ -229,7 +236,7 @@ def _authenticate(
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         pattern = _pattern(request)
         if pattern not in public:
-            caller = request[_IDENTITY] = await _identify(store, request)
+            caller = request[_IDENTITY] = await _identify(store, known, request)
             if caller.scopes is not None:
                 admits = admissions.get(pattern or "")
                 if admits is None or not admits(caller.scopes):
@@ -241,26 +248,40 @@ def _authenticate(
     return middleware
 
 
-async def _identify(store: Store, request: web.Request) -> Identity:
+async def _identify(
+    store: Store, known: KnownCallers, request: web.Request
+) -> Identity:
     """Return the caller behind a bearer token or the session cookie.
 
     A bearer token never comes from a browser on its own, the cookie does:
     only the cookie needs the CSRF header on methods that change something.
     """
     kind, token = _credentials(request)
-    if token.startswith(clients.TOKEN_PREFIX):
-        async with store.db.connection() as connection:
-            return await clients.read_token(connection, token, now=store.clock())
     touch = BACKGROUND_HEADER not in request.headers
-    async with store.db.transaction() as tx:
-        session = await people.read_session(
-            tx, token, kind, now=store.clock(), touch=touch
-        )
+    # What keeps a session alive must not hide behind what does not.
+    how = f"{kind.value} {touch}"
+    caller = known.find(token, how)
+    if caller is None:
+        caller = await _recognise(store, kind, token, touch=touch)
+        known.keep(token, how, caller)
     cookie = kind is people.SessionKind.COOKIE
     if cookie and request.method not in _SAFE_METHODS:
         sent = request.headers.get(CSRF_HEADER, "")
         if not hmac.compare_digest(sent.encode(), csrf_token(token).encode()):
             raise NodeError("the CSRF token is missing", ErrorKind.FORBIDDEN)
+    return caller
+
+
+async def _recognise(
+    store: Store, kind: people.SessionKind, token: str, *, touch: bool
+) -> Identity:
+    if token.startswith(clients.TOKEN_PREFIX):
+        async with store.db.connection() as connection:
+            return await clients.read_token(connection, token, now=store.clock())
+    async with store.db.connection() as connection:
+        session = await people.read_session(
+            connection, token, kind, now=store.clock(), touch=touch
+        )
     return session.identity
 
 
