@@ -7,8 +7,10 @@ and its rows are committed.
 
 import asyncio
 import hashlib
+import math
 import re
 import threading
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
@@ -83,6 +85,7 @@ GLANCE_BYTES: Final = 64 << 10  # in which the header of an image is
 DEFLATED_BYTES: Final = 64 << 20  # a deflated data set has to be inflated whole
 TAIL_BYTES: Final = 4096
 COMMIT_BATCH: Final = 64
+ROOM_COUNTS_FOR_S: Final = 0.5
 # The plan of the one statement that stores is the same for one row and for many.
 _PLAN_ONCE: Final = "set plan_cache_mode = force_generic_plan"
 IMPLEMENTATION_UID: Final = "2.25.302567410295148372091187634512093847562"
@@ -230,11 +233,20 @@ class Intake:
         self.thread = thread
         self.settings = settings
         self.feeds = feeds
+        self._room, self._room_seen_at = True, -math.inf
 
     @property
     def store(self) -> "Store":
         """Return the store; its blobs may be used from every thread."""
         return self.thread.store
+
+    def has_room(self) -> bool:
+        """Tell whether there is room for others too, as it was a moment ago."""
+        now = time.monotonic()
+        if now - self._room_seen_at > ROOM_COUNTS_FOR_S:
+            free = self.store.blobs.free_bytes()
+            self._room, self._room_seen_at = free >= self.settings.min_free_bytes, now
+        return self._room
 
     def open_sink(self, request: StoreRequest) -> "InstanceSink":
         """Return where the data set of `request` goes."""
@@ -366,8 +378,7 @@ class InstanceSink:
         )
 
     def _check_room(self) -> None:
-        free = self._intake.store.blobs.free_bytes()
-        if free < self._intake.settings.min_free_bytes:
+        if not self._intake.has_room():
             raise NodeError("the disk of the node is full", ErrorKind.EXHAUSTED)
 
     def _open(self) -> None:

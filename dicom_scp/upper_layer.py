@@ -162,9 +162,10 @@ class PatientSocket(AssociationSocket):
         # Pages that nothing was read into take no memory.
         self._buffer = memoryview(bytearray(max(READ_AHEAD, limits.max_pdu + 12)))
         self._start = self._end = 0  # of what was received and not yet taken
-        self._patience_s = 0.0  # the timeout of the socket
+        client_socket.setblocking(False)  # mostly there is no need to wait
         self._poll = select.poll()  # select() fails at the 1024th file descriptor
         self._poll.register(client_socket, select.POLLIN)
+        self._waiting = select.poll()  # inside a PDU nothing else counts
 
     def watch(self, fd: int) -> None:
         """Let bytes on `fd` end the wait for data too."""
@@ -221,13 +222,19 @@ class PatientSocket(AssociationSocket):
         """Take bytes that were peeked at; they stay valid until the next call."""
         self._start += nr_bytes
 
-    def send_now(self, data: bytes) -> None:
-        """Write `data` in one piece; a gone peer shows at the next read."""
+    def send(self, bytestream: bytes) -> None:
+        """Write all of `bytestream`; a gone peer shows at the next read."""
         connection = cast(socket.socket, self.socket)
+        view, end = memoryview(bytestream), time.monotonic() + self._timeout()
         try:
-            self._wait_at_most(connection, self._timeout())
-            connection.sendall(data)
-        except (OSError, ValueError):
+            while view:
+                try:
+                    view = view[connection.send(view) :]
+                except ssl.SSLWantReadError:
+                    self._wait_for(connection, select.POLLIN, end)
+                except (ssl.SSLWantWriteError, BlockingIOError):
+                    self._wait_for(connection, select.POLLOUT, end)
+        except (OSError, ValueError):  # TimeoutError too
             self.event_queue.put("Evt17")
 
     def _receive(self, end: float) -> bool:
@@ -235,19 +242,22 @@ class PatientSocket(AssociationSocket):
         connection = cast(socket.socket, self.socket)
         if self._start == self._end:
             self._start = self._end = 0
-        left = end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the peer fell silent inside a PDU")
-        self._wait_at_most(connection, left)
-        received = connection.recv_into(self._buffer[self._end :])
-        self._end += received
-        return received > 0
+        while True:
+            try:
+                received = connection.recv_into(self._buffer[self._end :])
+            except (ssl.SSLWantReadError, BlockingIOError):
+                self._wait_for(connection, select.POLLIN, end)
+            except ssl.SSLWantWriteError:
+                self._wait_for(connection, select.POLLOUT, end)
+            else:
+                self._end += received
+                return received > 0
 
-    def _wait_at_most(self, connection: socket.socket, seconds: float) -> None:
-        """Set the timeout of the socket; a fraction of it less is not worth a call."""
-        if not 0.9 * self._patience_s <= seconds <= self._patience_s:
-            connection.settimeout(seconds)
-            self._patience_s = seconds
+    def _wait_for(self, connection: socket.socket, event: int, end: float) -> None:
+        left = end - time.monotonic()
+        self._waiting.register(connection, event)
+        if left <= 0 or not self._waiting.poll(1000 * left):
+            raise TimeoutError("the peer fell silent inside a PDU")
 
     def _timeout(self) -> float:
         established = self.assoc.is_established
@@ -482,9 +492,8 @@ class StreamingUpperLayer(DULServiceProvider):
         try:
             response = sink.finish()
             self._sink = self._request = None
-            self.connection.send_now(
-                encode_response(request, response, self._sink_context)
-            )
+            answer = encode_response(request, response, self._sink_context)
+            self.connection.send(answer)
             sink.close()
         finally:
             self._idle_timer.restart()

@@ -198,8 +198,9 @@ class BlobWriter:
         self._names_follow = names_follow
         self._aside = aside
         self._under_way: Future[None] | None = None
-        salt, self._prefix = os.urandom(SALT), os.urandom(PREFIX)
-        self._header = bytes([HEADER]) + salt + self._prefix
+        fresh = os.urandom(SALT + PREFIX)
+        salt, self._prefix = fresh[:SALT], fresh[SALT:]
+        self._header = bytes([HEADER]) + fresh
         self._cipher = AESGCM(_derive(key, salt, associated_data))
         self._buffers = buffers
         self._buffer = buffers.take()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from node.domain.audit import AuditEntry, Outcome
 from node.domain.errors import ErrorKind, NodeError
@@ -70,7 +70,8 @@ def new_object(
     store: "Store", sop_instance_uid: str
 ) -> "tuple[BlobWriter, str, bytes]":
     """Return a writer for the Part 10 file of an instance, its blob name and key."""
-    name, key = f"instances/{uuid4().hex}", os.urandom(32)
+    fresh = os.urandom(16 + 32)
+    name, key = f"instances/{fresh[:16].hex()}", fresh[16:]
     writer = store.blobs.writer(
         name, key=key, associated_data=studies.associated_data(sop_instance_uid)
     )
