@@ -247,6 +247,7 @@ class Fhir:
     ai_report_status: str
     page_size: int
     hook_hosts: list[str]
+    key_hosts: list[str]
 
 
 @dataclass(frozen=True)

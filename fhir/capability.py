@@ -9,6 +9,11 @@ from fhir.subscriptions import TOPICS
 from fhir.wire import Json
 
 _BACKPORT = "http://hl7.org/fhir/uv/subscriptions-backport"
+_SMART = {
+    "system": "http://terminology.hl7.org/CodeSystem/restful-security-service",
+    "code": "SMART-on-FHIR",
+}
+_OAUTH_URIS = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris"
 _VERSIONED = frozenset({Interaction.UPDATE})
 
 
@@ -34,6 +39,8 @@ def capability_statement(base_url: str, version: str, at: datetime) -> Json:
                 "mode": "server",
                 "security": {
                     "cors": False,
+                    "extension": [_oauth_uris(base_url.removesuffix("/fhir"))],
+                    "service": [{"coding": [_SMART]}],
                     "description": "Bearer token; every interaction is default-deny",
                 },
                 "resource": [_resource(kind) for kind in sorted(PERMITS)],
@@ -47,6 +54,15 @@ def capability_statement(base_url: str, version: str, at: datetime) -> Json:
                 ],
             }
         ],
+    }
+
+
+def _oauth_uris(root: str) -> Json:
+    """Return where tokens are had; SMART's discovery document says more."""
+    places = ("authorize", "token", "introspect", "revoke")
+    return {
+        "url": _OAUTH_URIS,
+        "extension": [{"url": p, "valueUri": f"{root}/auth/{p}"} for p in places],
     }
 
 

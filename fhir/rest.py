@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from aiohttp import hdrs, web
 
 from fhir import subscriptions
-from fhir.access import PERMITS, Interaction, require
+from fhir.access import PERMITS, Interaction, require, require_scope
 from fhir.bundles import MAX_COUNT, Searcher, history_bundle
 from fhir.capability import capability_statement
 from fhir.creation import Clerk
@@ -35,6 +35,7 @@ from fhir.outcome import (
     refusal,
     render_error,
 )
+from fhir.scoping import sees
 from fhir.settings import FhirSettings
 from fhir.tasks import failed_task, failed_tasks, retry_task, search_tasks
 from fhir.transaction import read_transaction, to_response, version_of_etag
@@ -70,6 +71,7 @@ def route_group(store: "Store", settings: FhirSettings, version: str) -> RouteGr
         prefix=PREFIX,
         routes=rest.routes(),
         public=frozenset({f"{PREFIX}/metadata"}),
+        admits=lambda _: True,  # `fhir.access` holds every request against its scopes
         render_error=_render_error,
     )
 
@@ -116,6 +118,7 @@ class Rest:
             async with self._store.db.connection() as tx:
                 return _json(await failed_task(tx, self._store, resource_id))
         stored = await self._newest.read(kind, resource_id)
+        _require_seen(caller, stored)
         if request.headers.get(hdrs.IF_NONE_MATCH) == _etag(stored):
             return web.Response(status=304, headers=_version_headers(stored))
         return self._answer(request, caller, stored)
@@ -130,6 +133,7 @@ class Rest:
             stored = await resources.read_version(
                 tx, self._store, kind, request.match_info["id"], int(number)
             )
+        _require_seen(caller, stored)
         return self._answer(request, caller, stored)
 
     async def history(self, request: web.Request) -> web.Response:
@@ -142,7 +146,8 @@ class Rest:
             versions = await resources.history(
                 tx, self._store, kind, resource_id, before=before, count=count
             )
-        if not versions:
+        seen = [version for version in versions if sees(caller, version)]
+        if not seen:
             raise NodeError(f"{kind}/{resource_id} is not known", ErrorKind.NOT_FOUND)
         base_url, oldest = self._settings.base_url, versions[-1].version
         following = (
@@ -150,7 +155,7 @@ class Rest:
             if oldest > 1
             else None
         )
-        return _json(history_bundle(versions, base_url, self._show(caller), following))
+        return _json(history_bundle(seen, base_url, self._show(caller), following))
 
     async def search(self, request: web.Request) -> web.Response:
         """Answer a search by GET or by POST _search."""
@@ -202,6 +207,7 @@ class Rest:
                 clerk = Clerk(tx, self._store, self._settings, caller)
                 condition = request.headers.get("If-None-Exist")
                 if condition is not None:
+                    require_scope(caller, kind, "s", whole=True)
                     known = await clerk.find_existing(kind, condition)
                     if known is not None:
                         return self._written(request, caller, known, 200)
@@ -244,9 +250,16 @@ class Rest:
         caller.require(Action.EDIT_REPORT)
         bundle = read_resource(await read_body(request), "Bundle")
         edit, entries = read_transaction(bundle)
+        wanted = prefers(request, "return") == "representation"
+        for entry in entries:
+            written = entry.method == hdrs.METH_POST
+            interaction = Interaction.CREATE if written else Interaction.UPDATE
+            kind = str(entry.resource["resourceType"])
+            require(caller, kind, interaction)
+            if wanted:
+                require_scope(caller, kind, "r", whole=True)
         async with self._store.db.transaction() as tx:
             done = await edit_report(tx, self._store, self._settings, caller, edit)
-        wanted = prefers(request, "return") == "representation"
         show = self._show(caller) if wanted else None
         return _json(to_response(entries, done, self._settings.base_url, show))
 
@@ -345,7 +358,7 @@ class Rest:
         if notes:
             headers["Warning"] = ", ".join(f'299 sononode "{note}"' for note in notes)
         wanted = prefers(request, "return")
-        if wanted == "minimal":
+        if wanted == "minimal" or not sees(caller, stored):
             return web.Response(status=status, headers=headers)
         if wanted == "OperationOutcome":
             told = ["stored", *notes]
@@ -386,6 +399,16 @@ def _render_error(failure: Failure) -> web.Response:
     if failure.request is None:
         return response
     return shaped(response, readable(failure.request))
+
+
+def _require_seen(caller: Identity, stored: Stored) -> None:
+    """Raise NOT_FOUND for a resource that the caller's token does not open.
+
+    The same as for one that is not there: whether it is, is an answer too.
+    """
+    if not sees(caller, stored):
+        address = f"{stored.resource_type}/{stored.resource_id}"
+        raise NodeError(f"{address} is not known", ErrorKind.NOT_FOUND)
 
 
 def _edit_of(request: web.Request, kind: str, change: Change) -> Edit:

@@ -18,6 +18,7 @@ import aiohttp
 import structlog
 
 from fhir import concepts
+from fhir.access import require_scope
 from fhir.masked import to_masked_report
 from fhir.notification import BACKPORT, SIGNATURE_HEADER, notification, sign
 from fhir.outcome import CONTENT_TYPE, Issue, Refused
@@ -207,6 +208,8 @@ def read_id(text: str) -> UUID:
 def require_topic(identity: Identity, resource: Json) -> None:
     """Raise FORBIDDEN when a topic would tell the caller more than she may read."""
     topic = TOPICS.get(str(resource.get("criteria")))
+    # Notifications bring reports of every patient, whatever else a token opens.
+    require_scope(identity, "DiagnosticReport", "r", whole=True)
     if topic is not None and not topic.masked:
         identity.require(Action.READ_REPORT)
         if not identity.sees_identity:

@@ -49,10 +49,12 @@ from dicom_scp.services import Service
 from dicom_scp.sr import Equipment
 from dicom_scp.storage import SYNTAXES, is_storage_class
 from dicom_scp.worklist import Stations, WorklistSettings, worklist_service
-from fhir import rest, subscriptions
+from fhir import registration, rest, subscriptions
+from fhir.assertions import Keys
 from fhir.mapping import Systems
 from fhir.publish import publish_report, publish_study
 from fhir.settings import FhirSettings
+from fhir.smart import Smart
 from inference.models import ModelFolder, Shelf
 from node.domain.completion import CompletionRules, EvidenceKind
 from node.domain.disclosure import TierText
@@ -507,13 +509,13 @@ def run_web_role(settings: Settings) -> None:
 
 async def _web(settings: Settings) -> None:
     stop = stop_event()
-    async with opened(settings) as store:
+    async with opened(settings) as store, aiohttp.ClientSession() as session:
         registry = CollectorRegistry()
         metrics = agreement.AgreementMetrics(registry, drift_settings_of(settings))
         app = make_app(
             store,
             _http_settings(settings),
-            _route_groups(store, settings),
+            _route_groups(store, settings, session),
             registry=registry,
         )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=10.0)
@@ -547,22 +549,31 @@ def _http_settings(settings: Settings) -> HttpSettings:
     )
 
 
-def _route_groups(store: Store, settings: Settings) -> list[RouteGroup]:
+def _route_groups(
+    store: Store, settings: Settings, session: aiohttp.ClientSession
+) -> list[RouteGroup]:
     fhir_settings = fhir_settings_of(settings)
     review = server.ReviewSettings(
         secure=settings.http.secure_cookies,
         texts=fhir_settings.texts,
         department_phone=settings.site.department_phone,
     )
+    key_hosts = frozenset(settings.fhir.key_hosts)
+    throttle = server.throttle_of(store, review)
+    keys = Keys(session, store.clock, key_hosts)
+    smart = Smart(store, settings.http.base_url, keys, throttle)
     return [
         rest.route_group(store, fhir_settings, product_version()),
+        *smart.route_groups(),
+        registration.route_group(store, key_hosts),
         RouteGroup(
             prefix=dicomweb.PREFIX,
             routes=dicomweb.routes(store, base_url=settings.http.base_url),
             render_error=dicomweb.render_error,
+            admits=lambda scopes: scopes.opens_whole("ImagingStudy", "r"),
         ),
         orders.route_group(site_offset(settings)),
-        *server.routes(store, review),
+        *server.routes(store, review, throttle=throttle, grants=smart.grants),
         agreement.route_group(drift_settings_of(settings)),
     ]
 
