@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import secrets
 import statistics
 import subprocess
 import time
 from pathlib import Path
+from typing import cast
+from urllib.parse import urlsplit
 
 import aiohttp
+import uvloop
 
 from bench.peers import ROOT, free_port
 from config.settings import Settings, load_settings
@@ -44,7 +48,9 @@ def measure(folder: Path) -> list[dict[str, object]]:
         password, report = asyncio.run(_seed(settings))
         server = _serve(values, addresses)
         try:
-            return asyncio.run(_load(settings.http.base_url, password, report))
+            return uvloop.run(
+                _load(settings.http.base_url, password, report, server.pid)
+            )
         finally:
             server.terminate()
             server.wait()
@@ -85,21 +91,22 @@ def _serve(values: dict[str, str], addresses: Addresses) -> subprocess.Popen[byt
     return subprocess.Popen(role_command("web"), cwd=ROOT, env=environment)
 
 
-async def _load(base_url: str, password: str, report: str) -> list[dict[str, object]]:
+async def _load(
+    base_url: str, password: str, report: str, server: int
+) -> list[dict[str, object]]:
     async with aiohttp.ClientSession() as http:
         await _ready(http, base_url)
         form = {"grant_type": "password", "username": "ehr", "password": password}
         async with http.post(f"{base_url}/auth/token", data=form) as answer:
             token = (await answer.json())["access_token"]
-        headers = {"Authorization": f"Bearer {token}"}
-        paths = {
-            "read one report": f"DiagnosticReport/{report}",
-            "search, 20 rows": "DiagnosticReport?_count=20&_sort=-_lastUpdated",
-        }
-        return [
-            await _requests(http, headers, what, f"{base_url}/fhir/{path}")
-            for what, path in paths.items()
-        ]
+    paths = {
+        "read one report": f"DiagnosticReport/{report}",
+        "search, 20 rows": "DiagnosticReport?_count=20&_sort=-_lastUpdated",
+    }
+    return [
+        await _requests(base_url, f"/fhir/{path}", token, what, server)
+        for what, path in paths.items()
+    ]
 
 
 async def _ready(http: aiohttp.ClientSession, base_url: str) -> None:
@@ -115,28 +122,105 @@ async def _ready(http: aiohttp.ClientSession, base_url: str) -> None:
     raise SystemExit("bench: the web process did not start")
 
 
+class _Caller(asyncio.Protocol):
+    """One connection that asks again as soon as it is answered.
+
+    A client that parsed what it gets would take more processor than the server.
+    """
+
+    def __init__(self, request: bytes, until: float, counted_from: float) -> None:
+        self.took: list[float] = []
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._request = request
+        self._until = until
+        self._counted_from = counted_from
+        self._received = 0
+        self._expected: int | None = None
+        self._head = b""
+        self._begun = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._ask()
+
+    def _ask(self) -> None:
+        self._begun = time.perf_counter()
+        if self._begun > self._until:
+            self._transport.close()
+            self.done.set_result(None)
+            return
+        self._received, self._expected, self._head = 0, None, b""
+        self._transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += len(data)
+        if self._expected is None:
+            self._head += data
+            end = self._head.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            if not self._head.startswith(b"HTTP/1.1 200"):
+                self._fail(self._head[:30].decode("latin-1"))
+                return
+            length = re.search(rb"(?i)content-length: (\d+)", self._head[:end])
+            if length is None:
+                self._fail("an answer has no length")
+                return
+            self._expected = end + 4 + int(length[1])
+        if self._received >= self._expected:
+            now = time.perf_counter()
+            if self._begun > self._counted_from:
+                self.took.append(now - self._begun)
+            self._ask()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.done.done():
+            self._fail("the connection was lost")
+
+    def _fail(self, why: str) -> None:
+        if not self.done.done():
+            self.done.set_exception(SystemExit(f"bench: {why}"))
+        self._transport.close()
+
+
 async def _requests(
-    http: aiohttp.ClientSession, headers: dict[str, str], what: str, url: str
+    base_url: str, path: str, token: str, what: str, server: int
 ) -> dict[str, object]:
-    """Send requests from `CLIENTS` callers; the first second does not count."""
-    took: list[float] = []
-    start = time.perf_counter()
+    """Send requests from `CLIENTS` connections; the first second does not count.
 
-    async def call() -> None:
-        while (begun := time.perf_counter()) < start + WARM_S + SECONDS:
-            async with http.get(url, headers=headers) as answer:
-                await answer.read()
-                if answer.status != 200:
-                    raise SystemExit(f"bench: {what} answered {answer.status}")
-            if begun > start + WARM_S:
-                took.append(time.perf_counter() - begun)
-
-    await asyncio.gather(*(call() for _ in range(CLIENTS)))
-    took.sort()
+    The server's own processor time says more than the rate where others share
+    the machine.
+    """
+    address = urlsplit(base_url)
+    request = (
+        f"GET {path} HTTP/1.1\r\nHost: {address.netloc}\r\n"
+        f"Authorization: Bearer {token}\r\nAccept: application/fhir+json\r\n\r\n"
+    ).encode()
+    start = time.perf_counter() + WARM_S
+    loop = asyncio.get_running_loop()
+    callers = []
+    for _ in range(CLIENTS):
+        _, caller = await loop.create_connection(
+            lambda: _Caller(request, start + SECONDS, start),
+            address.hostname,
+            address.port,
+        )
+        callers.append(caller)
+    await asyncio.sleep(max(0.0, start - time.perf_counter()))
+    before = _processor_s(server)
+    await asyncio.gather(*(caller.done for caller in callers))
+    used = _processor_s(server) - before
+    took = sorted(one for caller in callers for one in caller.took)
     return {
         "request": what,
         "callers": CLIENTS,
         "per second": round(len(took) / SECONDS),
+        "per second of its processor": round(len(took) / used) if used else 0,
         "median ms": round(1000 * statistics.median(took), 1),
         "p99 ms": round(1000 * took[int(0.99 * len(took))], 1),
     }
+
+
+def _processor_s(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text("ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

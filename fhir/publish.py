@@ -12,7 +12,7 @@ from uuid import UUID, uuid5
 
 from fhir import completeness, concepts, mapping
 from fhir.mapping import Exam, InstanceOf
-from fhir.search import accession_criterion, index_of
+from fhir.search import INDEX_VERSION, accession_criterion, index_of
 from fhir.settings import FhirSettings
 from fhir.wire import Json, as_list, parse, with_identity
 from node.domain.errors import ErrorKind, NodeError
@@ -252,3 +252,15 @@ async def write_once(
 def versioned(stored: Stored) -> str:
     """Return the reference to exactly this version."""
     return f"{stored.resource_type}/{stored.resource_id}/_history/{stored.version}"
+
+
+async def index_older(store: "Store", count: int = 200) -> None:
+    """Index anew what was stored by a release that knew fewer search parameters."""
+    while True:
+        async with store.db.transaction() as tx:
+            older = await resources.behind(tx, store, INDEX_VERSION, count)
+            for stored in older:
+                index = index_of(parse(stored.body))
+                await resources.index_anew(tx, store, stored, index)
+        if not older:
+            return

@@ -52,7 +52,7 @@ from dicom_scp.worklist import Stations, WorklistSettings, worklist_service
 from fhir import registration, rest, subscriptions
 from fhir.assertions import Keys
 from fhir.mapping import Systems
-from fhir.publish import publish_report, publish_study
+from fhir.publish import index_older, publish_report, publish_study
 from fhir.settings import FhirSettings
 from fhir.smart import Smart
 from inference.models import ModelFolder, Shelf
@@ -618,6 +618,11 @@ async def _worker(settings: Settings) -> None:
                     "forget done jobs",
                     HOUSEKEEPING_EVERY_S,
                     lambda: store.jobs.forget_done(store.clock() - KEEP_DONE_JOBS),
+                ),
+                Periodic(
+                    "index older resources",
+                    HOUSEKEEPING_EVERY_S,
+                    partial(index_older, store),
                 ),
                 Periodic(
                     "settle abandoned objects",
