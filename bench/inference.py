@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench.peers import ROOT
-from dicom_scp.phantoms import PhantomLesion, build_phantom
+from dicom_scp.simulation.phantoms import PhantomLesion, build_phantom
 from inference.assess import ImageToRead, Reader
 from inference.engine import Engine
 from inference.network import load_model, reading_of

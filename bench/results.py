@@ -13,8 +13,8 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import UltrasoundImageStorage
 
-from dicom_scp.heatmap import build_heat_map
-from dicom_scp.sr import (
+from dicom_scp.results.heatmap import build_heat_map
+from dicom_scp.results.sr import (
     AI_SR,
     Equipment,
     build_ai_sr,

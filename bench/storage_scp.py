@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from dicom_scp.scp import ScpSettings, run_scp
+from dicom_scp.receiving.scp import ScpSettings, run_scp
 from node.store.database import Database
 from node.store.keys import create_root_key
 from node.store.migrate import migrate

@@ -119,7 +119,7 @@ def samples(
     folder: Annotated[Path | None, typer.Argument(help="Where to put them.")] = None,
 ) -> None:
     """Download the BrEaST images from their publisher, with checksum and licence."""
-    from dicom_scp.samples import download
+    from dicom_scp.simulation.samples import download
 
     target = folder or _settings().data / "samples"
     with Progress(console=console) as progress:
@@ -335,7 +335,7 @@ def export_training(
     ] = False,
 ) -> None:
     """Write signed images of consenting patients, de-identified, for training."""
-    from dicom_scp.export import export_training as write
+    from dicom_scp.export.training import export_training as write
     from node.administration import ADMINISTRATOR
 
     with Progress(

@@ -12,9 +12,9 @@ from typing import TypeVar
 import uvloop
 
 from config.settings import Settings
-from dicom_scp.peers import EVERYBODY
-from dicom_scp.scp import tls_context
-from dicom_scp.tls import first_expiry
+from dicom_scp.receiving.peers import EVERYBODY
+from dicom_scp.receiving.scp import tls_context
+from dicom_scp.receiving.tls import first_expiry
 from node import app
 from node.domain.access import Role
 from node.domain.audit import AuditEntry

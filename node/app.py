@@ -28,27 +28,29 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from config.settings import Coerce, Settings, SettingsError
-from dicom_scp import coercion, dicomweb, orders, query, retrieve, tls
-from dicom_scp.commitment import (
+from dicom_scp.receiving import coercion, tls
+from dicom_scp.receiving.machine_sr import read_machine_report
+from dicom_scp.receiving.peers import Peer, Peers, ServiceName
+from dicom_scp.receiving.scp import ScpSettings, run_scp
+from dicom_scp.receiving.storage import SYNTAXES, is_storage_class
+from dicom_scp.results.encode_report import ResultSettings, encode_report
+from dicom_scp.results.sr import Equipment
+from dicom_scp.sending.probe import ask_again, targets_of
+from dicom_scp.sending.routing import RoutingTable, route_received
+from dicom_scp.sending.scu import Destination
+from dicom_scp.services import query, retrieve
+from dicom_scp.services.commitment import (
     CommitmentSettings,
     commitment_service,
     report_commitment,
     request_commitment,
 )
-from dicom_scp.machine_sr import read_machine_report
-from dicom_scp.mpps import mpps_service
-from dicom_scp.peers import Peer, Peers, ServiceName
-from dicom_scp.probe import ask_again, targets_of
-from dicom_scp.query import QuerySettings
-from dicom_scp.results import ResultSettings, encode_report
-from dicom_scp.retrieve import RetrieveSettings
-from dicom_scp.routing import RoutingTable, route_received
-from dicom_scp.scp import ScpSettings, run_scp
-from dicom_scp.scu import Destination
-from dicom_scp.services import Service
-from dicom_scp.sr import Equipment
-from dicom_scp.storage import SYNTAXES, is_storage_class
-from dicom_scp.worklist import Stations, WorklistSettings, worklist_service
+from dicom_scp.services.mpps import mpps_service
+from dicom_scp.services.query import QuerySettings
+from dicom_scp.services.retrieve import RetrieveSettings
+from dicom_scp.services.service import Service
+from dicom_scp.services.worklist import Stations, WorklistSettings, worklist_service
+from dicom_scp.web import dicomweb, orders
 from fhir import registration, rest, subscriptions
 from fhir.assertions import Keys
 from fhir.mapping import Systems

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from config.settings import Settings, load_settings
-from dicom_scp.routing import SEND
+from dicom_scp.sending.routing import SEND
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
 from node.logs import configure_logging

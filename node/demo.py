@@ -27,8 +27,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from config.settings import Settings, load_settings
-from dicom_scp.peers import EVERYBODY, ServiceName
-from dicom_scp.simulator import (
+from dicom_scp.receiving.peers import EVERYBODY, ServiceName
+from dicom_scp.simulation.simulator import (
     Expectation,
     Sent,
     SimulatedStudy,

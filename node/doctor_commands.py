@@ -17,7 +17,7 @@ from node.domain.errors import ErrorKind, NodeError
 from node.logs import configure_logging
 
 if TYPE_CHECKING:
-    from dicom_scp.probe import Finding, Probe
+    from dicom_scp.sending.probe import Finding, Probe
     from node.outbound import Outbound
     from node.store.store import Store
 
@@ -133,8 +133,8 @@ async def _callers(store: "Store") -> list[tuple[bool, str, str]]:
 async def _examine_machine(
     store: "Store", settings: Settings, title: str, wait_s: int
 ) -> "list[Finding]":
-    from dicom_scp.machine_probe import Around, examine_machine
-    from dicom_scp.probe import probe_machine
+    from dicom_scp.sending.machine_probe import Around, examine_machine
+    from dicom_scp.sending.probe import probe_machine
     from node.app import machines_of, peers_of, services_of
     from node.store import callers
 
@@ -170,7 +170,7 @@ async def _examine_machine(
 async def _ask(
     store: "Store | None", outbound: "Outbound", name: str | None
 ) -> "list[tuple[str, str, Probe]]":
-    from dicom_scp.probe import ask, targets_of
+    from dicom_scp.sending.probe import ask, targets_of
 
     async with aiohttp.ClientSession() as session:
         targets = targets_of(outbound.dimse, outbound.stow, session)

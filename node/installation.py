@@ -250,7 +250,9 @@ def _require_files(settings: Settings) -> None:
 
 def _require_peers(settings: Settings) -> None:
     """Raise for what is wrong with DICOM peers and with TLS, to them and from them."""
-    from dicom_scp.scp import tls_context  # only here: `keys init` needs no DICOM
+    from dicom_scp.receiving.scp import (
+        tls_context,  # only here: `keys init` needs no DICOM
+    )
     from node import app
     from node.outbound import outbound_of
 

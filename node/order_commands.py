@@ -33,7 +33,7 @@ def add(
     file: Annotated[Path, typer.Argument(help="JSON as for POST /orders, - = stdin.")],
 ) -> None:
     """Place an order, or change it under the same accession number."""
-    from dicom_scp.orders import place_json
+    from dicom_scp.web.orders import place_json
     from node.app import site_offset
 
     settings, body = _settings(), _read(file)
@@ -84,7 +84,7 @@ def list_orders(
 @cli.command("cancel")
 def cancel(order: Annotated[UUID, typer.Argument(metavar="ID")]) -> None:
     """Take an order off the worklist."""
-    from dicom_scp.orders import cancel_json
+    from dicom_scp.web.orders import cancel_json
 
     _with_store(_settings(), lambda store: cancel_json(store, order, by=_operator()))
     console.print(f"{order}: cancelled")

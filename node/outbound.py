@@ -11,11 +11,19 @@ import aiohttp
 
 from config.settings import Outlet as OutletSettings
 from config.settings import RoutingRule, Settings
-from dicom_scp.delivery import Pace, Sender, send_instance
-from dicom_scp.routing import RESULTS, SEND, Hours, Outlet, RoutingTable, Rule, When
-from dicom_scp.scu import Destination, DimseSender
-from dicom_scp.stow import StowDestination, StowSender, basic_of, bearer_of
-from dicom_scp.tls import FollowedContext, WrapsSockets, client_context
+from dicom_scp.receiving.tls import FollowedContext, WrapsSockets, client_context
+from dicom_scp.sending.delivery import Pace, Sender, send_instance
+from dicom_scp.sending.routing import (
+    RESULTS,
+    SEND,
+    Hours,
+    Outlet,
+    RoutingTable,
+    Rule,
+    When,
+)
+from dicom_scp.sending.scu import Destination, DimseSender
+from dicom_scp.sending.stow import StowDestination, StowSender, basic_of, bearer_of
 from node.domain.report import ReportStatus
 from node.domain.study import Origin
 from node.store.jobs import Jobs, Priority

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from dicom_scp import simulator
+from dicom_scp.simulation import simulator
 from dicom_scp.simulation.load import Load, send_load
 from dicom_scp.simulation.machines import PROFILES
 from dicom_scp.simulation.messages import Scheduled

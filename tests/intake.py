@@ -2,8 +2,8 @@
 
 from pydicom import Dataset
 
-from dicom_scp.intake import describe
-from dicom_scp.upper_layer import StoreRequest
+from dicom_scp.receiving.intake import describe
+from dicom_scp.receiving.upper_layer import StoreRequest
 from node.domain.study import Duplicates
 from node.imaging import read_part10
 from node.store.store import Store

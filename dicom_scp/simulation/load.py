@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 
-from dicom_scp.scu import send_at_once
+from dicom_scp.sending.scu import send_at_once
 from dicom_scp.simulation.messages import Scheduled
 from dicom_scp.simulation.room import Examination, Node, Room
 from node.domain.errors import ErrorKind, NodeError

@@ -13,7 +13,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicom_scp.scanner import Layout, Machine
+from dicom_scp.simulation.scanner import Layout, Machine
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Final
 
 from pydicom.dataset import Dataset
 
-from dicom_scp.scanner import Machine, Patient
+from dicom_scp.simulation.scanner import Machine, Patient
 from node.charset import unicode_header
 
 _RETURN_KEYS: Final = (

@@ -32,10 +32,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
-from dicom_scp.phantoms import PhantomLesion, build_phantom
-from dicom_scp.scanner import Layout, Patient, View, build_instance
-from dicom_scp.scanner_report import build_scanner_report, with_callipers
-from dicom_scp.scu import send_at_once
+from dicom_scp.sending.scu import send_at_once
 from dicom_scp.simulation.machines import Profile
 from dicom_scp.simulation.messages import (
     Scheduled,
@@ -48,6 +45,9 @@ from dicom_scp.simulation.messages import (
     worklist_query,
     written,
 )
+from dicom_scp.simulation.phantoms import PhantomLesion, build_phantom
+from dicom_scp.simulation.scanner import Layout, Patient, View, build_instance
+from dicom_scp.simulation.scanner_report import build_scanner_report, with_callipers
 from node.domain.errors import ErrorKind, NodeError
 
 UidSource = Callable[[], str]

@@ -18,9 +18,9 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.dsutils import encode
 
-from dicom_scp.phantoms import build_phantom
-from dicom_scp.scanner import Patient, View, build_instance
-from dicom_scp.simulator import GE_LIKE
+from dicom_scp.simulation.phantoms import build_phantom
+from dicom_scp.simulation.scanner import Patient, View, build_instance
+from dicom_scp.simulation.simulator import GE_LIKE
 from node.workflow.intake import data_set_offset
 from tests.journeys.rig import HOST, LESION, new_uid
 

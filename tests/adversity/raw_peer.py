@@ -14,7 +14,7 @@ from pynetdicom.pdu_primitives import (
     MaximumLengthNotification,
 )
 
-from dicom_scp.upper_layer import parse_command
+from dicom_scp.receiving.upper_layer import parse_command
 
 ABORT, ACCEPT, REJECT, DATA, RELEASE_RP = 0x07, 0x02, 0x03, 0x04, 0x06
 RELEASE_RQ = b"\x05\x00\x00\x00\x00\x04\x00\x00\x00\x00"

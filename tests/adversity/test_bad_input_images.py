@@ -1,8 +1,8 @@
 """Images that are stored and cannot be read: kept, named in both languages, mended.
 
-What the receiver refuses is `tests/dicom_scp/test_scp.py`; here the image is taken,
-because it is a document of the examination (PS3.4 B.2.3), and the AI has to say
-that it did not look at it. DESIGN §1: a late instance reopens the study.
+What the receiver refuses is `tests/dicom_scp/receiving/test_scp.py`; here the image
+is taken, because it is a document of the examination (PS3.4 B.2.3), and the AI has to
+say that it did not look at it. DESIGN §1: a late instance reopens the study.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from pydicom import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
 
-from dicom_scp.simulator import SimulatedStudy
+from dicom_scp.simulation.simulator import SimulatedStudy
 from tests.adversity.modality import data_set, stored_data_set
 from tests.journeys.rig import (
     Caller,

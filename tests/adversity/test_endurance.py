@@ -22,7 +22,7 @@ import pytest
 from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage
 from pynetdicom.dsutils import encode
 
-from dicom_scp.storage import VERIFICATION
+from dicom_scp.receiving.storage import VERIFICATION
 from node.store.store import Store
 from tests.adversity.raw_peer import (
     ACCEPT,
@@ -54,8 +54,8 @@ import json, sys
 from datetime import UTC, datetime
 from ipaddress import ip_network
 from pathlib import Path
-from dicom_scp.peers import Peer, Peers
-from dicom_scp.scp import ScpSettings, run_scp
+from dicom_scp.receiving.peers import Peer, Peers
+from dicom_scp.receiving.scp import ScpSettings, run_scp
 from node.store.store import open_store
 told = json.loads(sys.argv[1])
 

@@ -40,7 +40,7 @@ from tests.adversity.raw_peer import (
     store_command,
 )
 from tests.dicom_scp.instances import make_instance
-from tests.dicom_scp.test_scp_process import Process, free_port, start_process
+from tests.dicom_scp.receiving.test_scp_process import Process, free_port, start_process
 
 __all__ = ["free_port", "start_process"]  # fixtures
 

@@ -43,7 +43,7 @@ PROGRAM = """
 import json, os, sys
 from datetime import UTC, datetime
 from pathlib import Path
-from dicom_scp.scp import ScpSettings, run_scp
+from dicom_scp.receiving.scp import ScpSettings, run_scp
 from node.store.store import open_store
 told = json.loads(sys.argv[1])
 

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from pydicom.uid import UltrasoundImageStorage
 
-from dicom_scp.commitment import (
+from dicom_scp.receiving.peers import Peer, Peers
+from dicom_scp.receiving.scp import ScpSettings, StorageScp
+from dicom_scp.results.sr import to_part10
+from dicom_scp.sending.scu import Destination, send_part10
+from dicom_scp.services.commitment import (
     CommitmentSettings,
     commitment_service,
     report_commitment,
     request_commitment,
 )
-from dicom_scp.peers import Peer, Peers
-from dicom_scp.scp import ScpSettings, StorageScp
-from dicom_scp.scu import Destination, send_part10
-from dicom_scp.sr import to_part10
 from node.store import commitments
 from node.store.commitments import DeliveryState, Reference
 from node.store.store import Store, open_store

@@ -22,10 +22,10 @@ from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless, generate_uid
 
 from config.settings import load_settings
-from dicom_scp.conformance_objects import full_order
-from dicom_scp.scp import StorageScp
-from dicom_scp.scu import Destination, send_part10
-from dicom_scp.sr import to_part10
+from dicom_scp.receiving.scp import StorageScp
+from dicom_scp.results.sr import to_part10
+from dicom_scp.sending.scu import Destination, send_part10
+from dicom_scp.statement.objects import full_order
 from node.app import scp_settings_of, services_of
 from node.domain.order import OrderSource, Step
 from node.domain.study import PatientIdentity
@@ -48,7 +48,7 @@ from tests.conformance.test_result_objects import (
 )
 from tests.conftest import run_apart
 from tests.dicom_scp.instances import data_set_bytes, make_instance
-from tests.dicom_scp.test_sr import make_verified
+from tests.dicom_scp.results.test_sr import make_verified
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from dicom_scp import query, retrieve
-from dicom_scp.peers import Peer, Peers, ServiceName
-from dicom_scp.query import QuerySettings
-from dicom_scp.retrieve import RetrieveSettings
-from dicom_scp.scp import ScpSettings, StorageScp
-from dicom_scp.scu import Destination
+from dicom_scp.receiving.peers import Peer, Peers, ServiceName
+from dicom_scp.receiving.scp import ScpSettings, StorageScp
+from dicom_scp.sending.scu import Destination
+from dicom_scp.services import query, retrieve
+from dicom_scp.services.query import QuerySettings
+from dicom_scp.services.retrieve import RetrieveSettings
 from node.store.store import Store, open_store
 from tests.conformance.orthanc import Orthanc
-from tests.dicom_scp import archive
-from tests.dicom_scp.archive import JANUARY, MARCH
 from tests.dicom_scp.instances import data_set_bytes
+from tests.dicom_scp.services import archive
+from tests.dicom_scp.services.archive import JANUARY, MARCH
 
 NAMES = ("PatientName", "StudyInstanceUID", "StudyDate", "ModalitiesInStudy")
 

@@ -14,17 +14,17 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEGBaseline8Bit
 
-from dicom_scp.heatmap import build_heat_map
-from dicom_scp.key_objects import build_key_images, build_rejection
-from dicom_scp.report_pdf import build_report_pdf, encapsulate_report
-from dicom_scp.scu import Destination, send_part10
-from dicom_scp.segmentation import build_segmentations
-from dicom_scp.sr import SR_CLASSES, as_sop_class, build_ai_sr, to_part10
+from dicom_scp.results.heatmap import build_heat_map
+from dicom_scp.results.key_objects import build_key_images, build_rejection
+from dicom_scp.results.report_pdf import build_report_pdf, encapsulate_report
+from dicom_scp.results.segmentation import build_segmentations
+from dicom_scp.results.sr import SR_CLASSES, as_sop_class, build_ai_sr, to_part10
+from dicom_scp.sending.scu import Destination, send_part10
 from node.domain.finding import Findings, HeatMap
 from node.domain.report import ReportStatus
 from tests.conformance.judges import dciodvfy, dsrdump
 from tests.conformance.orthanc import Orthanc
-from tests.dicom_scp.test_sr import (
+from tests.dicom_scp.results.test_sr import (
     EQUIPMENT,
     NOT_READ,
     REPORT,

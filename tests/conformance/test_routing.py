@@ -12,20 +12,27 @@ import aiohttp
 import pytest
 from pydicom import dcmread
 
-from dicom_scp.delivery import Pace, send_instance
-from dicom_scp.probe import probe_archive, probe_stow
-from dicom_scp.routing import SEND, RoutingTable, Rule, When, results_to, route_received
-from dicom_scp.scu import Destination, DimseSender
-from dicom_scp.sr import to_part10
-from dicom_scp.stow import StowDestination, StowSender
+from dicom_scp.results.sr import to_part10
+from dicom_scp.sending.delivery import Pace, send_instance
+from dicom_scp.sending.probe import probe_archive, probe_stow
+from dicom_scp.sending.routing import (
+    SEND,
+    RoutingTable,
+    Rule,
+    When,
+    results_to,
+    route_received,
+)
+from dicom_scp.sending.scu import Destination, DimseSender
+from dicom_scp.sending.stow import StowDestination, StowSender
 from node.domain.errors import NodeError
 from node.store import audit, routes
 from node.store.routes import DeliveryState
 from node.store.store import Store
 from tests.conformance.orthanc import Orthanc
 from tests.conftest import FrozenClock
-from tests.dicom_scp.test_results import make_image
-from tests.dicom_scp.test_sr import make_ai, make_verified
+from tests.dicom_scp.results.test_results import make_image
+from tests.dicom_scp.results.test_sr import make_ai, make_verified
 from tests.intake import receive_object
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -14,18 +14,18 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from dicom_scp.heatmap import build_heat_map
-from dicom_scp.intake import json_header
-from dicom_scp.key_objects import build_key_images
-from dicom_scp.report_pdf import build_report_pdf, encapsulate_report
-from dicom_scp.segmentation import build_segmentations
-from dicom_scp.simulator import SimulatedStudy, plan_demo
-from dicom_scp.sr import build_ai_sr, to_part10
+from dicom_scp.receiving.intake import json_header
+from dicom_scp.results.heatmap import build_heat_map
+from dicom_scp.results.key_objects import build_key_images
+from dicom_scp.results.report_pdf import build_report_pdf, encapsulate_report
+from dicom_scp.results.segmentation import build_segmentations
+from dicom_scp.results.sr import build_ai_sr, to_part10
+from dicom_scp.simulation.simulator import SimulatedStudy, plan_demo
 from node.domain.finding import Findings, HeatMap, ImageReference
 from node.domain.report import Conclusions, Report, ReportStatus
 from node.imaging import read_header
 from tests.conformance.judges import dciodvfy, dsrdump
-from tests.dicom_scp.test_sr import EQUIPMENT, REPORT, make_version
+from tests.dicom_scp.results.test_sr import EQUIPMENT, REPORT, make_version
 from tests.factories import ALGORITHM, DOCTOR, NOW, make_lesion
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -10,14 +10,25 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from dicom_scp.phantoms import PhantomLesion, build_phantom
-from dicom_scp.scanner import Patient, View, build_instance, invalid_id_number
-from dicom_scp.simulator import GE_LIKE
-from dicom_scp.sr import build_ai_sr, to_part10
+from dicom_scp.results.sr import build_ai_sr, to_part10
+from dicom_scp.simulation.phantoms import PhantomLesion, build_phantom
+from dicom_scp.simulation.scanner import (
+    Patient,
+    View,
+    build_instance,
+    invalid_id_number,
+)
+from dicom_scp.simulation.simulator import GE_LIKE
 from inference.assess import extent_mm
 from node.domain.finding import Findings, ImageReference, PixelBox
 from node.imaging import read_header, ultrasound_regions
-from tests.dicom_scp.test_sr import EQUIPMENT, REPORT, make_version, name_of, walk
+from tests.dicom_scp.results.test_sr import (
+    EQUIPMENT,
+    REPORT,
+    make_version,
+    name_of,
+    walk,
+)
 from tests.factories import make_lesion
 
 ROUNDING_MM = 0.05

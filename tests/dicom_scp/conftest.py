@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from dicom_scp.scp import ScpSettings, StorageScp
-from dicom_scp.services import Service
+from dicom_scp.receiving.scp import ScpSettings, StorageScp
+from dicom_scp.services.service import Service
 from node.store.store import Store, open_store
 
 StartScp = Callable[..., Awaitable[StorageScp]]

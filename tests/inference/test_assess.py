@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicom_scp.phantoms import PhantomLesion, build_phantom
+from dicom_scp.simulation.phantoms import PhantomLesion, build_phantom
 from inference.assess import (
     ImageToRead,
     Reader,

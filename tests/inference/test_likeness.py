@@ -6,7 +6,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from dicom_scp.phantoms import PhantomLesion
+from dicom_scp.simulation.phantoms import PhantomLesion
 from inference.assess import ModelIdentity, Reader, StudyReading
 from inference.likeness import DIMENSIONS, _projection, lesion_vector
 from inference.place import NOWHERE, Place

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from dicom_scp.phantoms import PhantomLesion, build_phantom
-from dicom_scp.results import ResultSettings, encode_report
-from dicom_scp.scanner import Patient, View, build_instance
-from dicom_scp.simulator import GE_LIKE
-from dicom_scp.sr import Equipment, to_part10
+from dicom_scp.results.encode_report import ResultSettings, encode_report
+from dicom_scp.results.sr import Equipment, to_part10
+from dicom_scp.simulation.phantoms import PhantomLesion, build_phantom
+from dicom_scp.simulation.scanner import Patient, View, build_instance
+from dicom_scp.simulation.simulator import GE_LIKE
 from fhir.publish import publish_report
 from fhir.wire import parse
 from inference import loaded as loaded_module

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from dicom_scp.phantoms import PhantomLesion, build_phantom
+from dicom_scp.simulation.phantoms import PhantomLesion, build_phantom
 from inference.preprocess import reduce_grey
 from inference.record import ModelRecord
 from inference.select import Reason

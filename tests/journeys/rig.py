@@ -24,9 +24,21 @@ from uuid import UUID, uuid4
 import psutil
 import requests
 
-from dicom_scp.phantoms import PhantomLesion, build_phantom
-from dicom_scp.scanner import Machine, Patient, View, build_instance, invalid_id_number
-from dicom_scp.simulator import GE_LIKE, Expectation, Sent, SimulatedStudy, send
+from dicom_scp.simulation.phantoms import PhantomLesion, build_phantom
+from dicom_scp.simulation.scanner import (
+    Machine,
+    Patient,
+    View,
+    build_instance,
+    invalid_id_number,
+)
+from dicom_scp.simulation.simulator import (
+    GE_LIKE,
+    Expectation,
+    Sent,
+    SimulatedStudy,
+    send,
+)
 from node.store.reports import report_id_for
 from tests.conformance.judges import fhirkit
 from tests.fake_wechat import DEMO_APP_ID, DEMO_APP_SECRET, DEMO_TEMPLATE

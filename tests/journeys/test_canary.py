@@ -16,8 +16,8 @@ import asyncpg
 import pytest
 import requests
 
-from dicom_scp.scanner import Patient, invalid_id_number
-from dicom_scp.simulator import SimulatedStudy
+from dicom_scp.simulation.scanner import Patient, invalid_id_number
+from dicom_scp.simulation.simulator import SimulatedStudy
 from node.store.postgres import SUPERUSER
 from tests.journeys.rig import (
     Caller,

@@ -7,7 +7,7 @@ from fhirclient.models.diagnosticreport import DiagnosticReport
 from fhirclient.models.observation import Observation
 from fhirclient.models.patient import Patient
 
-from dicom_scp.simulator import SimulatedStudy
+from dicom_scp.simulation.simulator import SimulatedStudy
 from tests.journeys.rig import Caller, Installation, invented, make_study, until
 
 PATIENT = invented(40, "Zhou^Meiling=周^美玲")

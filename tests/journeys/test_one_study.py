@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from pydicom import Dataset, dcmread
 
-from dicom_scp.scanner import Patient
-from dicom_scp.simulator import SimulatedStudy
-from dicom_scp.sr import to_part10
+from dicom_scp.results.sr import to_part10
+from dicom_scp.simulation.scanner import Patient
+from dicom_scp.simulation.simulator import SimulatedStudy
 from tests.conformance.judges import dciodvfy, dsrdump
 from tests.journeys.rig import (
     HOST,

@@ -10,9 +10,9 @@ import torch
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from dicom_scp.phantoms import PhantomLesion, build_phantom
-from dicom_scp.results import ResultSettings, encode_report
-from dicom_scp.sr import Equipment, to_part10
+from dicom_scp.results.encode_report import ResultSettings, encode_report
+from dicom_scp.results.sr import Equipment, to_part10
+from dicom_scp.simulation.phantoms import PhantomLesion, build_phantom
 from fhir import mapping
 from fhir.masked import to_masked_report
 from inference.assess import Reader

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from config.settings import Settings, load_settings
-from dicom_scp.peers import ServiceName
-from dicom_scp.tls import WrapsSockets
+from dicom_scp.receiving.peers import ServiceName
+from dicom_scp.receiving.tls import WrapsSockets
 from node.app import commitment_worker, machines_of, peers_of, services_of
 from node.outbound import outbound_of
 from node.store.commitments import Reference

@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from config.settings import Settings, SettingsError, load_settings
-from dicom_scp.delivery import send_instance
-from dicom_scp.routing import SEND, RoutingTable, When, route_received
+from dicom_scp.sending.delivery import send_instance
+from dicom_scp.sending.routing import SEND, RoutingTable, When, route_received
 from node.__main__ import cli
 from node.administration import examine
 from node.deliveries import replay_deliveries
@@ -18,7 +18,7 @@ from node.store.jobs import Priority
 from node.store.routes import DeliveryState, ProbeAnswer
 from node.store.store import Store
 from tests.conftest import FrozenClock
-from tests.dicom_scp.test_routing import ALL, Memory, payload, receive
+from tests.dicom_scp.sending.test_routing import ALL, Memory, payload, receive
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

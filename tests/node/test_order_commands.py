@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from node.domain.errors import NodeError
 from node.order_commands import cli
 from node.store.keys import create_root_key
-from tests.dicom_scp.test_orders import ORDER
+from tests.dicom_scp.web.test_orders import ORDER
 
 Run = Callable[..., Result]
 

@@ -20,12 +20,17 @@ from aiohttp import web
 from PIL import Image
 from pydicom.dataset import Dataset
 
-from dicom_scp import dicomweb
-from dicom_scp.phantoms import Phantom, PhantomLesion, build_phantom
-from dicom_scp.results import ResultSettings, encode_report
-from dicom_scp.scanner import Patient, View, build_instance, invalid_id_number
-from dicom_scp.simulator import GE_LIKE
-from dicom_scp.sr import Equipment, to_part10
+from dicom_scp.results.encode_report import ResultSettings, encode_report
+from dicom_scp.results.sr import Equipment, to_part10
+from dicom_scp.simulation.phantoms import Phantom, PhantomLesion, build_phantom
+from dicom_scp.simulation.scanner import (
+    Patient,
+    View,
+    build_instance,
+    invalid_id_number,
+)
+from dicom_scp.simulation.simulator import GE_LIKE
+from dicom_scp.web import dicomweb
 from fhir.publish import publish_report
 from fhir.rest import route_group
 from fhir.settings import FhirSettings

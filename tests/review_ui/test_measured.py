@@ -10,10 +10,14 @@ from aiohttp.test_utils import TestClient, TestServer
 from playwright.async_api import expect
 from pydicom.uid import generate_uid
 
-from dicom_scp.machine_sr import read_machine_report
-from dicom_scp.phantoms import PhantomLesion
-from dicom_scp.scanner_report import Calliper, MeasuredLesion, build_scanner_report
-from dicom_scp.sr import to_part10
+from dicom_scp.receiving.machine_sr import read_machine_report
+from dicom_scp.results.sr import to_part10
+from dicom_scp.simulation.phantoms import PhantomLesion
+from dicom_scp.simulation.scanner_report import (
+    Calliper,
+    MeasuredLesion,
+    build_scanner_report,
+)
 from node.domain.access import Role
 from node.domain.report import Report
 from node.http import HttpSettings, make_app

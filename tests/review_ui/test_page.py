@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Page, expect
 
-from dicom_scp.phantoms import PhantomLesion
+from dicom_scp.simulation.phantoms import PhantomLesion
 from node.domain.access import Role
 from node.domain.finding import NotRead
 from node.domain.lexicon import FieldKey

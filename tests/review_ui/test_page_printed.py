@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from playwright.async_api import expect
 
-from dicom_scp.results import encode_report
+from dicom_scp.results.encode_report import encode_report
 from tests.review_ui.conftest import Open
 from tests.review_ui.rig import RESULTS, Node
 from tests.review_ui.test_page import BENIGN, _open_report

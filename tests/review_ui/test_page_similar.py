@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from playwright.async_api import expect
 
-from dicom_scp.phantoms import PhantomLesion
+from dicom_scp.simulation.phantoms import PhantomLesion
 from node.domain.outcome import CaseOutcome
 from node.store import cases
 from tests.review_ui.conftest import Open

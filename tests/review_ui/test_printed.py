@@ -8,8 +8,8 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from pypdf import PdfReader
 
-from dicom_scp.phantoms import PhantomLesion
-from dicom_scp.results import encode_report
+from dicom_scp.results.encode_report import encode_report
+from dicom_scp.simulation.phantoms import PhantomLesion
 from node.domain.access import Role
 from node.domain.report import Report, ReportStatus
 from node.http import HttpSettings, make_app

@@ -11,7 +11,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from PIL import Image
 
-from dicom_scp.phantoms import PhantomLesion
+from dicom_scp.simulation.phantoms import PhantomLesion
 from node.domain.access import PERMISSIONS, Action, Role
 from node.domain.finding import PixelBox
 from node.domain.report import Report, ReportStatus

@@ -11,21 +11,21 @@ from typing import Any
 import pytest
 from pydicom import dcmread
 
-from dicom_scp.commitment import (
+from dicom_scp.receiving.peers import Peer, Peers, ServiceName
+from dicom_scp.receiving.scp import StorageScp
+from dicom_scp.sending.scu import Destination
+from dicom_scp.services.commitment import (
     CommitmentSettings,
     commitment_service,
     report_commitment,
 )
-from dicom_scp.peers import Peer, Peers, ServiceName
-from dicom_scp.phantoms import PhantomLesion
-from dicom_scp.scp import StorageScp
-from dicom_scp.scu import Destination
+from dicom_scp.services.worklist import WorklistSettings, worklist_service
 from dicom_scp.simulation.load import send_load
 from dicom_scp.simulation.machines import PROFILES
 from dicom_scp.simulation.messages import Scheduled
+from dicom_scp.simulation.phantoms import PhantomLesion
 from dicom_scp.simulation.room import Examination, Node, Room, Step
-from dicom_scp.simulator import PATIENTS, invented_patient
-from dicom_scp.worklist import WorklistSettings, worklist_service
+from dicom_scp.simulation.simulator import PATIENTS, invented_patient
 from node.domain.errors import NodeError
 from node.domain.study import Origin
 from node.store import studies
@@ -35,7 +35,7 @@ from node.workflow.commitment import LANE, REPORT_COMMITMENT
 from tests.conformance.judges import dciodvfy
 from tests.conftest import FrozenClock
 from tests.dicom_scp.conftest import StartScp
-from tests.dicom_scp.test_worklist import WANG, make_step, place
+from tests.dicom_scp.services.test_worklist import WANG, make_step, place
 
 TITLE = "US1"
 LESION = PhantomLesion(22, 15, 14, 8)

@@ -8,8 +8,8 @@ from node.domain.study import Origin
 from node.store import catalogue, keys, reports
 from node.store.catalogue import Narrowing, StudyEntry
 from node.store.store import Store
-from tests.dicom_scp import archive
-from tests.dicom_scp.archive import JANUARY, MARCH, OTHER, UNDATED, ZHANG
+from tests.dicom_scp.services import archive
+from tests.dicom_scp.services.archive import JANUARY, MARCH, OTHER, UNDATED, ZHANG
 
 
 async def found(store: Store, narrowing: Narrowing, *, limit: int = 100) -> list[str]:

@@ -1,0 +1,1 @@
+"""What leaves for training, without any name in it."""

@@ -1,0 +1,1 @@
+"""What comes in: associations, C-STORE, and who may call."""

@@ -1,0 +1,371 @@
+"""The job `encode_report`: what a report version says, as instances of its study."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import structlog
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian
+
+from dicom_scp.receiving.intake import describe
+from dicom_scp.receiving.upper_layer import StoreRequest
+from dicom_scp.results.figures import figures_of
+from dicom_scp.results.heatmap import build_heat_map, decode_overlay
+from dicom_scp.results.key_objects import build_key_images, build_rejection
+from dicom_scp.results.report_pdf import build_report_pdf, encapsulate_report
+from dicom_scp.results.requests import add_requests
+from dicom_scp.results.segmentation import build_segmentations
+from dicom_scp.results.sr import (
+    AI_SR,
+    VERIFIED_SR,
+    Equipment,
+    Predecessor,
+    build_ai_sr,
+    build_verified_sr,
+    predecessor_of,
+    to_part10,
+)
+from dicom_scp.sending.routing import RoutingTable, route_result
+from node.domain.errors import ErrorKind, NodeError
+from node.domain.finding import Findings
+from node.domain.report import AuthorKind, Report, ReportStatus, ReportVersion
+from node.domain.study import Origin, ReceivedInstance
+from node.imaging import read_part10
+from node.store import models, orders, reports, studies
+from node.store.orders import StudyOrder
+from node.store.overlays import read_overlay
+from node.workflow.intake import KeptObject, Received, keep_object, store_result
+
+if TYPE_CHECKING:
+    from node.store.keys import Sealer
+    from node.store.models import KnownModel
+    from node.store.store import Store
+    from node.store.studies import StoredInstance
+
+log = structlog.get_logger(__name__)
+
+CALLING_AE: Final = "SONONODE"
+_NOT_REJECTED: Final = frozenset({Origin.RECEIVED, Origin.REJECTION})
+
+
+@dataclass(frozen=True)
+class ResultSettings:
+    """Who writes what, and where it goes.
+
+    SR and heat maps are always made. `pdf` is `none`, `site` (in the language of the
+    site) or `both`.
+    """
+
+    equipment: Equipment
+    routing: RoutingTable = field(default_factory=RoutingTable)
+    key_images: bool = True
+    segmentation: bool = False
+    pdf: str = "site"
+
+
+@dataclass(frozen=True)
+class _Result:
+    """A finished object: its rows, and the blob that already holds it."""
+
+    instance: ReceivedInstance
+    kept: KeptObject = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """All that the objects of one version are made from."""
+
+    store: Store
+    sealer: Sealer
+    report: Report
+    version: ReportVersion
+    sources: Sequence[StoredInstance]
+    made: Sequence[StoredInstance]
+    model: KnownModel | None
+    orders: Sequence[StudyOrder]
+    settings: ResultSettings
+
+    @cached_property
+    def headers(self) -> list[Dataset]:
+        return image_headers(self.sources)
+
+    def known_as(self) -> dict[str, Any]:
+        return {
+            "report_id": self.report.id,
+            "equipment": self.settings.equipment,
+        }
+
+
+async def encode_report(
+    store: Store, payload: Mapping[str, Any], settings: ResultSettings
+) -> None:
+    """Write the DICOM objects of one report version and ask for their delivery.
+
+    The algorithm's version gives heat maps and its SR, a signed one the verified SR
+    and its PDF, both their key images; a withdrawal gives the note that rejects them
+    all. A physician's draft gives none. Runs again without harm: the UIDs follow from
+    the version, what is stored already stays.
+
+    The SR is stored before the PDF is tried: a report that cannot be printed is in
+    the archive, and the job says why there is no paper.
+    """
+    job = await _read(store, payload, settings)
+    if not is_encoded(job.version):
+        return
+    await _store(job, await asyncio.to_thread(_encode, job))
+    if job.version.signed and settings.pdf != "none":
+        await _store(job, await asyncio.to_thread(_print, job))
+
+
+async def _read(
+    store: Store, payload: Mapping[str, Any], settings: ResultSettings
+) -> _Job:
+    report_id, number = UUID(payload["report_id"]), int(payload["version"])
+    async with store.db.transaction() as tx:
+        report = await reports.read(tx, store, report_id)
+        instances = await studies.instances_of(tx, store, report.study_instance_uid)
+        version = report.version(number)
+        return _Job(
+            store=store,
+            sealer=await store.ring.patient(tx, report.patient_id),
+            report=report,
+            version=version,
+            sources=[i for i in instances if i.origin is Origin.RECEIVED],
+            made=[i for i in instances if i.origin not in _NOT_REJECTED],
+            model=await models.find(tx, version.author.id),
+            orders=await orders.of_study(tx, store, report.study_instance_uid),
+            settings=settings,
+        )
+
+
+def is_encoded(version: ReportVersion) -> bool:
+    """Tell whether a version becomes DICOM objects here."""
+    return (
+        version.signed
+        or version.author.kind is AuthorKind.ALGORITHM
+        or _is_withdrawal(version)
+    )
+
+
+def _is_withdrawal(version: ReportVersion) -> bool:
+    return version.status is ReportStatus.ENTERED_IN_ERROR
+
+
+def image_headers(sources: Sequence[StoredInstance]) -> list[Dataset]:
+    """Return the headers of a study's images, of everything when it has no image."""
+    headers = [_header(source) for source in sources]
+    return [header for header in headers if "Rows" in header] or headers
+
+
+def predecessor_of_version(report: Report, version: ReportVersion) -> Predecessor:
+    """Return what a signed version replaces: the last signed one, else the AI's.
+
+    RULE when there is neither, as a report always starts with a reading.
+    """
+    before = report.last_signed(before=version.number)
+    if before is not None:
+        uid = report.study_instance_uid
+        return predecessor_of(uid, report.id, before.number, VERIFIED_SR)
+    draft = earlier_draft(report, version)
+    if draft is None:
+        raise NodeError("a signed report without a reading", ErrorKind.RULE)
+    return draft
+
+
+def earlier_draft(report: Report, version: ReportVersion) -> Predecessor | None:
+    """Return the algorithm's newest document before `version`, None if none is."""
+    drafts = [
+        v
+        for v in report.versions
+        if v.number < version.number and v.author.kind is AuthorKind.ALGORITHM
+    ]
+    if not drafts:
+        return None
+    uid = report.study_instance_uid
+    return predecessor_of(uid, report.id, drafts[-1].number, AI_SR)
+
+
+def _header(source: StoredInstance) -> Dataset:
+    header = Dataset.from_json(json.loads(source.metadata))
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = UID(source.transfer_syntax_uid)
+    return header
+
+
+def _encode(job: _Job) -> list[_Result]:
+    """Return the objects of a version, each durable already. Blocks."""
+    if _is_withdrawal(job.version):
+        objects = _rejection(job)
+    elif job.version.signed:
+        objects = _signed_report(job)
+    else:
+        objects = _draft(job)
+    return [_keep(job, dataset, origin) for dataset, origin in objects]
+
+
+def _draft(job: _Job) -> Iterator[tuple[Dataset, Origin]]:
+    headers, version = job.headers, job.version
+    heat_maps = list(_heat_maps(job, headers))
+    for heat_map in heat_maps:
+        yield heat_map, Origin.HEAT_MAP
+    document = build_ai_sr(
+        version,
+        headers,
+        heat_maps=heat_maps,
+        weights_sha256=job.model.weights_sha256 if job.model else None,
+        predecessor=earlier_draft(job.report, version),
+        **job.known_as(),
+    )
+    yield document, Origin.AI_SR
+    if job.settings.segmentation:
+        for masks in build_segmentations(version, headers, **job.known_as()):
+            yield masks, Origin.SEGMENTATION
+    yield from _key_images(job, headers)
+
+
+def _signed_report(job: _Job) -> Iterator[tuple[Dataset, Origin]]:
+    headers = job.headers
+    document = build_verified_sr(
+        job.version,
+        predecessor_of_version(job.report, job.version),
+        headers,
+        **job.known_as(),
+    )
+    yield document, Origin.VERIFIED_SR
+    yield from _key_images(job, headers)
+
+
+def _key_images(
+    job: _Job, headers: Sequence[Dataset]
+) -> Iterator[tuple[Dataset, Origin]]:
+    if job.settings.key_images:
+        chosen = build_key_images(job.version, headers, **job.known_as())
+        if chosen is not None:
+            yield chosen, Origin.KEY_IMAGES
+
+
+def _rejection(job: _Job) -> Iterator[tuple[Dataset, Origin]]:
+    withdrawn = [_header(instance) for instance in job.made]
+    if withdrawn:
+        note = build_rejection(job.version, withdrawn, **job.known_as())
+        yield note, Origin.REJECTION
+
+
+def _print(job: _Job) -> list[_Result]:
+    """Return the signed report as a PDF, durable already. Blocks."""
+    header = job.headers[0]
+    pdf = build_report_pdf(
+        job.report,
+        job.version,
+        header,
+        figures_of(job.store, job.sealer, job.report, job.version, job.sources),
+        equipment=job.settings.equipment,
+        both_languages=job.settings.pdf == "both",
+    )
+    document = encapsulate_report(
+        pdf, job.report, job.version, header, equipment=job.settings.equipment
+    )
+    return [_keep(job, document, Origin.PDF)]
+
+
+def _heat_maps(job: _Job, headers: Sequence[Dataset]) -> Iterator[Dataset]:
+    by_uid = {str(header.SOPInstanceUID): header for header in headers}
+    explained = _heat_map_of_lesion(job.version.findings)
+    for number, lesion in enumerate(job.version.findings.lesions, start=1):
+        uid = explained.get(lesion.tracking_uid)
+        if uid is None or lesion.image is None:
+            continue
+        png = read_overlay(job.store, job.sealer, uid)
+        header = by_uid.get(lesion.image.sop_instance_uid)
+        if png is None or header is None:
+            # The result matters more than its picture, so the report goes without.
+            log.warning("results.heat_map_missing", sop_instance_uid=uid)
+            continue
+        yield build_heat_map(
+            decode_overlay(png),
+            job.version,
+            lesion,
+            header,
+            number=number,
+            **job.known_as(),
+        )
+
+
+def _heat_map_of_lesion(findings: Findings) -> dict[str, str]:
+    return {item.tracking_uid: item.sop_instance_uid for item in findings.heat_maps}
+
+
+def _keep(job: _Job, dataset: Dataset, origin: Origin) -> _Result:
+    add_requests(dataset, job.headers, job.orders)
+    part10 = to_part10(dataset)
+    header, frames = read_part10(part10)
+    uid = str(dataset.SOPInstanceUID)
+    kept = keep_object(job.store, uid, part10)
+    described = describe(
+        header,
+        StoreRequest(
+            message_id=0,
+            sop_class_uid=str(dataset.SOPClassUID),
+            sop_instance_uid=uid,
+            abstract_syntax=str(dataset.SOPClassUID),
+            transfer_syntax_uid=str(ExplicitVRLittleEndian),
+            calling_ae=CALLING_AE,
+            address="",
+            association="",
+        ),
+        frames=frames,
+        blob_name=kept.blob_name,
+        size=kept.size,
+        sha256=kept.sha256,
+    )
+    return _Result(replace(described, origin=origin), kept)
+
+
+async def _store(job: _Job, results: Sequence[_Result]) -> None:
+    """Add the objects to the study and defer their sending, all in one commit.
+
+    Nothing of a report that was withdrawn meanwhile is added but its rejection, which
+    could not name it. Objects that no row refers to are removed, but only when that
+    is certain: in a commit that broke off nobody knows what the database kept.
+    """
+    store, report = job.store, job.report
+    unused = []
+    try:
+        async with store.db.transaction() as tx:
+            await studies.study(tx, report.study_instance_uid, for_update=True)
+            newest = (await reports.read_for_update(tx, store, report.id)).current
+            late = _is_withdrawal(newest) and not _is_withdrawal(job.version)
+            for result in results:
+                outcome = None
+                if not late:
+                    outcome = await store_result(
+                        store, tx, result.instance, blob_key=result.kept.key
+                    )
+                if outcome is not Received.STORED:
+                    unused.append(result.kept.blob_name)
+                    continue
+                await route_result(
+                    store,
+                    tx,
+                    job.settings.routing,
+                    result.instance,
+                    report,
+                    job.version,
+                )
+    except NodeError as error:
+        if error.kind is not ErrorKind.UNAVAILABLE:
+            await _remove(store, [result.kept.blob_name for result in results])
+        raise
+    await _remove(store, unused)
+
+
+async def _remove(store: Store, names: Sequence[str]) -> None:
+    for name in names:
+        await asyncio.to_thread(store.blobs.delete, name)

@@ -1,0 +1,1 @@
+"""What goes out: to which archive, by which protocol, and whether it got there."""

@@ -1,0 +1,1 @@
+"""What peers ask beside storage: worklist, steps, commitment, query, retrieve."""

@@ -1,0 +1,1 @@
+"""DICOM over HTTP: DICOMweb, and orders as JSON."""
