@@ -16,6 +16,7 @@ class Interaction(StrEnum):
     SEARCH = "search-type"
     CREATE = "create"
     UPDATE = "update"
+    PATCH = "patch"
 
 
 _LOOK = (
@@ -48,20 +49,24 @@ PERMITS: Mapping[str, Mapping[Interaction, Action]] = {
     "DiagnosticReport": {
         **_readable(Action.READ_REPORT),
         Interaction.UPDATE: Action.EDIT_REPORT,
+        Interaction.PATCH: Action.EDIT_REPORT,
     },
     "Observation": {
         **_readable(Action.READ_REPORT),
         Interaction.UPDATE: Action.EDIT_REPORT,
+        Interaction.PATCH: Action.EDIT_REPORT,
     },
     "Patient": {
         **_readable(Action.READ_REPORT),
         Interaction.CREATE: Action.WRITE_PATIENT,
         Interaction.UPDATE: Action.WRITE_PATIENT,
+        Interaction.PATCH: Action.WRITE_PATIENT,
     },
     "ServiceRequest": {
         **_readable(Action.READ_REPORT),
         Interaction.CREATE: Action.WRITE_ORDER,
         Interaction.UPDATE: Action.WRITE_ORDER,
+        Interaction.PATCH: Action.WRITE_ORDER,
     },
     "Practitioner": {
         **_readable(Action.READ_REPORT),
@@ -81,11 +86,13 @@ PERMITS: Mapping[str, Mapping[Interaction, Action]] = {
         Interaction.READ: Action.RETRY_WORK,
         Interaction.SEARCH: Action.RETRY_WORK,
         Interaction.UPDATE: Action.RETRY_WORK,
+        Interaction.PATCH: Action.RETRY_WORK,
     },
     "Subscription": {
         **_readable(Action.MANAGE_SUBSCRIPTION),
         Interaction.CREATE: Action.MANAGE_SUBSCRIPTION,
         Interaction.UPDATE: Action.MANAGE_SUBSCRIPTION,
+        Interaction.PATCH: Action.MANAGE_SUBSCRIPTION,
     },
 }
 

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from fhir.access import PERMITS, Interaction
-from fhir.formats import FORMATS
+from fhir.formats import FORMATS, PATCH_FORMATS
 from fhir.search import COMMON, PARAMETERS
 from fhir.subscriptions import TOPICS
 from fhir.wire import Json
@@ -34,6 +34,7 @@ def capability_statement(base_url: str, version: str, at: datetime) -> Json:
         },
         "fhirVersion": "4.0.1",
         "format": list(FORMATS),
+        "patchFormat": list(PATCH_FORMATS),
         "rest": [
             {
                 "mode": "server",

@@ -6,7 +6,7 @@ can forget a format, and JSON as it is stored passes untouched.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
@@ -23,6 +23,9 @@ FORM = "application/x-www-form-urlencoded"
 _JSON = (CONTENT_TYPE, "application/json", "text/json")
 _XML = (XML_CONTENT_TYPE, "application/xml", "text/xml")
 _SHORT = {"json": CONTENT_TYPE, "xml": XML_CONTENT_TYPE}
+PATCH_TYPES = (JSON_PATCH, *_JSON, *_XML)
+# What a CapabilityStatement says of them.
+PATCH_FORMATS = (JSON_PATCH, CONTENT_TYPE, XML_CONTENT_TYPE)
 FORMATS = ("json", "xml", CONTENT_TYPE, XML_CONTENT_TYPE)
 _VERSIONS = frozenset({"4.0", "4.0.1"})
 _QUALITY = re.compile(r"(?:0(?:\.\d{0,3})?|1(?:\.0{0,3})?)")
@@ -181,12 +184,13 @@ async def read_body(request: web.Request) -> bytes:
     return to_bytes(from_xml(raw)) if request.content_type in _XML else raw
 
 
-def check_content_type(request: web.Request, taken: Iterable[str]) -> None:
+def check_content_type(request: web.Request, taken: Sequence[str]) -> None:
     """Refuse (415) what is of another type, another FHIR or not UTF-8."""
     told = _ranges([request.headers.get(hdrs.CONTENT_TYPE, "")])
     if request.content_type not in taken:
-        words = f"send {CONTENT_TYPE} or {XML_CONTENT_TYPE}"
-        raise Refused([Issue("not-supported", words)], 415)
+        issue = Issue("not-supported", f"send {', '.join(taken)}")
+        patch = {"Accept-Patch": ", ".join(taken)} if JSON_PATCH in taken else None
+        raise Refused([issue], 415, headers=patch)
     if (request.charset or "utf-8").lower() not in ("utf-8", "utf8"):
         raise Refused([Issue("not-supported", "send UTF-8")], 415)
     if told and (told[0].version or "4.0") not in _VERSIONS:

@@ -18,7 +18,10 @@ from fhir.creation import Clerk
 from fhir.editing import Change, Edit, edit_report, reason_of
 from fhir.formats import (
     FORM,
+    JSON_PATCH,
+    PATCH_TYPES,
     asked_in_form,
+    check_content_type,
     form,
     negotiated,
     prefers,
@@ -35,11 +38,17 @@ from fhir.outcome import (
     refusal,
     render_error,
 )
+from fhir.patch import Patch, read_fhirpath_patch, read_json_patch
 from fhir.scoping import sees
 from fhir.settings import FhirSettings
 from fhir.tasks import failed_task, failed_tasks, retry_task, search_tasks
-from fhir.transaction import read_transaction, to_response, version_of_etag
-from fhir.validation import read_resource
+from fhir.transaction import (
+    read_transaction,
+    resolve_patches,
+    to_response,
+    version_of_etag,
+)
+from fhir.validation import check, read_resource
 from fhir.views import View, read_subset
 from fhir.wire import Json, parse, to_bytes
 from node.domain.access import Action, Identity
@@ -51,6 +60,7 @@ from node.store.opened import NewestVersions
 from node.store.resources import StaleVersion, Stored
 
 if TYPE_CHECKING:
+    from node.store.database import Transaction
     from node.store.store import Store
 
 PREFIX = "/fhir"
@@ -97,6 +107,7 @@ class Rest:
             web.post(f"{PREFIX}/{_TYPE}/_search", _told(self.search)),
             web.get(_ONE, _told(self.read)),
             web.put(_ONE, _told(self.update)),
+            web.patch(_ONE, _told(self.patch)),
             web.get(f"{_ONE}/_history", _told(self.history)),
             web.get(f"{_ONE}/_history/{{version}}", _told(self.read_version)),
             web.get(f"{PREFIX}/Subscription/{{id}}/$status", _told(self.status)),
@@ -227,17 +238,57 @@ class Rest:
         if kind == "Task":
             return await self._retry(caller, resource)
         expected = version_of_etag(request.headers.get(hdrs.IF_MATCH))
-        notes: list[str] = []
         async with self._store.db.transaction() as tx:
-            if kind in _EDITED:
-                edit = _edit_of(request, kind, Change(resource, expected))
-                done = await edit_report(tx, self._store, self._settings, caller, edit)
-                stored = done.resources[kind, resource["id"]]
-            else:
-                clerk = Clerk(tx, self._store, self._settings, caller)
-                stored = await clerk.update(resource, expected)
-                notes = clerk.notes
+            change = Change(resource, expected)
+            stored, notes = await self._replace(tx, request, caller, change)
         return self._written(request, caller, stored, 200, notes)
+
+    async def patch(self, request: web.Request) -> web.Response:
+        """Store what a patch makes of a resource; the rest is as for a PUT of that."""
+        caller, kind = self._allowed(request, Interaction.PATCH)
+        require(caller, kind, Interaction.READ)  # a patch can try what is there
+        resource_id, patched = request.match_info["id"], await _read_patch(request)
+        if kind == "Task":
+            async with self._store.db.connection() as tx:
+                task = await failed_task(tx, self._store, resource_id)
+            return await self._retry(caller, _valid(patched(task)))
+        expected = version_of_etag(request.headers.get(hdrs.IF_MATCH))
+        async with self._store.db.transaction() as tx:
+            seen = await self._seen(tx, caller, kind, resource_id, expected)
+            change = Change(_valid(patched(seen)), expected)
+            stored, notes = await self._replace(tx, request, caller, change)
+        return self._written(request, caller, stored, 200, notes)
+
+    async def _seen(
+        self,
+        tx: "Transaction",
+        caller: Identity,
+        kind: str,
+        resource_id: str,
+        expected: int,
+    ) -> Json:
+        """Return the version that a patch is for, as its sender sees it.
+
+        A patch of what is masked would tell by its success what is behind.
+        """
+        stored = await resources.read(tx, self._store, kind, resource_id)
+        seen = parse(self._show(caller)(stored))
+        if stored.version != expected:
+            raise StaleVersion(kind, resource_id, stored.version)
+        return seen
+
+    async def _replace(
+        self, tx: "Transaction", request: web.Request, caller: Identity, change: Change
+    ) -> tuple[Stored, Sequence[str]]:
+        """Store the next version of a resource: the one way for PUT and PATCH."""
+        kind = str(change.resource["resourceType"])
+        if kind in _EDITED:
+            edit = _edit_of(request, kind, change)
+            done = await edit_report(tx, self._store, self._settings, caller, edit)
+            return done.resources[kind, change.resource["id"]], ()
+        clerk = Clerk(tx, self._store, self._settings, caller)
+        stored = await clerk.update(change.resource, change.expected)
+        return stored, clerk.notes
 
     async def _retry(self, caller: Identity, task: Json) -> web.Response:
         async with self._store.db.transaction() as tx:
@@ -249,19 +300,29 @@ class Rest:
         caller = identity(request)
         caller.require(Action.EDIT_REPORT)
         bundle = read_resource(await read_body(request), "Bundle")
-        edit, entries = read_transaction(bundle)
-        wanted = prefers(request, "return") == "representation"
-        for entry in entries:
-            written = entry.method == hdrs.METH_POST
-            interaction = Interaction.CREATE if written else Interaction.UPDATE
-            kind = str(entry.resource["resourceType"])
-            require(caller, kind, interaction)
-            if wanted:
-                require_scope(caller, kind, "r", whole=True)
+        wanted = prefers(request, "return")
+        shown = wanted == "representation"
         async with self._store.db.transaction() as tx:
+
+            async def seen(kind: str, resource_id: str, expected: int) -> Json:
+                require(caller, kind, Interaction.PATCH)
+                require(caller, kind, Interaction.READ)
+                return await self._seen(tx, caller, kind, resource_id, expected)
+
+            edit, entries = read_transaction(await resolve_patches(bundle, seen))
+            for entry in entries:
+                written = entry.method == hdrs.METH_POST
+                interaction = Interaction.CREATE if written else Interaction.UPDATE
+                kind = str(entry.resource["resourceType"])
+                require(caller, kind, interaction)
+                if shown:
+                    require_scope(caller, kind, "r", whole=True)
             done = await edit_report(tx, self._store, self._settings, caller, edit)
-        show = self._show(caller) if wanted else None
-        return _json(to_response(entries, done, self._settings.base_url, show))
+        show = self._show(caller) if shown else None
+        told = wanted == "OperationOutcome"
+        return _json(
+            to_response(entries, done, self._settings.base_url, show, told=told)
+        )
 
     # --- operations on subscriptions --------------------------------------------------
 
@@ -411,6 +472,18 @@ def _require_seen(caller: Identity, stored: Stored) -> None:
         raise NodeError(f"{address} is not known", ErrorKind.NOT_FOUND)
 
 
+async def _read_patch(request: web.Request) -> Patch:
+    check_content_type(request, PATCH_TYPES)
+    if request.content_type == JSON_PATCH:
+        return read_json_patch(await request.read())
+    return read_fhirpath_patch(read_resource(await read_body(request), "Parameters"))
+
+
+def _valid(resource: Json) -> Json:
+    check(resource)
+    return resource
+
+
 def _edit_of(request: web.Request, kind: str, change: Change) -> Edit:
     header = request.headers.get("X-Provenance")
     reason = reason_of(parse(header.encode())) if header else None
@@ -435,7 +508,11 @@ def _version_headers(stored: Stored) -> dict[str, str]:
 def _allow(request: web.Request, kind: str) -> str:
     methods: Mapping[Interaction, str]
     if "id" in request.match_info:
-        methods = {Interaction.READ: "GET", Interaction.UPDATE: "PUT"}
+        methods = {
+            Interaction.READ: "GET",
+            Interaction.UPDATE: "PUT",
+            Interaction.PATCH: "PATCH",
+        }
     else:
         methods = {Interaction.SEARCH: "GET", Interaction.CREATE: "POST"}
     return ", ".join(m for i, m in methods.items() if i in PERMITS[kind])

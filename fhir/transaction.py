@@ -1,14 +1,16 @@
 """A transaction Bundle that edits one report, read into an `Edit` and answered."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import orjson
 
 from fhir.bundles import Show
 from fhir.editing import Change, Edit, Written, is_of_report, reason_of
-from fhir.outcome import Issue, Refused
+from fhir.outcome import Issue, Refused, outcome
+from fhir.patch import read_patch_of_entry
+from fhir.validation import check
 from fhir.wire import Json, as_list, instant
 from node.domain.errors import ErrorKind, NodeError
 from node.store.resources import Stored
@@ -16,6 +18,10 @@ from node.store.resources import Stored
 MAX_ENTRIES = 500
 _ETAG = re.compile(r'\s*(?:W/)?"(\d{1,9})"\s*')
 _HTTP_STATUS = {"POST": "201 Created", "PUT": "200 OK"}
+
+
+# The resource of a type and id as its sender sees it; raises unless of that version.
+Seen = Callable[[str, str, int], Awaitable[Json]]
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,40 @@ def version_of_etag(header: str | None, expression: str | None = None) -> int:
     return int(match[1])
 
 
+async def resolve_patches(bundle: Json, seen: Seen) -> Json:
+    """Return a transaction Bundle in which every PATCH is the PUT it amounts to."""
+    entries = [
+        await _resolved(item, f"Bundle.entry[{index}]", seen)
+        for index, item in enumerate(_entries(bundle))
+    ]
+    return {**bundle, "entry": entries}
+
+
+async def _resolved(item: Json, where: str, seen: Seen) -> Json:
+    request, resource = item.get("request", {}), item.get("resource")
+    if request.get("method") != "PATCH":
+        return item
+    kind, _, resource_id = _address(request).partition("/")
+    if kind not in ("DiagnosticReport", "Observation") or not resource:
+        message = "a transaction patches a DiagnosticReport or an Observation"
+        raise _refused(message, f"{where}.request")
+    patched = read_patch_of_entry(resource, f"{where}.resource")
+    header = request.get("ifMatch")
+    expected = version_of_etag(header, f"{where}.request.ifMatch")
+    result = patched(await seen(kind, resource_id, expected))
+    check(result)
+    return {**item, "resource": result, "request": {**request, "method": "PUT"}}
+
+
+def _entries(bundle: Json) -> list[Json]:
+    entries = as_list(bundle.get("entry"))
+    if bundle.get("type") != "transaction":
+        raise _refused("only transaction Bundles are taken here", "Bundle.type")
+    if not 0 < len(entries) <= MAX_ENTRIES:
+        raise _refused(f"1 to {MAX_ENTRIES} entries", "Bundle.entry")
+    return entries
+
+
 def read_transaction(bundle: Json) -> tuple[Edit, list[Entry]]:
     """Return the edit that a transaction Bundle asks for, and its entries.
 
@@ -47,11 +87,7 @@ def read_transaction(bundle: Json) -> tuple[Edit, list[Entry]]:
     Observations, POST of one Provenance (the reason) and one Communication
     (the patient was told). Everything else is refused, nothing is half done.
     """
-    entries = as_list(bundle.get("entry"))
-    if bundle.get("type") != "transaction":
-        raise _refused("only transaction Bundles are taken here", "Bundle.type")
-    if not 0 < len(entries) <= MAX_ENTRIES:
-        raise _refused(f"1 to {MAX_ENTRIES} entries", "Bundle.entry")
+    entries = _entries(bundle)
     report: Change | None = None
     observations: list[Change] = []
     posted: dict[str, Json] = {}
@@ -88,9 +124,8 @@ def _read_entry(item: Json, where: str) -> Entry:
     resource = item.get("resource")
     if not isinstance(request, dict) or not isinstance(resource, dict):
         raise _refused("request and resource are needed", where)
-    method, url = request.get("method"), str(request.get("url", ""))
+    method, url = request.get("method"), _address(request)
     kind = str(resource.get("resourceType"))
-    url = url.rpartition("/fhir/")[2].strip("/")
     if method == "POST" and kind in ("Provenance", "Communication"):
         if url != kind:
             raise _refused(f"the address of a new {kind} is {kind}", f"{where}.request")
@@ -106,18 +141,35 @@ def _read_entry(item: Json, where: str) -> Entry:
     return Entry("PUT", resource)
 
 
+def _address(request: Json) -> str:
+    return str(request.get("url", "")).rpartition("/fhir/")[2].strip("/")
+
+
 def _refused(message: str, expression: str) -> Refused:
     return Refused([Issue("not-supported", message, expression)], 422, ErrorKind.RULE)
 
 
 def to_response(
-    entries: Sequence[Entry], written: Written, base_url: str, show: Show | None
+    entries: Sequence[Entry],
+    written: Written,
+    base_url: str,
+    show: Show | None,
+    *,
+    told: bool = False,
 ) -> Json:
-    """Return the transaction-response Bundle; `show` adds the resources."""
+    """Return the transaction-response Bundle.
+
+    `show` adds the resources, `told` an OperationOutcome to each response.
+    """
+    answers = [_response_entry(entry, written, base_url, show) for entry in entries]
+    if told:
+        issue = Issue("informational", "stored", severity="information")
+        for answer in answers:
+            answer["response"]["outcome"] = outcome([issue])
     return {
         "resourceType": "Bundle",
         "type": "transaction-response",
-        "entry": [_response_entry(entry, written, base_url, show) for entry in entries],
+        "entry": answers,
     }
 
 

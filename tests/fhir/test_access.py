@@ -56,6 +56,11 @@ EXPECTED: dict[Role, set[tuple[str, Interaction]]] = {
     },
 }
 
+# A patch is an update: who may do the one may do the other.
+for offered in EXPECTED.values():
+    updates = {kind for kind, interaction in offered if interaction == "update"}
+    offered |= {(kind, Interaction.PATCH) for kind in updates}
+
 
 @pytest.fixture
 async def everybody(store: Store) -> AsyncIterator[Rig]:
@@ -74,6 +79,7 @@ def request_of(kind: str, interaction: Interaction) -> tuple[str, str, Any]:
         Interaction.SEARCH: ("GET", f"/{kind}", None),
         Interaction.CREATE: ("POST", f"/{kind}", body),
         Interaction.UPDATE: ("PUT", f"/{kind}/x", body),
+        Interaction.PATCH: ("PATCH", f"/{kind}/x", body),
     }[interaction]
 
 

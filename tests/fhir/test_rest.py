@@ -375,7 +375,7 @@ FAILURES: list[tuple[int, str, str, dict[str, Any]]] = [
     (404, "GET", "/Patient/unknown/$everything", {}),
     (404, "GET", "/Medication", {}),
     (405, "DELETE", "/Patient/1", {}),
-    (405, "PATCH", "/Patient/1", {}),
+    (405, "PATCH", "/Device/1", {}),
     (405, "POST", "/Device", {"body": {"resourceType": "Device"}}),
     (405, "POST", "/DiagnosticReport", {"body": {}}),
     (406, "GET", "/Patient", {"headers": {"Accept": "text/turtle"}}),
