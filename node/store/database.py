@@ -117,6 +117,9 @@ class Database:
                 server_settings={
                     **_SESSION,
                     "default_transaction_read_only": "on",
+                    # A search for what is rare needs another plan than one for
+                    # what is common; planning costs less than the wrong one.
+                    "plan_cache_mode": "force_custom_plan",
                 },
             )
 

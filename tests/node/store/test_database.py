@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -142,3 +143,21 @@ async def test_listeners_hear_commits_and_are_told_of_a_gap(
     await tell("two")
     async with asyncio.timeout(10):
         assert await heard.get() == "two"
+
+
+async def test_readers_only_read_and_come_back_after_the_server_did(
+    store: Store, postgres_server: EmbeddedPostgres
+) -> None:
+    async with store.db.reading() as connection:
+        assert await connection.fetchval("select 1") == 1
+    with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+        async with store.db.reading() as connection:
+            await connection.execute("create table t (a integer)")
+    await end_sessions(postgres_server, store.db._dsn)
+    async with asyncio.timeout(10):
+        for _ in range(3):
+            with suppress(NodeError):  # the first may be the one that finds out
+                async with store.db.reading() as connection:
+                    await connection.fetchval("select 1")
+    async with store.db.reading() as connection:
+        assert await connection.fetchval("select 1") == 1
