@@ -44,6 +44,7 @@ def public_jwk(kind: str, **more: str) -> dict[str, Any]:
         else jwt.algorithms.ECAlgorithm
     )
     told = algorithm.to_jwk(key, as_dict=True)
+    told.pop("key_ops", None)
     return {**told, "kid": kind, **more}
 
 
