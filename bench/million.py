@@ -1,0 +1,264 @@
+"""Searches in the index of a million reports: plans and times, by hand, not in CI.
+
+Bodies are a few bytes, under the node's key: what is measured is finding. Run it
+with `python -m bench.million`; it takes minutes and about 3 GB of disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import cast
+
+import asyncpg
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from node.store import search
+from node.store.database import Database, Transaction
+from node.store.keys import create_root_key
+from node.store.migrate import migrate
+from node.store.postgres import EmbeddedPostgres
+from node.store.search import Order, Position, Query, RefersTo, TokenIs, Within
+from node.store.store import Store, open_store
+
+START = datetime(2016, 1, 1, tzinfo=UTC)
+REPORTS_A_PATIENT = 4
+BY_DATE = (Order("happened", descending=True),)
+NEWEST = (Order("updated", descending=True),)
+_FILL = """
+insert into resources (resource_type, resource_id, version, last_updated, patient_id,
+                       sort_date, index_version)
+select 'DiagnosticReport', md5('r' || n), 1, $2::timestamptz + n * interval '5 minutes',
+       null, date_trunc('day', $2::timestamptz + n * interval '5 minutes', 'UTC'), 1
+from generate_series(1, $1::integer) as n
+"""
+# A draft for every 500 reports, one in 1,000 of category 5.
+_TOKENS = """
+insert into resource_tokens
+select 'DiagnosticReport', md5('r' || n), t.parameter, t.system, t.value
+from generate_series(1, $1::integer) as n, lateral (values
+    ('status', '', convert_to(
+        case when n % 500 = 0 then 'partial' when n % 90 = 0 then 'amended'
+             else 'final' end, 'utf8')),
+    ('category', 'urn:category', convert_to(
+        case when n % 1000 = 7 then 'CT' else 'US' end, 'utf8')),
+    ('code', 'http://loinc.org', convert_to('24601-7', 'utf8')),
+    ('_security', 'urn:security', convert_to('AIAST', 'utf8')),
+    ('identifier', 'urn:accession', convert_to(md5('a' || n), 'utf8'))
+) as t (parameter, system, value)
+"""
+_REFERENCES = """
+insert into resource_references
+select 'DiagnosticReport', md5('r' || n), p.parameter, p.type, p.id
+from generate_series(1, $1::integer) as n, lateral (values
+    ('subject', 'Patient', md5('p' || n / $2::integer)),
+    ('patient', 'Patient', md5('p' || n / $2::integer)),
+    ('performer', 'Device', 'model-1'),
+    ('imaging-study', 'ImagingStudy', md5('s' || n))
+) as p (parameter, type, id)
+"""
+_DATES = """
+insert into resource_dates
+select 'DiagnosticReport', resource_id, 'date', sort_date, sort_date + interval '1 day'
+from resources
+"""
+_PATIENTS = """
+insert into resources (resource_type, resource_id, version, last_updated, patient_id,
+                       sort_date, index_version)
+select 'Patient', md5('p' || n), 1, $2::timestamptz, null, $2, 1
+from generate_series(0, $1::integer) as n
+"""
+_NUMBERS = """
+insert into resource_tokens
+select 'Patient', md5('p' || n), 'identifier', 'urn:mrn',
+       convert_to(md5('m' || n), 'utf8')
+from generate_series(0, $1::integer) as n
+"""
+
+
+async def fill(store: Store, reports: int) -> None:
+    """Write the index rows of `reports` reports and their patients."""
+    patients = reports // REPORTS_A_PATIENT
+    async with store.db.connection() as tx:
+        await tx.execute(_FILL, reports, START, timeout=3600)
+        await tx.copy_records_to_table(
+            "resource_versions", records=_versions(store, reports), timeout=3600
+        )
+        await tx.execute(_TOKENS, reports, timeout=3600)
+        await tx.execute(_REFERENCES, reports, REPORTS_A_PATIENT, timeout=3600)
+        await tx.execute(_DATES, timeout=3600)
+        await tx.execute(_PATIENTS, patients, START, timeout=3600)
+        await tx.execute(_NUMBERS, patients, timeout=3600)
+        await tx.execute("vacuum analyze", timeout=3600)
+
+
+def queries(reports: int, step: int) -> dict[str, Query]:
+    """Return what is asked in round `step`: each asks for somebody else."""
+    n = (step * 7919) % reports
+    day = START + timedelta(minutes=5 * n)
+    year = datetime(2020, 1, 1, tzinfo=UTC)
+    since = Within("date", "ge", year, year + timedelta(days=1), sorts=True)
+    week = Within("date", "ge", day, day + timedelta(days=1), sorts=True)
+    before = Within(
+        "date", "lt", day + timedelta(days=7), day + timedelta(days=8), sorts=True
+    )
+    deep = START + timedelta(minutes=5 * (reports - 20_000))
+    number = n // REPORTS_A_PATIENT
+    her = RefersTo("patient", (("Patient", _name("p", number)),))
+    final = TokenIs("status", ((None, "final"),))
+    return {
+        "by patient": _reports(NEWEST, her),
+        "by accession number": _reports(NEWEST, _hashed("a", n)),
+        "by patient.identifier": _reports(
+            NEWEST,
+            search.Chained("patient", "Patient", _hashed("m", number)),
+        ),
+        "a week, by date": _reports(BY_DATE, week, before),
+        "a week, newest update": _reports(NEWEST, week, before),
+        "since 2020, page 1": _reports(BY_DATE, since),
+        "since 2020, page 1,000": _reports(
+            BY_DATE, since, beside=Position((deep, "8"))
+        ),
+        "final, by date": _reports(BY_DATE, final),
+        "partial, newest update": _reports(
+            NEWEST, TokenIs("status", ((None, "partial"),))
+        ),
+        "final and US": _reports(
+            NEWEST, final, TokenIs("category", (("urn:category", "US"),))
+        ),
+        "partial and US": _reports(
+            NEWEST,
+            TokenIs("status", ((None, "partial"),)),
+            TokenIs("category", (("urn:category", "US"),)),
+        ),
+        "final and CT": _reports(
+            NEWEST, final, TokenIs("category", (("urn:category", "CT"),))
+        ),
+        "everything, page 1": _reports(NEWEST),
+    }
+
+
+def _reports(
+    order: tuple[Order, ...],
+    *criteria: search.Criterion,
+    beside: Position | None = None,
+) -> Query:
+    return Query("DiagnosticReport", criteria, order, count=20, beside=beside)
+
+
+def _hashed(letter: str, n: int) -> TokenIs:
+    return TokenIs("identifier", ((None, _name(letter, n)),))
+
+
+def _name(letter: str, n: int) -> str:
+    return hashlib.md5(f"{letter}{n}".encode(), usedforsecurity=False).hexdigest()
+
+
+def _versions(store: Store, reports: int) -> Iterator[tuple[object, ...]]:
+    for n in range(1, reports + 1):
+        name = _name("r", n)
+        place = {"table": "resource_versions", "column": "body"}
+        row = f"DiagnosticReport/{name}/1"
+        body = store.ring.node.seal(b'{"resourceType":"x"}', row=row, **place)
+        yield "DiagnosticReport", name, 1, START, None, "PUT", body
+
+
+class _Recorder:
+    """Passes statements on and remembers the first: the search itself."""
+
+    def __init__(self, tx: Transaction) -> None:
+        self._tx = tx
+        self.first: tuple[str, tuple[object, ...]] | None = None
+
+    async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
+        self.first = self.first or (sql, arguments)
+        return await self._tx.fetch(sql, *arguments)
+
+
+async def explain(store: Store, query: Query) -> list[str]:
+    """Return the plan of a search as it was carried out."""
+    async with store.db.reading() as tx:
+        recorder = _Recorder(tx)
+        await search.search(cast("Transaction", recorder), store, query)
+        if recorder.first is None:
+            return []
+        sql, arguments = recorder.first
+        rows = await tx.fetch(f"explain (analyze, buffers) {sql}", *arguments)
+    return [row[0] for row in rows]
+
+
+async def measure(store: Store, reports: int, rounds: int) -> list[dict[str, object]]:
+    """Search for each kind `rounds` times, one at a time; return times in ms."""
+    took: dict[str, list[float]] = {}
+    found: dict[str, int] = {}
+    for step in range(rounds):
+        for name, query in queries(reports, step + 1).items():
+            begun = time.perf_counter()
+            async with store.db.reading() as tx:
+                page = await search.search(tx, store, query)
+            took.setdefault(name, []).append(1000 * (time.perf_counter() - begun))
+            found[name] = len(page.matches)
+    return [
+        {
+            "search": name,
+            "rows": found[name],
+            "p50 ms": round(statistics.median(times), 2),
+            "p99 ms": round(sorted(times)[int(0.99 * len(times))], 2),
+        }
+        for name, times in took.items()
+    ]
+
+
+async def _run(reports: int, rounds: int, folder: Path, plans: bool) -> None:
+    server = EmbeddedPostgres(folder / "pg", {"fsync": "off", "max_wal_size": "4GB"})
+    server.start()
+    console = Console()
+    try:
+        dsn = server.create_database("bench")
+        database = await Database.connect(dsn)
+        await migrate(database)
+        await database.close()
+        key = folder / "root.key"
+        create_root_key(key)
+        store = await open_store(dsn, key, folder / "blobs", lambda: datetime.now(UTC))
+        begun = time.perf_counter()
+        await fill(store, reports)
+        console.print(f"filled in {time.perf_counter() - begun:.0f} s")
+        rows = await measure(store, reports, rounds)
+        if plans:
+            for name, query in queries(reports, rounds + 1).items():
+                console.rule(name)
+                for line in await explain(store, query):
+                    console.print(line, markup=False, highlight=False)
+        table = Table(title=f"{reports} reports")
+        for column in rows[0]:
+            table.add_column(column)
+        for row in rows:
+            table.add_row(*(str(value) for value in row.values()))
+        console.print(table)
+        await store.close()
+    finally:
+        server.stop()
+
+
+def main() -> None:
+    """Fill, measure, explain."""
+    parser = argparse.ArgumentParser(prog="bench.million", description=__doc__)
+    parser.add_argument("--reports", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--plans", action="store_true")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="sononode-bench-") as name:
+        uvloop.run(_run(asked.reports, asked.rounds, Path(name), asked.plans))
+
+
+if __name__ == "__main__":
+    main()
