@@ -16,6 +16,7 @@ from rich.table import Table
 
 from config.settings import Settings, SettingsError, load_settings
 from node import (
+    client_commands,
     deliveries,
     doctor_commands,
     models_commands,
@@ -52,6 +53,7 @@ cli.add_typer(models_commands.cli, name="models")
 cli.add_typer(doctor_commands.cli, name="doctor")
 cli.add_typer(deliveries.cli, name="deliveries")
 cli.add_typer(order_commands.cli, name="order")
+cli.add_typer(client_commands.cli, name="client")
 cli.add_typer(consent, name="consent")
 cli.add_typer(export, name="export")
 cli.add_typer(versions, name="versions")

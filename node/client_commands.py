@@ -1,0 +1,158 @@
+"""`python -m node client`: programs of other systems that get tokens by SMART."""
+
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from config.settings import Settings, load_settings
+from node.domain.access import Role
+from node.domain.audit import AuditEntry
+from node.domain.errors import ErrorKind, NodeError
+from node.logs import configure_logging
+
+if TYPE_CHECKING:
+    from node.store.database import Transaction
+    from node.store.store import Store
+
+T = TypeVar("T")
+
+cli = typer.Typer(
+    help="Programs of other systems (SMART clients).", no_args_is_help=True
+)
+console = Console()
+_KEYS = Annotated[
+    Path | None, typer.Option("--jwks", help="File with its public keys.")
+]
+_KEYS_URI = Annotated[
+    str | None,
+    typer.Option("--jwks-uri", help="Where it publishes them; a host of key_hosts."),
+]
+
+
+@cli.command("add")
+def add(
+    name: str,
+    scope: Annotated[list[str], typer.Option(help="May be given several times.")],
+    role: Annotated[
+        list[Role] | None, typer.Option(help="What it may do for itself at most.")
+    ] = None,
+    jwks: _KEYS = None,
+    jwks_uri: _KEYS_URI = None,
+    redirect_uri: Annotated[
+        list[str] | None, typer.Option(help="Where people return to it.")
+    ] = None,
+) -> None:
+    """Register a program and tell the client_id that it uses from now on."""
+    from fhir.registration import register_client
+
+    settings = _settings()
+
+    async def work(store: "Store") -> str:
+        async with store.db.transaction() as tx:
+            client = await register_client(
+                tx,
+                store,
+                frozenset(settings.fhir.key_hosts),
+                name=name,
+                roles=role or [],
+                scopes=" ".join(scope),
+                jwks=_read(jwks),
+                jwks_uri=jwks_uri,
+                redirect_uris=redirect_uri or [],
+            )
+            await _record(store, tx, "client-add", str(client.client_id))
+        return str(client.client_id)
+
+    console.print(f"{name}: {_with_store(settings, work)}", soft_wrap=True)
+
+
+@cli.command("list")
+def list_clients() -> None:
+    """List the programs."""
+    from fhir.registration import shown
+    from node.store import clients
+
+    async def work(store: "Store") -> list[clients.Client]:
+        async with store.db.connection() as tx:
+            return await clients.list_clients(tx)
+
+    table = Table("client_id", "name", "roles", "scopes", "keys", "state")
+    for client in _with_store(_settings(), work):
+        told = shown(client)
+        state = "disabled" if client.disabled else "active"
+        roles = ", ".join(told["roles"])
+        table.add_row(
+            told["client_id"], client.name, roles, client.scopes, told["keys"], state
+        )
+    console.print(table)
+
+
+@cli.command("disable")
+def disable(client_id: str) -> None:
+    """Shut a program; its tokens end at once."""
+    from node.store import clients
+
+    async def work(store: "Store") -> None:
+        async with store.db.transaction() as tx:
+            await clients.disable(tx, client_id, now=store.clock())
+            await _record(store, tx, "client-disable", client_id)
+
+    _with_store(_settings(), work)
+    console.print(f"{client_id}: disabled")
+
+
+@cli.command("rotate")
+def rotate(client_id: str, jwks: _KEYS = None, jwks_uri: _KEYS_URI = None) -> None:
+    """Give a program other keys; what the old ones opened ends at once."""
+    from fhir.registration import rotate_keys
+
+    settings = _settings()
+
+    async def work(store: "Store") -> None:
+        async with store.db.transaction() as tx:
+            await rotate_keys(
+                tx,
+                client_id,
+                frozenset(settings.fhir.key_hosts),
+                jwks=_read(jwks),
+                jwks_uri=jwks_uri,
+            )
+            await _record(store, tx, "client-rotate", client_id)
+
+    _with_store(settings, work)
+    console.print(f"{client_id}: new keys")
+
+
+def _read(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise NodeError(f"{path} cannot be read", ErrorKind.INVALID) from None
+
+
+async def _record(
+    store: "Store", tx: "Transaction", action: str, client_id: str
+) -> None:
+    from node.store import audit
+
+    entry = AuditEntry(store.clock(), "command line", "", action, f"client/{client_id}")
+    await audit.record(tx, entry)
+
+
+def _settings() -> Settings:
+    settings = load_settings(os.environ)
+    configure_logging(settings.log.level, settings.log.format)
+    return settings
+
+
+def _with_store(settings: Settings, work: "Callable[[Store], Awaitable[T]]") -> T:
+    from node import administration
+
+    return administration.with_store(settings, work)
