@@ -49,6 +49,10 @@ class Issue:
     severity: str = "error"
 
 
+# What who prefers an OperationOutcome to the resource is told of a success.
+STORED = Issue("informational", "stored", severity="information")
+
+
 class Refused(NodeError):
     """A request that fails for one or several named reasons, with its status."""
 

@@ -260,11 +260,9 @@ class _JsonPatch:
 
     def _existing(self, step: _Step, path: tuple[str, ...]) -> tuple[Any, Any]:
         holder = self._holder(step, path)
-        if not path:
-            return holder, ""
-        key: Any = path[-1]
+        key: Any = path[-1] if path else ""
         if isinstance(holder, list):
-            key = self._index(step, path[-1])
+            key = self._index(step, key)
             if key < len(holder):
                 return holder, key
         elif key in holder:

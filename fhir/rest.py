@@ -32,6 +32,7 @@ from fhir.formats import (
 from fhir.notification import notification, status_parameters
 from fhir.outcome import (
     CONTENT_TYPE,
+    STORED,
     Issue,
     Refused,
     outcome,
@@ -236,7 +237,7 @@ class Rest:
             issue = Issue("invalid", "id and address differ", f"{kind}.id")
             raise Refused([issue], 400)
         if kind == "Task":
-            return await self._retry(caller, resource)
+            return await self._retry(request, caller, resource)
         expected = version_of_etag(request.headers.get(hdrs.IF_MATCH))
         async with self._store.db.transaction() as tx:
             change = Change(resource, expected)
@@ -251,7 +252,7 @@ class Rest:
         if kind == "Task":
             async with self._store.db.connection() as tx:
                 task = await failed_task(tx, self._store, resource_id)
-            return await self._retry(caller, _valid(patched(task)))
+            return await self._retry(request, caller, _valid(patched(task)))
         expected = version_of_etag(request.headers.get(hdrs.IF_MATCH))
         async with self._store.db.transaction() as tx:
             seen = await self._seen(tx, caller, kind, resource_id, expected)
@@ -290,10 +291,15 @@ class Rest:
         stored = await clerk.update(change.resource, change.expected)
         return stored, clerk.notes
 
-    async def _retry(self, caller: Identity, task: Json) -> web.Response:
+    async def _retry(
+        self, request: web.Request, caller: Identity, task: Json
+    ) -> web.Response:
         async with self._store.db.transaction() as tx:
             done = await retry_task(tx, self._store, caller, task["id"], task)
-        return _json(done)
+        wanted = prefers(request, "return")
+        if wanted == "OperationOutcome":
+            return _json(outcome([STORED]))
+        return web.Response() if wanted == "minimal" else _json(done)
 
     async def transaction(self, request: web.Request) -> web.Response:
         """Carry out a transaction Bundle that edits one report, all or nothing."""
@@ -422,9 +428,8 @@ class Rest:
         if wanted == "minimal" or not sees(caller, stored):
             return web.Response(status=status, headers=headers)
         if wanted == "OperationOutcome":
-            told = ["stored", *notes]
-            issues = [Issue("informational", t, severity="information") for t in told]
-            body = to_bytes(outcome(issues))
+            more = [Issue("informational", n, severity="information") for n in notes]
+            body = to_bytes(outcome([STORED, *more]))
         else:
             body = self._show(caller)(stored)
         return web.Response(

@@ -8,7 +8,7 @@ import orjson
 
 from fhir.bundles import Show
 from fhir.editing import Change, Edit, Written, is_of_report, reason_of
-from fhir.outcome import Issue, Refused, outcome
+from fhir.outcome import STORED, Issue, Refused, outcome
 from fhir.patch import read_patch_of_entry
 from fhir.validation import check
 from fhir.wire import Json, as_list, instant
@@ -163,9 +163,8 @@ def to_response(
     """
     answers = [_response_entry(entry, written, base_url, show) for entry in entries]
     if told:
-        issue = Issue("informational", "stored", severity="information")
         for answer in answers:
-            answer["response"]["outcome"] = outcome([issue])
+            answer["response"]["outcome"] = outcome([STORED])
     return {
         "resourceType": "Bundle",
         "type": "transaction-response",

@@ -2,6 +2,8 @@
 
 import base64
 import json
+import random
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from fhir.wire import Json, parse, to_bytes
 from fhir.xml import to_xml
 from node.domain.access import Role
 from node.domain.errors import NodeError
-from tests.fhir.rig import ACCESSION, Answer, Rig
+from tests.fhir.rig import ACCESSION, STUDY_UID, Answer, Rig
 from tests.fhir.test_rest import make_ehr_patient
 
 JSON_PATCH = {"Content-Type": "application/json-patch+json"}
@@ -141,6 +143,31 @@ def test_copies_cannot_fill_the_memory() -> None:
     again = op("add", "/contact", value=[{}])
     with pytest.raises(NodeError, match="too deeply"):
         patched(*[step for _ in range(40) for step in (nest, back, again)])
+
+
+def test_thousands_of_made_up_patches_fail_by_name_or_fit() -> None:
+    chance = random.Random(6902)
+    paths = [
+        "",
+        "/id",
+        "/name",
+        "/name/0",
+        "/name/0/given/-",
+        "/contact/0/name",
+        "/x/y",
+    ]
+    values = [None, True, 1, "x", [], {}, [{}], [None], {"a": 1}]
+    for _ in range(3000):
+        steps = [
+            op(
+                chance.choice(["add", "remove", "replace", "move", "copy", "test"]),
+                chance.choice(paths),
+                **{"from": chance.choice(paths), "value": chance.choice(values)},
+            )
+            for _ in range(chance.randint(1, 8))
+        ]
+        with suppress(NodeError):
+            assert patched(*steps)["id"] == "p"
 
 
 # --- FHIRPath Patch ------------------------------------------------------------------
@@ -442,6 +469,24 @@ async def test_observations_patients_and_orders_are_patched(rig: Rig) -> None:
     revoke = [op("replace", "/status", value="revoked")]
     revoked = await send(rig, path, revoke, 1, Role.EHR)
     assert (revoked.status, revoked.body["status"]) == (200, "revoked")
+
+
+async def test_failed_work_is_tried_again_by_a_patch(rig: Rig) -> None:
+    store = rig.store
+    async with store.db.transaction() as tx:
+        await store.jobs.defer(tx, "assess_study", {"study_instance_uid": STUDY_UID})
+    job = await store.jobs.claim(["assess_study"], "w")
+    assert job is not None
+    await store.jobs.failed(job, "no usable frame", retry=False)
+    task = (await rig.read("/Task"))["entry"][0]["resource"]
+    path = f"/Task/{task['id']}"
+    done = await send(rig, path, [op("replace", "/status", value="completed")])
+    assert done.status == 422
+    again = [op("replace", "/status", value="requested")]
+    answer = await send(rig, path, again, Prefer="return=OperationOutcome")
+    assert answer.status == 200, answer.raw
+    assert answer.body["issue"][0]["severity"] == "information"
+    assert "entry" not in await rig.read("/Task?status=failed")
 
 
 async def test_languages_that_we_do_not_speak_are_named(rig: Rig) -> None:

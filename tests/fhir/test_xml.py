@@ -1,6 +1,8 @@
 """XML says what JSON says, and nothing gets lost between them (FHIR R4 2.6.2)."""
 
 import inspect
+import random
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -306,6 +308,38 @@ def test_a_billion_laughs_are_not_heard() -> None:
     bomb = f'<!DOCTYPE P [<!ENTITY l0 "ha">{layers}]>'.encode()
     with pytest.raises(Refused, match="document type"):
         from_xml(bomb + document('<id value="&l9;"/>'))
+
+
+def test_thousands_of_broken_documents_never_break_the_reader() -> None:
+    chance = random.Random(2)
+    whole = to_xml(PATIENT)
+    bits = [
+        b"<",
+        b"/>",
+        b'"',
+        b"&",
+        b"\x00",
+        b"\xff",
+        b"<br/>",
+        b"<![CDATA[x]]>",
+        b"</",
+    ]
+    read = 0
+    for _ in range(4000):
+        broken = bytearray(whole)
+        for _ in range(chance.randint(1, 3)):
+            at = chance.randrange(len(broken))
+            if chance.random() < 0.5:
+                broken[at] = chance.choice(b"aZ09 .-")
+                continue
+            other = chance.randrange(len(broken))
+            piece = broken[other : other + chance.randint(0, 40)]
+            broken[at : at + chance.randint(0, 20)] = chance.choice([*bits, piece])
+        with suppress(NodeError):
+            resource = from_xml(bytes(broken))
+            assert from_xml(to_xml(resource)) == resource
+            read += 1
+    assert read > 20
 
 
 def test_depth_has_a_bound_in_groups_and_in_narrative() -> None:
