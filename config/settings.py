@@ -243,11 +243,22 @@ class Http:
 
 
 @dataclass(frozen=True)
+class Ehr:
+    """One table of `fhir.ehrs`: an EHR that opens the review page for its doctors."""
+
+    iss: str
+    client_id: str
+    scope: str = "launch patient/ImagingStudy.rs patient/ServiceRequest.rs"
+    hosts: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Fhir:
     ai_report_status: str
     page_size: int
     hook_hosts: list[str]
     key_hosts: list[str]
+    ehrs: list[Ehr]
 
 
 @dataclass(frozen=True)

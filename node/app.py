@@ -98,7 +98,7 @@ from node.workflow.completion import (
 )
 from node.workflow.intake import settle_abandoned
 from node.workflow.reporting import ASSESS_SHADOW
-from review_ui import agreement, server
+from review_ui import agreement, launch, server
 from wechat.relay.settings import RelaySettings
 
 if TYPE_CHECKING:
@@ -568,6 +568,15 @@ def _route_groups(
         rest.route_group(store, fhir_settings, product_version()),
         *smart.route_groups(),
         registration.route_group(store, key_hosts),
+        launch.route_group(
+            settings.http.base_url,
+            [
+                launch.Ehr(one.iss, one.client_id, one.scope, frozenset(one.hosts))
+                for one in settings.fhir.ehrs
+            ],
+            session,
+            secure=settings.http.secure_cookies,
+        ),
         RouteGroup(
             prefix=dicomweb.PREFIX,
             routes=dicomweb.routes(store, base_url=settings.http.base_url),
