@@ -2,10 +2,10 @@
 
 JSON says neither; XML needs both (FHIR R4 2.6.2), and a FHIRPath Patch has to
 know which element repeats and which is a choice. The table beside this module
-is written once from the definitions that HL7 publishes (R4 4.0.1,
-definitions.json.zip), never by hand:
+is written from the definitions that HL7 publishes as hl7.fhir.r4.core 4.0.1,
+never by hand:
 
-    python -m fhir.elements DIRECTORY_OF_THE_DEFINITIONS
+    python -m fhir.elements DIRECTORY_OF_THE_UNPACKED_PACKAGE
 """
 
 import json
@@ -125,18 +125,13 @@ _FHIRPATH = "http://hl7.org/fhirpath/System."
 
 
 def table_of(definitions: Path) -> str:
-    """Return the table, from profiles-types.json and profiles-resources.json."""
+    """Return the table of every data type and resource that R4 defines."""
     lines: list[str] = []
-    for name in ("profiles-types.json", "profiles-resources.json"):
-        bundle = json.loads((definitions / name).read_text(encoding="utf-8"))
-        for entry in bundle["entry"]:
-            definition = entry["resource"]
-            if (
-                definition["resourceType"] == "StructureDefinition"
-                and definition["kind"] in ("complex-type", "resource")
-                and definition.get("derivation") != "constraint"
-            ):
-                lines += _definition(definition)
+    for path in definitions.glob("StructureDefinition-*.json"):
+        definition = json.loads(path.read_text(encoding="utf-8"))
+        kind, derivation = definition["kind"], definition.get("derivation")
+        if kind in ("complex-type", "resource") and derivation != "constraint":
+            lines += _definition(definition)
     return "\n".join(sorted(lines)) + "\n"
 
 
@@ -145,18 +140,10 @@ def _definition(definition: dict[str, Any]) -> Iterator[str]:
     base = definition.get("baseDefinition", "").rpartition("/")[2]
     own: dict[str, list[str]] = {top: []}
     bases = {top: base}
-    inherited = {
-        f"{top}.{path.split('.', 1)[1]}"
-        for path in (
-            element["base"]["path"] for element in definition["snapshot"]["element"][1:]
-        )
-        if path.split(".", 1)[0] != top
-    }
     for element in definition["snapshot"]["element"][1:]:
         path = element["path"]
         parent, _, name = path.rpartition(".")
-        told = element["base"]["path"]
-        if told != path or path in inherited:
+        if element["base"]["path"] != path:
             continue  # it stands with the type that it comes from
         word, types = _word(element, name)
         if types in ("BackboneElement", "Element") and _has_parts(definition, path):
