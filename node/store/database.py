@@ -47,6 +47,7 @@ class Database:
         self._dsn = dsn
         self._readers: asyncpg.Pool[asyncpg.Record] | None = None
         self._readers_made = asyncio.Lock()
+        self._turns = asyncio.Semaphore(READERS)
         self._listeners: dict[str, list[Listener]] = {}
         self._listening: asyncio.Task[None] | None = None
         self._subscribed = asyncio.Event()
@@ -103,8 +104,19 @@ class Database:
             async with self._readers_made:
                 if self._readers is None:
                     self._readers = await self._make_readers()
-        async with _lent(self._readers) as connection:
-            yield connection
+        # The pool itself hands a connection to whoever comes at the right moment;
+        # those who have waited longest would wait on.
+        if self._turns.locked():
+            with _failures_named(connecting=True):
+                async with asyncio.timeout(ACQUIRE_TIMEOUT_S):
+                    await self._turns.acquire()
+        else:
+            await self._turns.acquire()
+        try:
+            async with _lent(self._readers) as connection:
+                yield connection
+        finally:
+            self._turns.release()
 
     async def _make_readers(self) -> "asyncpg.Pool[asyncpg.Record]":
         with _refusals_named(), _failures_named(connecting=True):
