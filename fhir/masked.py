@@ -128,6 +128,8 @@ _FOR_DOCTOR: Mapping[str, Callable[[Json, date], Json]] = {
 
 
 MASKED_TYPES = frozenset(_FOR_DOCTOR)
+# Their own labels and profiles are left out as well.
+UNLABELLED_TYPES = frozenset({"Patient", "ServiceRequest", "ImagingStudy"})
 
 
 def to_masked_report(report: PatientReport) -> Json:

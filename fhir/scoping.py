@@ -5,7 +5,8 @@
 """
 
 from fhir.access import require_scope
-from fhir.search import PARAMETERS, criterion, index_of, parameter
+from fhir.masked import UNLABELLED_TYPES
+from fhir.search import COMMON, PARAMETERS, criterion, index_of, parameter
 from fhir.wire import parse
 from node.domain.access import Identity
 from node.domain.errors import ErrorKind, NodeError
@@ -29,6 +30,8 @@ def understood(scope: Scope) -> bool:
     for name, value in scope.narrowing:
         found = parameter(scope.kind, name) if scope.kind in PARAMETERS else None
         if found is None or not value or found.identifying:
+            return False
+        if found in COMMON and scope.kind in UNLABELLED_TYPES:
             return False
         if found.kind not in ("token", "reference"):
             return False

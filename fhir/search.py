@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fhir.masked import UNLABELLED_TYPES
 from fhir.wire import Json, as_list, date_range, reference_parts
 from node.domain.errors import ErrorKind, NodeError
 from node.store.resources import NEVER, DateRange, Index, Reference, Token
@@ -343,6 +344,8 @@ class _Asked:
         if found is None:
             raise UnknownParameter(name, resource_type)
         self._require_sight(found)
+        if found in COMMON and resource_type in UNLABELLED_TYPES:
+            self._require_labels(found)
         if modifier == "missing":
             return _missing(found, name, value)
         match found.kind:
@@ -380,6 +383,13 @@ class _Asked:
         if found.identifying and not found.accession and not self.sees_identity:
             raise NodeError(
                 "searching by a patient's identity needs the right to see it",
+                ErrorKind.FORBIDDEN,
+            )
+
+    def _require_labels(self, found: Parameter) -> None:
+        if found.name != "_security" and not self.sees_identity:
+            raise NodeError(
+                "searching by labels that are not shown needs the right to see them",
                 ErrorKind.FORBIDDEN,
             )
 
