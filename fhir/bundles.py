@@ -13,7 +13,7 @@ import orjson
 
 from fhir import search
 from fhir.access import may_read
-from fhir.outcome import Issue, outcome
+from fhir.outcome import Issue, Refused, outcome
 from fhir.scoping import narrowing, require_criteria, sees
 from fhir.search import CONTROL, Include, UnknownParameter
 from fhir.settings import FhirSettings
@@ -22,6 +22,7 @@ from fhir.wire import Json, instant, to_bytes
 from node.domain.access import Identity
 from node.domain.errors import ErrorKind, NodeError
 from node.store import search as found
+from node.store.database import TooCostly
 from node.store.resources import Stored
 from node.store.search import Criterion, Order, Position, Query
 
@@ -170,8 +171,11 @@ class Searcher:
         subset = read_subset(request.summary, request.elements)
         require_criteria(self._identity, tuple(request.criteria))
         request.criteria += narrowing(self._identity, resource_type, "s")
-        async with self._store.db.reading() as tx:
-            return await self._answer(tx, request, subset, beside)
+        try:
+            async with self._store.db.reading() as tx:
+                return await self._answer(tx, request, subset, beside)
+        except TooCostly as error:
+            raise Refused([Issue("too-costly", error.message)], 422) from None
 
     async def _answer(
         self,

@@ -15,6 +15,8 @@ log = structlog.get_logger(__name__)
 ACQUIRE_TIMEOUT_S = 30.0
 # Few: a query keeps a processor busy, and more of them at once only wait longer.
 READERS = 3
+# What asks for longer would keep others waiting; it is told to ask for less.
+READING_LIMIT_S = 10.0
 LISTEN_RETRY_S = 1.0
 
 # SQLSTATE classes that mean "the server is not there for us just now".
@@ -37,6 +39,13 @@ Listener = Callable[[str], None]
 Isolation = Literal["read_committed", "repeatable_read", "serializable"]
 # A connection inside a transaction, as `Database.transaction` yields it.
 Transaction: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+
+class TooCostly(NodeError):
+    """A query of a reader took longer than READING_LIMIT_S and was ended."""
+
+    def __init__(self) -> None:
+        super().__init__("this takes too long; ask for less", ErrorKind.RULE)
 
 
 class Database:
@@ -93,42 +102,56 @@ class Database:
             yield connection
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    async def reading(
+        self, *, at_once: bool = False
+    ) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
         """Yield a connection that can only read, for many short queries.
 
         Each statement sees what was committed before it. Nothing of the session
         is put back between callers, which would cost as much as a query: leave
-        nothing in it.
+        nothing in it. Raises TooCostly when a statement takes too long. `at_once`
+        is for one caller whose queries are never long: it waits for no other.
         """
         if self._readers is None:
             async with self._readers_made:
                 if self._readers is None:
                     self._readers = await self._make_readers()
-        # The pool itself hands a connection to whoever comes at the right moment;
-        # those who have waited longest would wait on.
-        if self._turns.locked():
-            with _failures_named(connecting=True):
-                async with asyncio.timeout(ACQUIRE_TIMEOUT_S):
-                    await self._turns.acquire()
-        else:
-            await self._turns.acquire()
+        if not at_once:
+            await self._take_turn()
         try:
             async with _lent(self._readers) as connection:
                 yield connection
+        except asyncpg.QueryCanceledError:
+            raise TooCostly from None
         finally:
-            self._turns.release()
+            if not at_once:
+                self._turns.release()
+
+    async def _take_turn(self) -> None:
+        """Wait behind those who came before.
+
+        The pool itself hands a connection to whoever comes at the right moment, and
+        those who have waited longest would wait on.
+        """
+        if not self._turns.locked():
+            await self._turns.acquire()
+            return
+        with _failures_named(connecting=True):
+            async with asyncio.timeout(ACQUIRE_TIMEOUT_S):
+                await self._turns.acquire()
 
     async def _make_readers(self) -> "asyncpg.Pool[asyncpg.Record]":
         with _refusals_named(), _failures_named(connecting=True):
             return await asyncpg.create_pool(
                 self._dsn,
                 min_size=1,
-                max_size=READERS,
+                max_size=READERS + 1,  # one for who reads at once
                 timeout=ACQUIRE_TIMEOUT_S,
                 reset=_leave_as_it_is,
                 server_settings={
                     **_SESSION,
                     "default_transaction_read_only": "on",
+                    "statement_timeout": str(int(1000 * READING_LIMIT_S)),
                     # A search for what is rare needs another plan than one for
                     # what is common; planning costs less than the wrong one.
                     "plan_cache_mode": "force_custom_plan",

@@ -176,7 +176,7 @@ class NewestVersions:
     async def _answer(self, answers: dict[Name, "asyncio.Future[Stored]"]) -> None:
         bodies = self._store.opened
         names = list(answers)
-        async with self._store.db.reading() as tx:
+        async with self._store.db.reading(at_once=True) as tx:
             rows = await tx.fetch(
                 _NEWEST,
                 [name[0] for name in names],

@@ -1,5 +1,6 @@
 """What a search finds, whom it tells what, and how its pages hold (FHIR R4 3.1.1)."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,7 +12,7 @@ from fhir.publish import index_older
 from fhir.search import COMMON, CONTROL, INDEX_VERSION, PARAMETERS, index_of
 from fhir.wire import Json, parse
 from node.domain.access import Role
-from node.store import resources, search
+from node.store import database, resources, search
 from node.store.search import Order, Query
 from node.store.store import Store
 from tests.conftest import FrozenClock
@@ -470,6 +471,25 @@ async def test_a_rolled_back_version_is_never_kept(hospital: Rig) -> None:
         assert b"unknown" in b"".join(m.body for m in page.matches)
         await transaction.rollback()
     assert (await hospital.read(hospital.report_path))["status"] == "partial"
+
+
+async def test_a_search_that_takes_too_long_is_ended_and_reads_go_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "READING_LIMIT_S", 0.05)
+
+    async def endless(tx: Any, *_: Any) -> None:
+        await tx.fetch("select pg_sleep(60)")
+
+    monkeypatch.setattr(search, "search", endless)
+    async with running_fhir(store, roles=(Role.EHR,)) as rig:
+        searches = [rig.get("/Patient", role=Role.EHR) for _ in range(8)]
+        unknown = rig.get("/Patient/unknown", role=Role.EHR)
+        *ended, read = await asyncio.gather(*searches, unknown)
+    assert read.status == 404
+    for answer in ended:
+        assert answer.status == 422
+        assert answer.body["issue"][0]["code"] == "too-costly"
 
 
 def test_no_parameter_stands_twice_and_each_sorts_by_one_date() -> None:
