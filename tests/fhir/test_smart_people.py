@@ -346,3 +346,28 @@ async def test_a_foreign_client_works_with_nothing_but_what_is_discovered(
         return str(reports.perform_resources(reader.server)[0].id)
 
     assert await asyncio.to_thread(work) == str(smart.report_id)
+
+
+async def test_a_program_signs_for_a_doctor_only_what_each_scope_lets_it_write(
+    smart: SmartRig, app: App
+) -> None:
+    async def opened(scope: str) -> str:
+        code = (await app.agree(scope=scope))[1]["code"]
+        return str((await app.redeem(code))[1]["access_token"])
+
+    observation = (await smart.read(smart.report_path))["result"][0]["reference"]
+    report = await smart.edited(smart.report_path, status="final")
+    finding = await smart.edited(f"/{observation}")
+    both = {
+        "resourceType": "Bundle",
+        "type": "transaction",
+        "entry": [report, finding],
+    }
+    narrow = await opened("user/DiagnosticReport.cruds")
+    assert (await smart.with_token(narrow, "POST", "", both)).status == 403
+    assert (await smart.read(smart.report_path))["status"] == "partial"
+    reader = await opened("user/*.rs")
+    alone = both | {"entry": [report]}
+    assert (await smart.with_token(reader, "POST", "", alone)).status == 403
+    assert (await smart.with_token(narrow, "POST", "", alone)).status == 200
+    assert (await smart.read(smart.report_path))["status"] == "final"
