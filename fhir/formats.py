@@ -5,6 +5,7 @@ what they answer becomes XML or gets its line breaks afterwards: no interaction
 can forget a format, and JSON as it is stored passes untouched.
 """
 
+import asyncio
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,10 @@ _XML = (XML_CONTENT_TYPE, "application/xml", "text/xml")
 _SHORT = {"json": CONTENT_TYPE, "xml": XML_CONTENT_TYPE}
 PATCH_TYPES = (JSON_PATCH, *_JSON, *_XML)
 # What a CapabilityStatement says of them.
-PATCH_FORMATS = (JSON_PATCH, CONTENT_TYPE, XML_CONTENT_TYPE)
 FORMATS = ("json", "xml", CONTENT_TYPE, XML_CONTENT_TYPE)
+PATCH_FORMATS = (JSON_PATCH, CONTENT_TYPE, XML_CONTENT_TYPE)
+# A longer body is written anew aside: others need not wait for its XML.
+LONG_BYTES = 64 * 1024
 _VERSIONS = frozenset({"4.0", "4.0.1"})
 _QUALITY = re.compile(r"(?:0(?:\.\d{0,3})?|1(?:\.0{0,3})?)")
 
@@ -181,7 +184,11 @@ async def read_body(request: web.Request) -> bytes:
     """Return the resource that was sent, as JSON; Refused with 415 or 400."""
     check_content_type(request, (*_JSON, *_XML))
     raw = await request.read()
-    return to_bytes(from_xml(raw)) if request.content_type in _XML else raw
+    if request.content_type not in _XML:
+        return raw
+    if len(raw) > LONG_BYTES:
+        return to_bytes(await asyncio.to_thread(from_xml, raw))
+    return to_bytes(from_xml(raw))
 
 
 def check_content_type(request: web.Request, taken: Sequence[str]) -> None:

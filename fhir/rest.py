@@ -19,6 +19,7 @@ from fhir.editing import Change, Edit, edit_report, reason_of
 from fhir.formats import (
     FORM,
     JSON_PATCH,
+    LONG_BYTES,
     PATCH_TYPES,
     asked_in_form,
     check_content_type,
@@ -67,8 +68,6 @@ if TYPE_CHECKING:
 PREFIX = "/fhir"
 _TYPE = "{type:[A-Z][A-Za-z]{1,63}}"
 _ONE = f"{PREFIX}/{_TYPE}/{{id:[A-Za-z0-9.-]{{1,64}}}}"
-# A longer body is written anew aside: others need not wait for its XML.
-_LONG_BYTES = 64 * 1024
 _EDITED = frozenset({"DiagnosticReport", "Observation"})
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
@@ -453,7 +452,7 @@ def _told(handler: Handler) -> Told:
         except (Refused, StaleVersion) as error:
             response = refusal(error)
         body = response.body
-        if how.rewrites and isinstance(body, bytes) and len(body) > _LONG_BYTES:
+        if how.rewrites and isinstance(body, bytes) and len(body) > LONG_BYTES:
             return await asyncio.to_thread(shaped, response, how)
         return shaped(response, how)
 

@@ -182,7 +182,7 @@ class _Reader:
         self._div_depth = 0
         self._div_start = 0
         self._div_empty = True
-        self._prefixes: list[tuple[str, str]] = []
+        self._prefixes: set[str] = set()
         parser = expat.ParserCreate("utf-8", namespace_separator=" ")
         parser.buffer_text = True
         parser.XmlDeclHandler = self._declaration
@@ -232,7 +232,7 @@ class _Reader:
 
     def _prefix(self, prefix: str | None, uri: str) -> None:
         if prefix is not None and uri == _XHTML_NAMESPACE and not self._div_depth:
-            self._prefixes.append((prefix, uri))
+            self._prefixes.add(prefix)
 
     def _characters(self, text: str) -> None:
         if self._div_depth:
@@ -363,9 +363,7 @@ class _Reader:
             end = self._raw.index(b">", end) + 1
         text = self._raw[self._div_start : end].decode("utf-8")
         # Taken out of the document it must bring its own prefix along.
-        prefix, colon, _ = text[1:].partition(":div")
-        for known, uri in self._prefixes:
-            if colon and known == prefix and f"xmlns:{prefix}" not in text:
-                head = f"<{prefix}:div"
-                text = f'{head} xmlns:{prefix}="{uri}"{text[len(head) :]}'
+        prefix, _, rest = text[1:].partition(":div")
+        if prefix in self._prefixes and f"xmlns:{prefix}" not in text:
+            return f'<{prefix}:div xmlns:{prefix}="{_XHTML_NAMESPACE}"{rest}'
         return text

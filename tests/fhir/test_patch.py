@@ -16,6 +16,7 @@ from node.domain.access import Role
 from node.domain.errors import NodeError
 from tests.fhir.rig import ACCESSION, STUDY_UID, Answer, Rig
 from tests.fhir.test_rest import make_ehr_patient
+from tests.fhir.test_subscriptions import make_subscription
 
 JSON_PATCH = {"Content-Type": "application/json-patch+json"}
 RAW = b"""{"resourceType":"Patient","id":"p","active":true,
@@ -487,6 +488,17 @@ async def test_failed_work_is_tried_again_by_a_patch(rig: Rig) -> None:
     assert answer.status == 200, answer.raw
     assert answer.body["issue"][0]["severity"] == "information"
     assert "entry" not in await rig.read("/Task?status=failed")
+
+
+async def test_a_subscription_is_patched_under_its_own_rules(rig: Rig) -> None:
+    asked = make_subscription("http://127.0.0.1:1/")
+    made = await rig.ask("POST", "/Subscription", asked, role=Role.EHR)
+    assert made.status == 201, made.raw
+    path = f"/Subscription/{made.body['id']}"
+    elsewhere = [op("replace", "/channel/endpoint", value="https://other.example/")]
+    assert (await send(rig, path, elsewhere, 1, Role.EHR)).status == 422
+    off = await send(rig, path, [op("replace", "/status", value="off")], 1, Role.EHR)
+    assert (off.status, off.body["status"]) == (200, "off"), off.raw
 
 
 async def test_languages_that_we_do_not_speak_are_named(rig: Rig) -> None:
