@@ -37,7 +37,7 @@ from node.domain.access import Action, Identity
 from node.domain.audit import AuditEntry, Outcome
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.scopes import Context, Scope, Scopes, grant, read_scopes
-from node.http import RouteGroup, identity, read_json_object
+from node.http import KNOWN_CALLERS, RouteGroup, identity, read_json_object
 from node.store import audit, clients, people, resources
 from node.store.clients import Client, Code
 from node.store.people import User
@@ -257,6 +257,7 @@ class Smart:
         async with self._store.db.transaction() as tx:
             await clients.close_token(tx, client.client_id, form["token"])
             await self._record(tx, client.identity, "revoke token")
+        request.app[KNOWN_CALLERS].forget(form["token"])
         return web.Response(status=200)
 
     async def _authenticated(
