@@ -357,6 +357,10 @@ def _translate(renderers: _Renderers) -> Any:
         response.headers.update(headers)
         if response.status == HTTPStatus.UNAUTHORIZED:
             response.headers.setdefault(hdrs.WWW_AUTHENTICATE, _challenge(request))
+        caller = request.get(_IDENTITY)
+        if response.status == HTTPStatus.FORBIDDEN and caller and caller.scopes:
+            wanted = 'Bearer error="insufficient_scope"'
+            response.headers.setdefault(hdrs.WWW_AUTHENTICATE, wanted)
         return response
 
     return middleware

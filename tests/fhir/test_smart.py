@@ -53,7 +53,9 @@ async def test_a_program_gets_a_token_that_opens_what_it_asked_for(
         assert body["scope"] == READ
         token = body["access_token"]
         assert (await smart.with_token(token, "GET", smart.report_path)).status == 200
-        assert (await smart.with_token(token, "GET", "/Patient")).status == 403
+        refused = await smart.with_token(token, "GET", "/Patient")
+        assert refused.status == 403
+        assert "insufficient_scope" in refused.headers["WWW-Authenticate"]
 
 
 # --- what does not prove anything -----------------------------------------------
