@@ -3,18 +3,24 @@
 import hashlib
 import socket
 from base64 import urlsafe_b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import aiohttp
 import pytest
 from aiohttp import web
+from playwright.async_api import Browser, expect
 
-from node.http import HttpSettings, make_app
+from dicom_scp.web import dicomweb
+from fhir import rest
+from node.http import HttpSettings, RouteGroup, make_app
 from node.store.reports import report_id_for
 from node.store.store import Store
+from review_ui import server
 from review_ui.launch import CALLBACK, COOKIE, Ehr, route_group
 from tests.conftest import FrozenClock
 from tests.factories import make_patient
@@ -25,6 +31,7 @@ from tests.fhir.rig import (
     publish_draft,
     receive_study,
 )
+from tests.review_ui.rig import LOGIN, PASSWORD, add_person
 
 CLIENT = "sononode"
 ACSN = {"coding": [{"code": "ACSN"}]}
@@ -46,6 +53,8 @@ class FakeEhr:
     def routes(self) -> list[web.RouteDef]:
         return [
             web.get("/fhir/.well-known/smart-configuration", self.configuration),
+            web.get("/", self.desk),
+            web.get("/authorize", self.authorize),
             web.post("/token", self.token),
             web.get("/fhir/{kind}/{id}", self.read),
         ]
@@ -58,6 +67,17 @@ class FakeEhr:
             "code_challenge_methods_supported": ["S256"],
         }
         return web.json_response(told | self.discovery)
+
+    async def desk(self, request: web.Request) -> web.Response:
+        """Answer a page of the EHR with a link into the node."""
+        link = f'<a href="{request.query["to"]}">ultrasound</a>'
+        return web.Response(text=link, content_type="text/html")
+
+    async def authorize(self, request: web.Request) -> web.Response:
+        self.asked = dict(request.query)
+        answer = urlencode({"code": "code-1", "state": self.asked["state"]})
+        place = f"{self.asked['redirect_uri']}?{answer}"
+        return web.Response(status=302, headers={"Location": place})
 
     async def token(self, request: web.Request) -> web.Response:
         form = await request.post()
@@ -120,14 +140,16 @@ async def _serve(app: web.Application, listening: socket.socket) -> web.AppRunne
     return runner
 
 
-@pytest.fixture
-async def launching(store: Store) -> AsyncIterator[Launching]:
-    """A node with one report, and an EHR that may open it."""
+@asynccontextmanager
+async def running_launch(
+    store: Store, more: Callable[[str], list[RouteGroup]] = lambda _: []
+) -> AsyncIterator[Launching]:
+    """Serve a node with one report, and an EHR of another site that may open it."""
     jar = aiohttp.CookieJar(unsafe=True)
     with socket.socket() as at_ehr, socket.socket() as at_node:
         for one in (at_ehr, at_node):
             one.bind(("127.0.0.1", 0))
-        ehr = FakeEhr(f"http://127.0.0.1:{at_ehr.getsockname()[1]}")
+        ehr = FakeEhr(f"http://localhost:{at_ehr.getsockname()[1]}")
         root = f"http://127.0.0.1:{at_node.getsockname()[1]}"
         ehr_app = web.Application()
         ehr_app.router.add_routes(ehr.routes())
@@ -137,13 +159,20 @@ async def launching(store: Store) -> AsyncIterator[Launching]:
         ):
             known = Ehr(f"{ehr.root}/fhir", CLIENT)
             group = route_group(root, [known], own, secure=False)
-            node_app = make_app(store, HttpSettings(), [group])
+            node_app = make_app(store, HttpSettings(), [group, *more(root)])
             runners = [await _serve(ehr_app, at_ehr), await _serve(node_app, at_node)]
             await receive_study(store, make_patient())
             await publish_draft(store, make_settings(f"{root}/fhir"))
             yield Launching(root, ehr, browser)
             for runner in runners:
                 await runner.cleanup()
+
+
+@pytest.fixture
+async def launching(store: Store) -> AsyncIterator[Launching]:
+    """A node with one report, and an EHR that may open it."""
+    async with running_launch(store) as running:
+        yield running
 
 
 REPORT = f"/#/report/{report_id_for(STUDY_UID)}"
@@ -248,3 +277,32 @@ async def test_an_ehr_that_cannot_be_trusted_leads_nowhere(
     await launching.begin()
     refused = {"error": "access_denied", "code": ""}
     assert (await launching.come_back(**refused))[0] == 400
+
+
+async def test_a_doctor_who_is_signed_in_goes_from_the_ehr_to_the_report(
+    store: Store, built_page: Path, browser: Browser
+) -> None:
+    def page_of(root: str) -> list[RouteGroup]:
+        settings = make_settings(f"{root}/fhir")
+        review = server.ReviewSettings(assets=built_page, texts=settings.texts)
+        fhir = rest.route_group(store, settings, "0.1.0")
+        images = RouteGroup(dicomweb.PREFIX, dicomweb.routes(store))
+        return [fhir, images, *server.routes(store, review)]
+
+    async with running_launch(store, page_of) as running:
+        await add_person(store)
+        running.ehr.context = [{"identifier": STUDY}]
+        page = await (await browser.new_context(locale="zh-CN")).new_page()
+        await page.goto(running.root)
+        await page.fill("input[name=login]", LOGIN)
+        await page.fill("input[name=password]", PASSWORD)
+        await page.click("button.primary")
+        await page.wait_for_selector(".worklist")
+        link = urlencode({"iss": f"{running.ehr.root}/fhir", "launch": "l-1"})
+        at_ehr = urlencode({"to": f"{running.root}/launch?{link}"})
+        await page.goto(f"{running.ehr.root}/?{at_ehr}")
+        await page.get_by_role("link", name="ultrasound").click()
+        # Her session is there, though another site has sent her.
+        await expect(page.locator("header.top .who")).to_be_visible()
+        await expect(page).to_have_url(running.root + REPORT)
+        await expect(page.locator("input[name=login]")).to_have_count(0)
