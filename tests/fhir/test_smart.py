@@ -5,9 +5,12 @@ import hashlib
 import hmac
 import json
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from random import Random
 from typing import Any
 from uuid import uuid4
 
+import jwt
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -15,7 +18,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fhir import access
 from fhir.access import PERMITS, Interaction
-from fhir.assertions import TYPE, may_fetch
+from fhir.assertions import (
+    TYPE,
+    Keys,
+    Unproven,
+    claimed_client,
+    may_fetch,
+    verify,
+)
 from node.domain.access import PERMISSIONS, Role
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.scopes import LETTERS
@@ -173,6 +183,40 @@ BAD: dict[str, tuple[Callable[[SmartRig, Client], str], str]] = {
         "malformed",
     ),
 }
+
+
+ODD = [None, True, -1, 10**30, float("nan"), "", "x" * 300, [], {}, ["T"], "\ud800"]
+
+
+async def test_an_assertion_of_any_shape_is_refused_by_name_or_proves_the_client() -> (
+    None
+):
+    """Whatever else is raised would be told as a fault of the node (500)."""
+    random, now = Random(7), datetime(2026, 11, 21, tzinfo=UTC)
+    client = Client(uuid4(), "x", frozenset({Role.EHR}), READ, jwks("EC"))
+    keys = Keys(None, lambda: now, frozenset())
+    name, expires = str(client.client_id), int(now.timestamp()) + 200
+    claims = {"iss": name, "sub": name, "aud": "T", "exp": expires, "jti": "j"}
+    header = {"alg": "ES384", "kid": "EC"}
+    proven = 0
+    for _ in range(500):
+        said, told = dict(header), dict(claims)
+        said[random.choice(["alg", "kid", "typ", "jwk", "x5u"])] = random.choice(ODD)
+        told[random.choice([*claims, "nbf", "iat"])] = random.choice(ODD)
+        made = [
+            by_hand(said, claims, b"x"),
+            by_hand(header, told, b"x"),
+            jwt.encode(claims, private_key("EC"), "ES384", {"kid": "EC"}),
+        ][random.randrange(3)]
+        cut = made[: random.randrange(len(made))] if random.random() < 0.2 else made
+        try:
+            claimed_client(cut)
+            await verify(cut, client, keys, audience="T", now=now)
+        except Unproven:
+            continue
+        assert cut == made
+        proven += 1
+    assert proven > 50
 
 
 async def _reasons(store: Store) -> list[str]:
