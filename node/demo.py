@@ -1,7 +1,7 @@
 """The product shown: studies travel from a modality to a phone, over real sockets.
 
 Everything here acts from outside, as a scanner, a doctor at the public FHIR API and
-a patient's phone would; nothing is read from the database.
+a patient's phone would; the node's own records say only what an archive still lacks.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -41,7 +42,7 @@ from node.domain.order import OrderSource, Step
 from node.domain.study import PatientIdentity
 from node.installation import Addresses, prepared, start_roles
 from node.logs import configure_logging
-from node.store import people
+from node.store import people, routes
 from node.store.reports import report_id_for
 from node.store.store import Store, open_store
 from node.supervisor import Supervisor, environment_with
@@ -81,6 +82,7 @@ class DemoPlan:
     doctor: str
     password: str
     samples: Path | None
+    open_store: Callable[[], Awaitable[Store]]
     patience_s: float = 170.0
 
 
@@ -208,12 +210,14 @@ async def _plan(
 ) -> DemoPlan:
     """Make the demonstration's doctor; return where everything is."""
     password = secrets.token_urlsafe(9)
-    store = await open_store(
+    opening = partial(
+        open_store,
         addresses.node,
         settings.keys.root_file,
         settings.data / settings.storage.objects,
         lambda: datetime.now(UTC),
     )
+    store = await opening()
     try:
         async with store.db.transaction() as tx:
             if await people.find_login(tx, _DOCTOR) is None:
@@ -241,6 +245,7 @@ async def _plan(
         doctor=_DOCTOR,
         password=password,
         samples=Path(chosen) if chosen else _downloaded(settings.data),
+        open_store=opening,
     )
 
 
@@ -318,7 +323,25 @@ async def show(plan: DemoPlan, console: Console) -> list[StudyStory]:
                     for study in studies
                 )
             )
+    await _delivered(plan)
     return list(stories)
+
+
+async def _delivered(plan: DemoPlan) -> None:
+    """Wait until the archive has what was made, where the site has set one."""
+    store = await plan.open_store()
+    try:
+        async with asyncio.timeout(plan.patience_s):
+            while True:
+                async with store.db.transaction() as tx:
+                    backlogs = await routes.backlogs(tx)
+                if not any(backlog.waiting for backlog in backlogs):
+                    return
+                await asyncio.sleep(_POLL_S)
+    except TimeoutError:
+        raise _TookTooLongError("the archive does not take the results") from None
+    finally:
+        await store.close()
 
 
 def tabulate(stories: Sequence[StudyStory]) -> Table:
@@ -439,16 +462,14 @@ async def _tell(
     _describe(story, report, observations)
     patient = await doctor.read(report["subject"]["reference"]) or {}
     story.patient = patient.get("name", [{}])[0].get("text", "?")
-    story.ai_sr_uid = await watch.until(
-        "the AI SR", lambda: doctor.newest_sr(story.study_instance_uid, 1)
-    )
+    story.ai_sr_uid = await watch.until("the AI SR", lambda: doctor.result_sr(study, 1))
     story.ai_sr_s = watch.elapsed()
     phone = await _Phone.bind(
         plan, http, doctor, report["subject"]["reference"], last_four
     )
     await doctor.sign(report, observations, story)
     story.verified_sr_uid = await watch.until(
-        "the verified SR", lambda: doctor.newest_sr(story.study_instance_uid, 2)
+        "the verified SR", lambda: doctor.result_sr(study, 2)
     )
     story.signed_sr_s = watch.elapsed()
     story.release = await watch.until("the phone's report", phone.newest_state)
@@ -570,9 +591,10 @@ class _Doctor:
             waiting += [member["reference"] for member in body.get("hasMember", [])]
         return list(found.values())
 
-    async def newest_sr(self, study_instance_uid: str, number: int) -> str | None:
-        """Return the SOP Instance UID of the study's SR `number`, counted by series."""
-        url = f"{self.base_url}/dicom-web/studies/{study_instance_uid}/metadata"
+    async def result_sr(self, study: SimulatedStudy, number: int) -> str | None:
+        """Return the UID of the SR `number` that the node made, counted by series."""
+        sent = {str(instance.SOPInstanceUID) for instance in study.instances}
+        url = f"{self.base_url}/dicom-web/studies/{study.study_instance_uid}/metadata"
         async with self.http.get(url, headers=self._headers) as answer:
             if answer.status != 200:
                 return None
@@ -584,6 +606,7 @@ class _Doctor:
             )
             for item in instances
             if item["00080060"]["Value"] == ["SR"]
+            and item["00080018"]["Value"][0] not in sent
         )
         return documents[number - 1][1] if len(documents) >= number else None
 

@@ -123,9 +123,9 @@ def test_an_image_sent_again_whole_is_read_and_the_report_follows(
     node.send([replace(study, instances=(whole,))])
 
     def read() -> dict[str, object] | None:
-        report = doctor.read(f"DiagnosticReport/{first['id']}")
-        return report if int(report["meta"]["versionId"]) > 1 else None
+        category = doctor.read(f"Observation/{first['id']}-category")
+        return category if "valueCodeableConcept" in category else None
 
-    report = until("the second reading", read)
-    assert "valueCodeableConcept" in doctor.read(f"Observation/{report['id']}-category")
+    until("the second reading", read)
+    report = doctor.read(f"DiagnosticReport/{first['id']}")
     assert len(why_not_read(report)) == 1  # the broken one is still named
