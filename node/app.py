@@ -517,7 +517,7 @@ async def _web(settings: Settings) -> None:
         app = make_app(
             store,
             _http_settings(settings),
-            _route_groups(store, settings, session),
+            route_groups_of(store, settings, session),
             registry=registry,
         )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=10.0)
@@ -551,9 +551,10 @@ def _http_settings(settings: Settings) -> HttpSettings:
     )
 
 
-def _route_groups(
+def route_groups_of(
     store: Store, settings: Settings, session: aiohttp.ClientSession
 ) -> list[RouteGroup]:
+    """Return all that the web role serves; `session` calls other systems."""
     fhir_settings = fhir_settings_of(settings)
     review = server.ReviewSettings(
         secure=settings.http.secure_cookies,

@@ -237,8 +237,8 @@ def _authenticate(
         pattern = _pattern(request)
         if pattern not in public:
             caller = request[_IDENTITY] = await _identify(store, known, request)
-            if caller.scopes is not None:
-                admits = admissions.get(pattern or "")
+            if caller.scopes is not None and pattern is not None:
+                admits = admissions.get(pattern)
                 if admits is None or not admits(caller.scopes):
                     raise NodeError(
                         "the token has no scope for this", ErrorKind.FORBIDDEN

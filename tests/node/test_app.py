@@ -1,16 +1,31 @@
 """What the parts of a node are told, as the settings say it."""
 
 import json
+import re
 from pathlib import Path
+
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import TestClient, TestServer
 
 from config.settings import Settings, load_settings
 from dicom_scp.receiving.peers import ServiceName
 from dicom_scp.receiving.tls import WrapsSockets
-from node.app import commitment_worker, machines_of, peers_of, services_of
+from node.app import (
+    commitment_worker,
+    machines_of,
+    peers_of,
+    route_groups_of,
+    services_of,
+)
+from node.domain.access import Role
+from node.domain.scopes import Scopes, read_scopes
+from node.http import HttpSettings, make_app
 from node.outbound import outbound_of
+from node.store import clients
 from node.store.commitments import Reference
 from node.store.store import Store
 from node.workflow.commitment import LANE, REPORT_COMMITMENT, receive_request
+from tests.fhir.smart_rig import jwks
 
 PACS = {
     "SONONODE_PACS__AE_TITLE": "PACS",
@@ -93,3 +108,52 @@ async def test_a_machine_whose_host_was_taken_away_is_named_while_its_report_wai
 
 def no_tls() -> WrapsSockets:
     raise AssertionError("nothing here is reached over TLS")
+
+
+async def test_a_token_comes_in_where_its_scopes_can_be_held_and_nowhere_else(
+    store: Store, tmp_path: Path
+) -> None:
+    settings = make_settings(tmp_path, SONONODE_RELAY__ENABLED="false")
+    async with ClientSession() as session:
+        groups = route_groups_of(store, settings, session)
+        app = make_app(store, HttpSettings(), groups)
+        async with store.db.transaction() as tx:
+            client = await clients.register(
+                tx,
+                name="PACS",
+                roles=[Role.EHR],
+                scopes="system/*.cruds",
+                jwks=jwks("EC"),
+                now=store.clock(),
+            )
+        async with TestClient(TestServer(app)) as node:
+
+            async def status(scope: str, path: str) -> int:
+                scopes = Scopes(read_scopes(scope))
+                async with store.db.transaction() as tx:
+                    token = await clients.open_token(
+                        tx, client.client_id, scopes, now=store.clock()
+                    )
+                headers = {"Authorization": f"Bearer {token}"}
+                return (await node.get(path, headers=headers)).status
+
+            every = "system/*.cruds"
+            images = "system/ImagingStudy.rs"
+            unknown = "/dicom-web/studies/1.2.3/metadata"
+            assert await status(images, unknown) == 404
+            assert await status(f"{images}?status=available", unknown) == 403
+            assert await status("system/Patient.rs", unknown) == 403
+            assert await status(images, "/fhir/ImagingStudy") == 200
+            closed = {
+                resource.canonical
+                for group in groups
+                if group.prefix not in ("/fhir", "/dicom-web")
+                for route in web.Application().add_routes(group.routes)
+                if (resource := route.resource)
+                and route.method == "GET"
+                and resource.canonical not in group.public
+            }
+            assert {"/auth/me", "/auth/clients", "/review/agreement"} & closed
+            for path in sorted(closed):
+                asked = re.sub(r"\{[^}]*\}", str(client.client_id), path)
+                assert await status(every, asked) == 403, path
