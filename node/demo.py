@@ -285,6 +285,9 @@ class _Showing:
             self._console.print(f"[red]{error}[/]")
             self._supervisor.stop()
             return
+        except BaseException:
+            self._supervisor.stop()  # or nobody would ever end the node
+            raise
         self._console.print(tabulate(stories))
         for story in stories:
             for problem in story.problems:
@@ -436,7 +439,7 @@ async def _follow(
     last = max((answer.at for answer in mine), default=datetime.now(UTC))
     try:
         watch = _Watch(last, plan.patience_s)
-        await _tell(plan, http, doctor, story, watch, _last_four(study))
+        await _tell(plan, http, doctor, study, story, watch)
     except (aiohttp.ClientError, _TookTooLongError, _RefusedError) as error:
         story.problems.append(f"{type(error).__name__.strip('_')}: {error}")
     advance(task)
@@ -447,9 +450,9 @@ async def _tell(
     plan: DemoPlan,
     http: aiohttp.ClientSession,
     doctor: "_Doctor",
+    study: SimulatedStudy,
     story: StudyStory,
     watch: "_Watch",
-    last_four: str,
 ) -> None:
     report_id = str(report_id_for(story.study_instance_uid))
     story.report_url = f"{plan.base_url}/#/report/{report_id}"
@@ -465,7 +468,7 @@ async def _tell(
     story.ai_sr_uid = await watch.until("the AI SR", lambda: doctor.result_sr(study, 1))
     story.ai_sr_s = watch.elapsed()
     phone = await _Phone.bind(
-        plan, http, doctor, report["subject"]["reference"], last_four
+        plan, http, doctor, report["subject"]["reference"], _last_four(study)
     )
     await doctor.sign(report, observations, story)
     story.verified_sr_uid = await watch.until(
