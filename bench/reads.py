@@ -9,6 +9,7 @@ import secrets
 import statistics
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
@@ -45,19 +46,20 @@ def measure(folder: Path) -> list[dict[str, object]]:
     settings = load_settings(values)
     configure_logging("error", "console")
     with prepared(settings) as addresses:
-        password, report = asyncio.run(_seed(settings))
+        password, reports = asyncio.run(_seed(settings))
         server = _serve(values, addresses)
         try:
             return uvloop.run(
-                _load(settings.http.base_url, password, report, server.pid)
+                _load(settings.http.base_url, password, reports, server.pid)
             )
         finally:
             server.terminate()
             server.wait()
 
 
-async def _seed(settings: Settings) -> tuple[str, str]:
-    """Write the reports and the account of an EHR; return its password and one id."""
+async def _seed(settings: Settings) -> tuple[str, list[str]]:
+    """Write the reports and the account of an EHR; return its password and the ids."""
+    ids = []
     password = secrets.token_urlsafe(12)
     settings = attached(settings)
     async with opened(settings) as store:
@@ -69,6 +71,7 @@ async def _seed(settings: Settings) -> tuple[str, str]:
                 fhir_settings_of(settings),
                 study_uid=f"2.25.{5000 + number}",
             )
+            ids.append(str(report.id))
         async with store.db.transaction() as tx:
             await people.create_user(
                 tx,
@@ -78,7 +81,7 @@ async def _seed(settings: Settings) -> tuple[str, str]:
                 roles=[Role.EHR],
                 now=store.clock(),
             )
-    return password, str(report.id)
+    return password, ids
 
 
 def _serve(values: dict[str, str], addresses: Addresses) -> subprocess.Popen[bytes]:
@@ -92,7 +95,7 @@ def _serve(values: dict[str, str], addresses: Addresses) -> subprocess.Popen[byt
 
 
 async def _load(
-    base_url: str, password: str, report: str, server: int
+    base_url: str, password: str, reports: list[str], server: int
 ) -> list[dict[str, object]]:
     async with aiohttp.ClientSession() as http:
         await _ready(http, base_url)
@@ -100,12 +103,14 @@ async def _load(
         async with http.post(f"{base_url}/auth/token", data=form) as answer:
             token = (await answer.json())["access_token"]
     paths = {
-        "read one report": f"DiagnosticReport/{report}",
-        "search, 20 rows": "DiagnosticReport?_count=20&_sort=-_lastUpdated",
+        # Callers of the same one could share an answer: each kind is measured.
+        "read one report": [f"DiagnosticReport/{reports[0]}"],
+        "read any of 100": [f"DiagnosticReport/{report}" for report in reports],
+        "search, 20 rows": ["DiagnosticReport?_count=20&_sort=-_lastUpdated"],
     }
     return [
-        await _requests(base_url, f"/fhir/{path}", token, what, server)
-        for what, path in paths.items()
+        await _requests(base_url, asked, token, what, server)
+        for what, asked in paths.items()
     ]
 
 
@@ -128,10 +133,13 @@ class _Caller(asyncio.Protocol):
     A client that parsed what it gets would take more processor than the server.
     """
 
-    def __init__(self, request: bytes, until: float, counted_from: float) -> None:
+    def __init__(
+        self, requests: list[bytes], first: int, until: float, counted_from: float
+    ) -> None:
         self.took: list[float] = []
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._request = request
+        self._requests = requests
+        self._turn = first
         self._until = until
         self._counted_from = counted_from
         self._received = 0
@@ -150,7 +158,8 @@ class _Caller(asyncio.Protocol):
             self.done.set_result(None)
             return
         self._received, self._expected, self._head = 0, None, b""
-        self._transport.write(self._request)
+        self._transport.write(self._requests[self._turn % len(self._requests)])
+        self._turn += 1
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
@@ -184,7 +193,7 @@ class _Caller(asyncio.Protocol):
 
 
 async def _requests(
-    base_url: str, path: str, token: str, what: str, server: int
+    base_url: str, paths: list[str], token: str, what: str, server: int
 ) -> dict[str, object]:
     """Send requests from `CLIENTS` connections; the first second does not count.
 
@@ -192,16 +201,20 @@ async def _requests(
     the machine.
     """
     address = urlsplit(base_url)
-    request = (
-        f"GET {path} HTTP/1.1\r\nHost: {address.netloc}\r\n"
-        f"Authorization: Bearer {token}\r\nAccept: application/fhir+json\r\n\r\n"
-    ).encode()
+    requests = [
+        (
+            f"GET /fhir/{path} HTTP/1.1\r\nHost: {address.netloc}\r\n"
+            f"Authorization: Bearer {token}\r\nAccept: application/fhir+json\r\n\r\n"
+        ).encode()
+        for path in paths
+    ]
     start = time.perf_counter() + WARM_S
     loop = asyncio.get_running_loop()
     callers = []
-    for _ in range(CLIENTS):
+    for number in range(CLIENTS):
+        first = number * len(requests) // CLIENTS
         _, caller = await loop.create_connection(
-            lambda: _Caller(request, start + SECONDS, start),
+            partial(_Caller, requests, first, start + SECONDS, start),
             address.hostname,
             address.port,
         )
