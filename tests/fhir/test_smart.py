@@ -485,10 +485,14 @@ async def test_nothing_leaks_around_a_scope(smart: SmartRig) -> None:
     ):
         assert await here.found(f"/DiagnosticReport?{asked}") == ["DiagnosticReport"]
     # by asking through another resource,
-    assert (
-        await here.status("GET", "/DiagnosticReport?subject:Patient.gender=female")
-        == 403
-    )
+    for asked in (
+        "subject:Patient.gender=female",
+        "patient.gender=female",
+        "patient:identifier=MRN-1",
+        "imaging-study.status=available",
+        "result.code=x",
+    ):
+        assert await here.status("GET", f"/DiagnosticReport?{asked}") == 403, asked
     # by what a transaction or a creation answers,
     bundle = {"resourceType": "Bundle", "type": "transaction", "entry": []}
     assert await here.status("POST", "", bundle) == 403
