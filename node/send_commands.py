@@ -4,7 +4,7 @@ import os
 import random
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from uuid import uuid4
 
 import typer
@@ -12,12 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from dicom_scp.simulation import simulator
-from dicom_scp.simulation.load import Load, send_load
-from dicom_scp.simulation.machines import PROFILES
-from dicom_scp.simulation.messages import Scheduled
-from dicom_scp.simulation.room import Examination, Node, Room
 from node.domain.errors import ErrorKind, NodeError
+
+if TYPE_CHECKING:
+    # The simulator is large; every other command does without it.
+    from dicom_scp.simulation.load import Load
+    from dicom_scp.simulation.messages import Scheduled
+    from dicom_scp.simulation.room import Examination, Node, Room
+    from dicom_scp.simulation.simulator import SimulatedStudy
 
 console = Console()
 errors = Console(stderr=True, soft_wrap=True)
@@ -39,7 +41,7 @@ def send(
         str,
         typer.Option(
             help="A whole room with this machine: worklist, performed step, images,"
-            " storage commitment. One of " + ", ".join(PROFILES) + "."
+            " storage commitment. `list` names them."
         ),
     ] = "",
     images: Annotated[
@@ -56,6 +58,12 @@ def send(
     ] = 0,
 ) -> None:
     """Send studies over DICOM as an ultrasound machine does."""
+    from dicom_scp.simulation.machines import PROFILES
+    from dicom_scp.simulation.room import Examination, Node, Room
+
+    if machine == "list":
+        _list_machines()
+        return
     if machine and machine not in PROFILES:
         known = ", ".join(PROFILES)
         raise NodeError(f"--machine {machine} is none of {known}", ErrorKind.SETTING)
@@ -79,15 +87,26 @@ def send(
     raise typer.Exit(0 if _send_studies(sources, node, associations) else 1)
 
 
+def _list_machines() -> None:
+    from dicom_scp.simulation.machines import PROFILES
+
+    table = Table(show_header=False, box=None)
+    for name, profile in PROFILES.items():
+        table.add_row(name, profile.machine.model, profile.words)
+    console.print(table)
+
+
 def new_uid() -> str:
     """Return a UID that nothing else has (PS3.5 B.2)."""
     return f"2.25.{uuid4().int}"
 
 
-def _examine(room: Room, examination: Examination) -> bool:
+def _examine(room: "Room", examination: "Examination") -> bool:
     """Show the steps of one examination as they happen."""
+    from dicom_scp.simulation.simulator import PATIENTS
+
     well = True
-    patient = random.choice(simulator.PATIENTS)  # noqa: S311
+    patient = random.choice(PATIENTS)  # noqa: S311
     for step in room.run(patient, examination):
         sign = "[green]ok  [/]" if step.well else "[red]mend[/]"
         console.print(f"{sign} {step.name}: {step.told}", highlight=False)
@@ -95,11 +114,17 @@ def _examine(room: Room, examination: Examination) -> bool:
     return well
 
 
-def _load(node: Node, room: Room, studies: int, images: int, associations: int) -> Load:
+def _load(
+    node: "Node", room: "Room", studies: int, images: int, associations: int
+) -> "Load":
+    from dicom_scp.simulation.load import send_load
+    from dicom_scp.simulation.messages import Scheduled
+    from dicom_scp.simulation.simulator import invented_patient
+
     patients = iter(range(1, studies + 2))
 
-    def scheduled() -> Scheduled:
-        patient = simulator.invented_patient(next(patients))
+    def scheduled() -> "Scheduled":
+        patient = invented_patient(next(patients))
         return Scheduled(new_uid(), patient, "", "", "", "Load")
 
     with Progress(
@@ -129,7 +154,9 @@ def _load(node: Node, room: Room, studies: int, images: int, associations: int) 
     return done
 
 
-def _send_studies(sources: list[Path] | None, node: Node, associations: int) -> bool:
+def _send_studies(sources: list[Path] | None, node: "Node", associations: int) -> bool:
+    from dicom_scp.simulation import simulator
+
     studies = _studies(sources)
     with Progress(
         TextColumn("C-STORE"), BarColumn(), MofNCompleteColumn(), console=console
@@ -153,7 +180,9 @@ def _send_studies(sources: list[Path] | None, node: Node, associations: int) -> 
     return not refused
 
 
-def _studies(sources: list[Path] | None) -> list[simulator.SimulatedStudy]:
+def _studies(sources: list[Path] | None) -> "list[SimulatedStudy]":
+    from dicom_scp.simulation import simulator
+
     if not sources:
         samples = os.environ.get("SAMPLES")
         folder = Path(samples) if samples else None
