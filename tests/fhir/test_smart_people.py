@@ -371,3 +371,17 @@ async def test_a_program_signs_for_a_doctor_only_what_each_scope_lets_it_write(
     assert (await smart.with_token(reader, "POST", "", alone)).status == 403
     assert (await smart.with_token(narrow, "POST", "", alone)).status == 200
     assert (await smart.read(smart.report_path))["status"] == "final"
+
+
+async def test_a_program_with_keys_redeems_its_code_with_them_only(
+    smart: SmartRig,
+) -> None:
+    client = await smart.register("user/*.rs", roles=[], redirect_uris=[BACK])
+    app = App(smart, client)
+    code = (await app.agree())[1]["code"]
+    assert await app.redeem(code) == (401, {"error": "invalid_client"})
+    proof = {"client_assertion_type": TYPE, "client_assertion": smart.assertion(client)}
+    status, body = await app.redeem(code, **proof)
+    assert (status, body["scope"]) == (200, "user/DiagnosticReport.rs")
+    replayed = (await app.agree())[1]["code"]
+    assert (await app.redeem(replayed, **proof))[0] == 401
