@@ -17,7 +17,7 @@ import structlog
 from pydicom.dataset import Dataset
 
 from node.domain import lexicon
-from node.domain.audit import AuditEntry
+from node.domain.audit import by_the_node
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.measurement import Code, MachineReport, Measurement
 from node.imaging import read_header
@@ -63,13 +63,11 @@ async def read_machine_report(store: Store, payload: Mapping[str, Any]) -> None:
         await measurements.keep(tx, store, instance.patient_id, study, report, at=at)
         await audit.record(
             tx,
-            AuditEntry(
-                at=at,
-                actor="sononode",
-                role="device",
-                action="read measurements",
-                entity=f"instance/{uid}",
-                detail={"measurements": str(len(report.measurements))},
+            by_the_node(
+                at,
+                "read measurements",
+                f"instance/{uid}",
+                {"measurements": str(len(report.measurements))},
             ),
         )
     log.info(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import structlog
 
 from dicom_scp.results.sr import SR_CLASSES
-from node.domain.audit import AuditEntry
+from node.domain.audit import by_the_node
 from node.domain.errors import ErrorKind, NodeError
 from node.store import audit, commitments, routes, studies
 from node.store.jobs import Postponed
@@ -233,14 +233,7 @@ async def _note_arrival(
         )
         await audit.record(
             tx,
-            AuditEntry(
-                at=store.clock(),
-                actor="sononode",
-                role="device",
-                action="export",
-                entity=f"instance/{uid}",
-                detail=detail,
-            ),
+            by_the_node(store.clock(), "export", f"instance/{uid}", detail),
         )
     log.info(
         "delivery.arrived",

@@ -315,14 +315,7 @@ class _Rewriter:
     def _items(self, length: int, source: _Syntax, depth: int) -> bytes:
         """Return the items of a sequence, each with its length."""
         written = []
-        end = None if length == UNDEFINED else self._file.tell() + length
-        while end is None or self._file.tell() < end:
-            head = self._head(source)
-            if head is None:
-                raise CutOff
-            tag, _, item_length = head
-            if tag == SEQUENCE_END:
-                break
+        for tag, _, item_length in self._heads(length, source, SEQUENCE_END):
             if tag != ITEM:
                 raise NodeError("a sequence holds something else", ErrorKind.INVALID)
             content = self._item(item_length, source, depth)
@@ -330,19 +323,29 @@ class _Rewriter:
         return b"".join(written)
 
     def _item(self, length: int, source: _Syntax, depth: int) -> bytes:
+        """Return the elements of an item; group lengths (PS3.5 7.2) are left out."""
         written = []
+        for tag, vr, inner in self._heads(length, source, ITEM_END):
+            content = self._element(tag, vr, inner, source, depth=depth + 1)
+            if tag & 0xFFFF:
+                written.append(content)
+        return b"".join(written)
+
+    def _heads(
+        self, length: int, source: _Syntax, delimiter: int
+    ) -> Iterator[tuple[int, bytes, int]]:
+        """Yield tag, VR and length of what stands within `length` bytes.
+
+        One of undefined length ends with its `delimiter`; CutOff when it does not.
+        """
         end = None if length == UNDEFINED else self._file.tell() + length
         while end is None or self._file.tell() < end:
             head = self._head(source)
             if head is None:
                 raise CutOff
-            tag, vr, inner = head
-            if tag == ITEM_END:
-                break
-            content = self._element(tag, vr, inner, source, depth=depth + 1)
-            if tag & 0xFFFF:
-                written.append(content)
-        return b"".join(written)
+            if head[0] == delimiter:
+                return
+            yield head
 
     def _vr_of(self, tag: int) -> bytes:
         """Return the VR of an element whose encoding does not tell it."""

@@ -32,6 +32,13 @@ class AuditEntry:
     detail: Mapping[str, str] = field(default_factory=dict)
 
 
+def by_the_node(
+    at: datetime, action: str, entity: str, detail: Mapping[str, str] | None = None
+) -> AuditEntry:
+    """Return the entry of something that the node did by itself."""
+    return AuditEntry(at, "sononode", "device", action, entity, detail=detail or {})
+
+
 def chain_hash(previous: bytes, entry: AuditEntry) -> bytes:
     """Return the SHA-256 that binds `entry` to everything recorded before it."""
     return hashlib.sha256(previous + canonical_text(entry)).digest()

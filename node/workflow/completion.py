@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from node.domain.audit import AuditEntry
+from node.domain.audit import by_the_node
 from node.domain.completion import (
     CompletionRules,
     Verdict,
@@ -252,12 +252,5 @@ async def _record(
 ) -> None:
     await audit.record(
         tx,
-        AuditEntry(
-            at=store.clock(),
-            actor="sononode",
-            role="device",
-            action=action,
-            entity=f"study/{uid}",
-            detail=detail,
-        ),
+        by_the_node(store.clock(), action, f"study/{uid}", detail),
     )

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from node.domain.audit import AuditEntry, Outcome
+from node.domain.audit import AuditEntry, Outcome, by_the_node
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.study import (
     Duplicates,
@@ -202,13 +202,11 @@ async def withdraw(store: "Store", sop_instance_uid: str) -> None:
         await studies.withdraw_instance(tx, sop_instance_uid)
         await audit.record(
             tx,
-            AuditEntry(
-                at=store.clock(),
-                actor="sononode",
-                role="device",
-                action="delete",
-                entity=f"instance/{sop_instance_uid}",
-                detail={"reason": "its object could not be written"},
+            by_the_node(
+                store.clock(),
+                "delete",
+                f"instance/{sop_instance_uid}",
+                {"reason": "its object could not be written"},
             ),
         )
 
@@ -297,13 +295,11 @@ async def store_result(
         raise _taken()
     await audit.record(
         tx,
-        AuditEntry(
-            at=at,
-            actor="sononode",
-            role="device",
-            action="create",
-            entity=f"instance/{result.sop_instance_uid}",
-            detail={
+        by_the_node(
+            at,
+            "create",
+            f"instance/{result.sop_instance_uid}",
+            {
                 "study_instance_uid": result.study_instance_uid,
                 "origin": result.origin.value,
             },
