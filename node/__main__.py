@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -27,6 +26,7 @@ from node.domain.access import Role
 from node.domain.consent import ConsentScope
 from node.domain.errors import ErrorKind, NodeError
 from node.logs import configure_logging
+from node.screen import console, errors
 
 EXIT_SETTINGS = 2
 T = TypeVar("T")
@@ -57,10 +57,6 @@ cli.add_typer(client_commands.cli, name="client")
 cli.add_typer(consent, name="consent")
 cli.add_typer(export, name="export")
 cli.add_typer(versions, name="versions")
-
-console = Console()
-# One fault is one line, also in a log file.
-errors = Console(stderr=True, soft_wrap=True)
 
 
 class ServeRole(StrEnum):

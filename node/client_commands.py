@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from config.settings import Settings, load_settings
@@ -14,6 +13,7 @@ from node.domain.access import Role
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
 from node.logs import configure_logging
+from node.screen import console
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
@@ -24,7 +24,6 @@ T = TypeVar("T")
 cli = typer.Typer(
     help="Programs of other systems (SMART clients).", no_args_is_help=True
 )
-console = Console()
 _KEYS = Annotated[
     Path | None, typer.Option("--jwks", help="File with its public keys.")
 ]

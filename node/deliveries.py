@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
 from config.settings import Settings, load_settings
@@ -13,6 +12,7 @@ from dicom_scp.sending.routing import SEND
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
 from node.logs import configure_logging
+from node.screen import console
 from node.store import audit, routes, studies
 from node.store.routes import Backlog, Delivery, DeliveryState
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 cli = typer.Typer(help="Where results and images go.", no_args_is_help=True)
-console = Console()
 _MOST = 10_000
 
 To = Annotated[str | None, typer.Option("--to", help="A destination.")]

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import aiohttp
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from config.settings import Settings, load_settings
 from node.domain.errors import ErrorKind, NodeError
 from node.logs import configure_logging
+from node.screen import console
 
 if TYPE_CHECKING:
     from dicom_scp.sending.probe import Finding, Probe
@@ -29,7 +29,6 @@ cli = typer.Typer(
     help="Look at this installation and say what is wrong and what to do.",
     invoke_without_command=True,
 )
-console = Console()
 
 
 @cli.callback()

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
 from config.settings import Settings, load_settings
 from node.logs import configure_logging
+from node.screen import console
 
 if TYPE_CHECKING:
     from node.model_choice import ShadowComparison
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 cli = typer.Typer(help="The models that read.", no_args_is_help=True)
-console = Console()
 
 Reason = Annotated[str, typer.Option(help="Why; kept in the audit trail.")]
 Named = Annotated[

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from uuid import UUID
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
 from config.settings import Settings, load_settings
 from node.domain.errors import ErrorKind, NodeError
 from node.logs import configure_logging
+from node.screen import console
 
 if TYPE_CHECKING:
     from node.store.orders import ListedOrder
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 cli = typer.Typer(help="Orders: what machines find on their worklist.")
-console = Console()
 _MOST = 500
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 from uuid import uuid4
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from node.domain.errors import ErrorKind, NodeError
+from node.screen import console, errors
 
 if TYPE_CHECKING:
     # The simulator is large; every other command does without it.
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from dicom_scp.simulation.room import Examination, Node, Room
     from dicom_scp.simulation.simulator import SimulatedStudy
 
-console = Console()
-errors = Console(stderr=True, soft_wrap=True)
 _LOAD_IMAGES = 10
 _ROOM_IMAGES = 3
 
