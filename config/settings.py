@@ -256,6 +256,8 @@ class Ehr:
 class Fhir:
     ai_report_status: str
     page_size: int
+    patient_id_system: str
+    accession_system: str
     hook_hosts: list[str]
     key_hosts: list[str]
     ehrs: list[Ehr]

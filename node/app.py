@@ -422,8 +422,8 @@ def fhir_settings_of(settings: Settings) -> FhirSettings:
     return FhirSettings(
         base_url=f"{base}/fhir",
         systems=Systems(
-            mrn=f"{base}/mrn",
-            accession=f"{base}/accession",
+            mrn=settings.fhir.patient_id_system or f"{base}/mrn",
+            accession=settings.fhir.accession_system or f"{base}/accession",
             ae_title=f"{base}/ae-title",
         ),
         texts=patient_texts(),

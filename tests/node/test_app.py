@@ -10,8 +10,11 @@ from aiohttp.test_utils import TestClient, TestServer
 from config.settings import Settings, load_settings
 from dicom_scp.receiving.peers import ServiceName
 from dicom_scp.receiving.tls import WrapsSockets
+from fhir.concepts import IDENTIFIER_TYPE
+from fhir.reading import read_patient
 from node.app import (
     commitment_worker,
+    fhir_settings_of,
     machines_of,
     peers_of,
     route_groups_of,
@@ -19,9 +22,10 @@ from node.app import (
 )
 from node.domain.access import Role
 from node.domain.scopes import Scopes, read_scopes
+from node.domain.study import PatientIdentity
 from node.http import HttpSettings, make_app
 from node.outbound import outbound_of
-from node.store import clients
+from node.store import clients, studies
 from node.store.commitments import Reference
 from node.store.store import Store
 from node.workflow.commitment import LANE, REPORT_COMMITMENT, receive_request
@@ -51,6 +55,31 @@ def test_an_archive_that_is_asked_to_commit_itself_may_call_to_report(
     assert archive.services == {ServiceName.COMMITMENT}
     unasked = {**PACS, **machines, "SONONODE_PACS__COMMITMENT": "false"}
     assert peers_of(make_settings(tmp_path, **unasked)).caller("PACS") is None
+
+
+async def test_a_patient_of_the_ehr_is_that_of_the_machines_where_the_system_is_told(
+    store: Store, tmp_path: Path
+) -> None:
+    hospital = "urn:oid:1.2.156.10"
+    settings = make_settings(
+        tmp_path,
+        SONONODE_FHIR__PATIENT_ID_SYSTEM=hospital,
+        SONONODE_RELAY__ENABLED="false",
+    )
+    kind = {"coding": [{"system": IDENTIFIER_TYPE, "code": "MR"}]}
+    patient = {
+        "resourceType": "Patient",
+        "identifier": [{"type": kind, "system": hospital, "value": "P-1"}],
+        "name": [{"text": "王芳"}],
+    }
+    from_ehr = read_patient(patient, fhir_settings_of(settings).systems)
+    from_machine = PatientIdentity("P-1", "Wang^Fang=王^芳")
+    async with store.db.transaction() as tx:
+        ids = {
+            await studies.upsert_patient(tx, store, identity, at=store.clock())
+            for identity in (from_machine, from_ehr)
+        }
+    assert len(ids) == 1
 
 
 def test_an_archive_that_may_report_does_not_shut_an_open_door(tmp_path: Path) -> None:
