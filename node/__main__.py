@@ -13,7 +13,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from config.settings import Settings, SettingsError, load_settings
+from config.settings import SettingsError
 from node import (
     client_commands,
     deliveries,
@@ -22,10 +22,10 @@ from node import (
     order_commands,
     send_commands,
 )
+from node.command import read_settings, with_store
 from node.domain.access import Role
 from node.domain.consent import ConsentScope
 from node.domain.errors import ErrorKind, NodeError
-from node.logs import configure_logging
 from node.screen import console, errors
 
 EXIT_SETTINGS = 2
@@ -70,18 +70,12 @@ class ServeRole(StrEnum):
     RELAY = "relay"
 
 
-def _settings() -> Settings:
-    settings = load_settings(os.environ)
-    configure_logging(settings.log.level, settings.log.format)
-    return settings
-
-
 @cli.command()
 def serve(
     role: Annotated[ServeRole, typer.Option(help="Which part to run.")] = ServeRole.ALL,
 ) -> None:
     """Run the node, or one role of it, until SIGTERM."""
-    settings = _settings()
+    settings = read_settings()
     if role is ServeRole.ALL:
         from node.installation import serve_all
 
@@ -119,7 +113,7 @@ def samples(
     """Download the BrEaST images from their publisher, with checksum and licence."""
     from dicom_scp.simulation.samples import download
 
-    target = folder or _settings().data / "samples"
+    target = folder or read_settings().data / "samples"
     with Progress(console=console) as progress:
         task = progress.add_task("BrEaST", total=None)
         download(
@@ -136,7 +130,7 @@ def migrate() -> None:
     """Bring the database to the schema of this version."""
     from node.installation import attached, migrate_database
 
-    dsn = attached(_settings()).database.url
+    dsn = attached(read_settings()).database.url
     applied = asyncio.run(migrate_database(dsn))
     console.print("\n".join(applied) or "the schema is up to date")
 
@@ -189,7 +183,7 @@ def init_keys() -> None:
     """Make the keys that are missing here. Keep a copy away from this machine."""
     from node.installation import make_secrets
 
-    made = make_secrets(_settings())
+    made = make_secrets(read_settings())
     for path in made:
         console.print(f"{path}: made. Keep a copy: without it data are lost.")
     if not made:
@@ -363,9 +357,7 @@ def export_training(
 
 
 def _with_store(work: Callable[[Any], Awaitable[T]]) -> T:
-    from node.administration import with_store
-
-    return with_store(_settings(), work)
+    return with_store(read_settings(), work)
 
 
 def main() -> None:

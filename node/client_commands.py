@@ -1,18 +1,15 @@
 """`python -m node client`: programs of other systems that get tokens by SMART."""
 
-import os
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.table import Table
 
-from config.settings import Settings, load_settings
+from node.command import read_settings, with_store
 from node.domain.access import Role
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
-from node.logs import configure_logging
 from node.screen import console
 
 if TYPE_CHECKING:
@@ -49,7 +46,7 @@ def add(
     """Register a program and tell the client_id that it uses from now on."""
     from fhir.registration import register_client
 
-    settings = _settings()
+    settings = read_settings()
 
     async def work(store: "Store") -> str:
         async with store.db.transaction() as tx:
@@ -67,7 +64,7 @@ def add(
             await _record(store, tx, "client-add", str(client.client_id))
         return str(client.client_id)
 
-    console.print(f"{name}: {_with_store(settings, work)}", soft_wrap=True)
+    console.print(f"{name}: {with_store(settings, work)}", soft_wrap=True)
 
 
 @cli.command("list")
@@ -81,7 +78,7 @@ def list_clients() -> None:
             return await clients.list_clients(tx)
 
     table = Table("client_id", "name", "roles", "scopes", "keys", "state")
-    for client in _with_store(_settings(), work):
+    for client in with_store(read_settings(), work):
         told = shown(client)
         state = "disabled" if client.disabled else "active"
         roles = ", ".join(told["roles"])
@@ -101,7 +98,7 @@ def disable(client_id: str) -> None:
             await clients.disable(tx, client_id, now=store.clock())
             await _record(store, tx, "client-disable", client_id)
 
-    _with_store(_settings(), work)
+    with_store(read_settings(), work)
     console.print(f"{client_id}: disabled")
 
 
@@ -110,7 +107,7 @@ def rotate(client_id: str, jwks: _KEYS = None, jwks_uri: _KEYS_URI = None) -> No
     """Give a program other keys; what the old ones opened ends at once."""
     from fhir.registration import rotate_keys
 
-    settings = _settings()
+    settings = read_settings()
 
     async def work(store: "Store") -> None:
         async with store.db.transaction() as tx:
@@ -123,7 +120,7 @@ def rotate(client_id: str, jwks: _KEYS = None, jwks_uri: _KEYS_URI = None) -> No
             )
             await _record(store, tx, "client-rotate", client_id)
 
-    _with_store(settings, work)
+    with_store(settings, work)
     console.print(f"{client_id}: new keys")
 
 
@@ -143,15 +140,3 @@ async def _record(
 
     entry = AuditEntry(store.clock(), "command line", "", action, f"client/{client_id}")
     await audit.record(tx, entry)
-
-
-def _settings() -> Settings:
-    settings = load_settings(os.environ)
-    configure_logging(settings.log.level, settings.log.format)
-    return settings
-
-
-def _with_store(settings: Settings, work: "Callable[[Store], Awaitable[T]]") -> T:
-    from node import administration
-
-    return administration.with_store(settings, work)

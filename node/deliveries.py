@@ -1,17 +1,15 @@
 """`python -m node deliveries`: what went where, what waits, and doing it again."""
 
-import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.table import Column, Table
 
-from config.settings import Settings, load_settings
 from dicom_scp.sending.routing import SEND
+from node.command import read_settings, with_store
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
-from node.logs import configure_logging
 from node.screen import console
 from node.store import audit, routes, studies
 from node.store.routes import Backlog, Delivery, DeliveryState
@@ -177,12 +175,4 @@ def _entry(
 
 
 def _with_store(work: "Callable[[Store], Awaitable[T]]") -> T:
-    from node.administration import with_store
-
-    return with_store(_settings(), work)
-
-
-def _settings() -> Settings:
-    settings = load_settings(os.environ)
-    configure_logging(settings.log.level, settings.log.format)
-    return settings
+    return with_store(read_settings(), work)

@@ -1,19 +1,18 @@
 """`python -m node doctor`: what is wrong here and around us, and what to do."""
 
 import asyncio
-import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import aiohttp
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from config.settings import Settings, load_settings
+from config.settings import Settings
+from node.command import read_settings, with_store
 from node.domain.errors import ErrorKind, NodeError
-from node.logs import configure_logging
 from node.screen import console
 
 if TYPE_CHECKING:
@@ -38,8 +37,8 @@ def doctor(context: typer.Context) -> None:
         return
     from node.administration import examine
 
-    settings = _settings()
-    findings = _with_store(settings, lambda store: examine(store, settings))
+    settings = read_settings()
+    findings = with_store(settings, lambda store: examine(store, settings))
     _show((finding.well, finding.what, finding.told) for finding in findings)
     raise typer.Exit(0 if all(finding.well for finding in findings) else 1)
 
@@ -54,10 +53,10 @@ def pacs(
 
     Nothing is stored there. The answer is remembered and used when sending.
     """
-    settings = _settings()
+    settings = read_settings()
     outbound = _outbound(settings, name)
     try:
-        probes = _with_store(settings, lambda store: _ask(store, outbound, name))
+        probes = with_store(settings, lambda store: _ask(store, outbound, name))
     except NodeError as error:
         if error.kind not in (ErrorKind.SETTING, ErrorKind.UNAVAILABLE):
             raise
@@ -100,13 +99,13 @@ def modality(
     ] = 0,
 ) -> None:
     """Look at the connection of one machine, and say what to change where."""
-    settings = _settings()
+    settings = read_settings()
     if title is None:
-        _show(_with_store(settings, _callers))
+        _show(with_store(settings, _callers))
         return
     if wait:
         console.print(f"Press Verification (echo) on {title} now …", highlight=False)
-    findings = _with_store(
+    findings = with_store(
         settings, lambda store: _examine_machine(store, settings, title, wait)
     )
     _show((one.well, one.step, one.told) for one in findings)
@@ -187,15 +186,3 @@ def _show(rows: Iterable[tuple[bool, str, str]]) -> None:
         sign = "[green]ok[/]" if well else "[red]mend[/]"
         table.add_row(sign, escape(what), escape(told))
     console.print(table)
-
-
-def _with_store(settings: Settings, work: Callable[[Any], Awaitable[T]]) -> T:
-    from node.administration import with_store
-
-    return with_store(settings, work)
-
-
-def _settings() -> Settings:
-    settings = load_settings(os.environ)
-    configure_logging(settings.log.level, settings.log.format)
-    return settings

@@ -1,9 +1,7 @@
 """`python -m node order`: orders by hand, where no system sends them."""
 
 import json
-import os
 import sys
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -12,9 +10,8 @@ from uuid import UUID
 import typer
 from rich.table import Column, Table
 
-from config.settings import Settings, load_settings
+from node.command import read_settings, with_store
 from node.domain.errors import ErrorKind, NodeError
-from node.logs import configure_logging
 from node.screen import console
 
 if TYPE_CHECKING:
@@ -35,9 +32,9 @@ def add(
     from dicom_scp.web.orders import place_json
     from node.app import site_offset
 
-    settings, body = _settings(), _read(file)
+    settings, body = read_settings(), _read(file)
     site = timezone(site_offset(settings))
-    shown, placed = _with_store(
+    shown, placed = with_store(
         settings, lambda store: place_json(store, body, site, by=_operator())
     )
     console.print(f"{shown['id']}: {placed.value.removeprefix('order-')}")
@@ -54,7 +51,7 @@ def list_orders(
     from node.app import site_offset
     from node.store import orders
 
-    settings = _settings()
+    settings = read_settings()
     today = (datetime.now(UTC) + site_offset(settings)).date()
     query = orders.OrderQuery(
         first_day=day.date() if day else today, last_day=day.date() if day else None
@@ -67,7 +64,7 @@ def list_orders(
     table = Table(
         Column("id", no_wrap=True), "when", "patient", "accession", "at", "status"
     )
-    for one in _with_store(settings, search):
+    for one in with_store(settings, search):
         step = one.order.step
         table.add_row(
             str(one.order.order_id),
@@ -85,7 +82,7 @@ def cancel(order: Annotated[UUID, typer.Argument(metavar="ID")]) -> None:
     """Take an order off the worklist."""
     from dicom_scp.web.orders import cancel_json
 
-    _with_store(_settings(), lambda store: cancel_json(store, order, by=_operator()))
+    with_store(read_settings(), lambda store: cancel_json(store, order, by=_operator()))
     console.print(f"{order}: cancelled")
 
 
@@ -98,7 +95,7 @@ def conflicts() -> None:
         async with store.db.transaction() as tx:
             return await orders.conflicts(tx)
 
-    found = _with_store(_settings(), look)
+    found = with_store(read_settings(), look)
     for study, order in found:
         console.print(f"study {study}: order {order}", highlight=False, soft_wrap=True)
     if not found:
@@ -121,15 +118,3 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise NodeError(f"{file}: is no JSON object", ErrorKind.INVALID)
     return body
-
-
-def _settings() -> Settings:
-    settings = load_settings(os.environ)
-    configure_logging(settings.log.level, settings.log.format)
-    return settings
-
-
-def _with_store(settings: Settings, work: "Callable[[Store], Awaitable[T]]") -> T:
-    from node.administration import with_store
-
-    return with_store(settings, work)
