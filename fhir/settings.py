@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from fhir.mapping import Systems
+from fhir.content.mapping import Systems
 from node.domain import lexicon
 from node.domain.disclosure import TierText
 from node.domain.errors import ErrorKind, NodeError

@@ -51,12 +51,14 @@ from dicom_scp.services.retrieve import RetrieveSettings
 from dicom_scp.services.service import Service
 from dicom_scp.services.worklist import Stations, WorklistSettings, worklist_service
 from dicom_scp.web import dicomweb, orders
-from fhir import registration, rest, subscriptions
-from fhir.assertions import Keys
-from fhir.mapping import Systems
-from fhir.publish import index_older, publish_report, publish_study
+from fhir.content.mapping import Systems
+from fhir.content.publish import index_older, publish_report, publish_study
+from fhir.rest.server import route_group as fhir_routes
+from fhir.security import registration
+from fhir.security.assertions import Keys
+from fhir.security.smart import Smart
 from fhir.settings import FhirSettings
-from fhir.smart import Smart
+from fhir.subscriptions import hooks
 from inference.models import ModelFolder, Shelf
 from node.domain.completion import CompletionRules, EvidenceKind
 from node.domain.disclosure import TierText
@@ -566,7 +568,7 @@ def route_groups_of(
     keys = Keys(session, store.clock, key_hosts)
     smart = Smart(store, settings.http.base_url, keys, throttle)
     return [
-        rest.route_group(store, fhir_settings, product_version()),
+        fhir_routes(store, fhir_settings, product_version()),
         *smart.route_groups(),
         registration.route_group(store, key_hosts),
         launch.route_group(
@@ -602,7 +604,7 @@ async def _worker(settings: Settings) -> None:
     async with opened(settings) as store, aiohttp.ClientSession() as session:
         senders = senders_of(outbound, session)
         await bury_homeless(store, outbound.names)
-        await subscriptions.ensure_relay_subscription(store, fhir_settings)
+        await hooks.ensure_relay_subscription(store, fhir_settings)
         worker = Worker(
             store.jobs,
             _worker_handlers(store, settings, fhir_settings, outbound, session),
@@ -705,7 +707,7 @@ def _worker_handlers(
     session: aiohttp.ClientSession,
 ) -> Mapping[str, Handler]:
     results = results_of(settings, outbound.table)
-    deliveries = subscriptions.Deliveries(store, fhir_settings, session)
+    deliveries = hooks.Deliveries(store, fhir_settings, session)
     return {
         "publish_report": partial(publish_report, store, fhir_settings),
         "encode_report": lambda payload: encode_report(store, payload, results),

@@ -44,7 +44,7 @@ def add(
     ] = None,
 ) -> None:
     """Register a program and tell the client_id that it uses from now on."""
-    from fhir.registration import register_client
+    from fhir.security.registration import register_client
 
     settings = read_settings()
 
@@ -70,7 +70,7 @@ def add(
 @cli.command("list")
 def list_clients() -> None:
     """List the programs."""
-    from fhir.registration import shown
+    from fhir.security.registration import shown
     from node.store import clients
 
     async def work(store: "Store") -> list[clients.Client]:
@@ -105,7 +105,7 @@ def disable(client_id: str) -> None:
 @cli.command("rotate")
 def rotate(client_id: str, jwks: _KEYS = None, jwks_uri: _KEYS_URI = None) -> None:
     """Give a program other keys; what the old ones opened ends at once."""
-    from fhir.registration import rotate_keys
+    from fhir.security.registration import rotate_keys
 
     settings = read_settings()
 

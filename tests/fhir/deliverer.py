@@ -8,7 +8,7 @@ from time import monotonic
 
 import aiohttp
 
-from fhir.subscriptions import Deliveries, ensure_relay_subscription
+from fhir.subscriptions.hooks import Deliveries, ensure_relay_subscription
 from node.store.store import open_store
 from node.worker import Worker
 from tests.fhir.rig import make_settings

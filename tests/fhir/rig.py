@@ -12,12 +12,12 @@ import aiohttp
 import fhirkit
 from aiohttp import web
 
-from fhir.mapping import Systems
-from fhir.publish import publish_report
-from fhir.rest import route_group
+from fhir.content.mapping import Systems
+from fhir.content.publish import publish_report
+from fhir.encoding.wire import Json, parse, to_bytes
+from fhir.encoding.xml import from_xml
+from fhir.rest.server import route_group
 from fhir.settings import FhirSettings
-from fhir.wire import Json, parse, to_bytes
-from fhir.xml import from_xml
 from node.domain import lexicon
 from node.domain.access import Role
 from node.domain.disclosure import TierText

@@ -16,9 +16,10 @@ import jwt
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from fhir import registration, rest
-from fhir.assertions import TYPE, Keys
-from fhir.smart import Smart
+from fhir.rest.server import route_group as fhir_routes
+from fhir.security import registration
+from fhir.security.assertions import TYPE, Keys
+from fhir.security.smart import Smart
 from node.domain.access import Role
 from node.http import HttpSettings, RouteGroup, make_app
 from node.store.clients import Client
@@ -152,7 +153,7 @@ async def running_smart(
                 store,
                 HttpSettings(max_body_bytes=1024 * 1024),
                 [
-                    rest.route_group(store, settings, "0.1.0"),
+                    fhir_routes(store, settings, "0.1.0"),
                     *smart.route_groups(),
                     registration.route_group(store, hosts),
                     *server.routes(

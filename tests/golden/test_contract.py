@@ -15,9 +15,9 @@ import aiohttp
 import fhirkit
 import pytest
 
-from fhir import notification
-from fhir.mapping import category_element, field_value
-from fhir.subscriptions import Deliveries, ensure_relay_subscription
+from fhir.content.mapping import category_element, field_value
+from fhir.subscriptions import notification
+from fhir.subscriptions.hooks import Deliveries, ensure_relay_subscription
 from node.app import patient_texts
 from node.domain import lexicon
 from node.domain.access import Role
@@ -27,8 +27,8 @@ from node.store.store import Store
 from tests.conftest import FrozenClock
 from tests.factories import make_patient
 from tests.fhir.rig import STUDY_UID, Rig, drafted, running_fhir
-from tests.fhir.test_life_cycle import because, told_by
-from tests.fhir.test_subscriptions import Hook, running_hook
+from tests.fhir.content.test_life_cycle import because, told_by
+from tests.fhir.subscriptions.test_subscriptions import Hook, running_hook
 from tests.golden.files import Settled, check, elements, pretty, read
 from tests.wechat.rig import running_rig
 from wechat.relay.masked import read_notification

@@ -97,7 +97,7 @@ async def test_reading_of_late_images_never_takes_the_place_of_a_signed_version(
         proposal = await reports.newest_proposal(tx, store, REPORT)
     assert proposal is not None
     assert (proposal.number, proposal.findings.category) == (2, "5")
-    # She is told: `fhir.publish` does it.
+    # She is told: `fhir.content.publish` does it.
     assert await store.jobs.claim([PUBLISH_STUDY], "test") is not None
 
 

@@ -15,8 +15,8 @@ from dicom_scp.results.sr import Equipment, to_part10
 from dicom_scp.simulation.phantoms import PhantomLesion, build_phantom
 from dicom_scp.simulation.scanner import Patient, View, build_instance
 from dicom_scp.simulation.simulator import GE_LIKE
-from fhir.publish import publish_report
-from fhir.wire import parse
+from fhir.content.publish import publish_report
+from fhir.encoding.wire import parse
 from inference import loaded as loaded_module
 from inference.assess import Reader
 from inference.loaded import LoadedModels, Serving

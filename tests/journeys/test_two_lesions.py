@@ -13,8 +13,8 @@ from pydicom.dataset import Dataset
 from dicom_scp.results.encode_report import ResultSettings, encode_report
 from dicom_scp.results.sr import Equipment, to_part10
 from dicom_scp.simulation.phantoms import PhantomLesion, build_phantom
-from fhir import mapping
-from fhir.masked import to_masked_report
+from fhir.content import mapping
+from fhir.content.masked import to_masked_report
 from inference.assess import Reader
 from inference.network import LesionNet, TorchNetwork
 from inference.reading import ReadingSettings, assess_study

@@ -10,8 +10,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from config.settings import Settings, load_settings
 from dicom_scp.receiving.peers import ServiceName
 from dicom_scp.receiving.tls import WrapsSockets
-from fhir.concepts import IDENTIFIER_TYPE
-from fhir.reading import read_patient
+from fhir.content.concepts import IDENTIFIER_TYPE
+from fhir.content.reading import read_patient
 from node.app import (
     commitment_worker,
     fhir_settings_of,

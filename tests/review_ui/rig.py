@@ -31,8 +31,8 @@ from dicom_scp.simulation.scanner import (
 )
 from dicom_scp.simulation.simulator import GE_LIKE
 from dicom_scp.web import dicomweb
-from fhir.publish import publish_report
-from fhir.rest import route_group
+from fhir.content.publish import publish_report
+from fhir.rest.server import route_group
 from fhir.settings import FhirSettings
 from node.domain.access import Role
 from node.domain.finding import (

@@ -16,7 +16,7 @@ from aiohttp import web
 from playwright.async_api import Browser, expect
 
 from dicom_scp.web import dicomweb
-from fhir import rest
+from fhir.rest.server import route_group as fhir_routes
 from node.http import HttpSettings, RouteGroup, make_app
 from node.store.reports import report_id_for
 from node.store.store import Store
@@ -285,7 +285,7 @@ async def test_a_doctor_who_is_signed_in_goes_from_the_ehr_to_the_report(
     def page_of(root: str) -> list[RouteGroup]:
         settings = make_settings(f"{root}/fhir")
         review = server.ReviewSettings(assets=built_page, texts=settings.texts)
-        fhir = rest.route_group(store, settings, "0.1.0")
+        fhir = fhir_routes(store, settings, "0.1.0")
         images = RouteGroup(dicomweb.PREFIX, dicomweb.routes(store))
         return [fhir, images, *server.routes(store, review)]
 

@@ -5,7 +5,7 @@ import re
 from playwright.async_api import Page, expect
 
 from dicom_scp.simulation.phantoms import PhantomLesion
-from fhir.publish import publish_study
+from fhir.content.publish import publish_study
 from node.domain.completion import EvidenceKind, Flaw, StepStatus, Verdict, words_of
 from node.domain.study import PatientIdentity
 from node.store import completion, studies

@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from fhir.notification import SIGNATURE_HEADER, sign
+from fhir.subscriptions.notification import SIGNATURE_HEADER, sign
 from node.store.database import Database
 from node.store.migrate import migrate
 from tests.fake_wechat import DEMO_TEMPLATE, FakeWeChat

@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
-from fhir.notification import sign
+from fhir.subscriptions.notification import sign
 from tests.wechat.rig import (
     SECRET,
     SUBSCRIPTION,

@@ -17,7 +17,7 @@ from config.settings import SettingsError, load_settings
 from dicom_scp.results.encode_report import ResultSettings, encode_report
 from dicom_scp.results.sr import AI_SR, Equipment, to_part10
 from dicom_scp.sending.routing import RoutingTable, results_to
-from fhir.mapping import Exam, to_observations
+from fhir.content.mapping import Exam, to_observations
 from node.app import product_version, results_of
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.finding import Findings, HeatMap

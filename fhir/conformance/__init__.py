@@ -1,0 +1,1 @@
+"""What is valid here, and what the node says that it can."""

@@ -1,0 +1,134 @@
+"""The CapabilityStatement, generated from the tables that the server works by."""
+
+from datetime import datetime
+
+from fhir.encoding.formats import FORMATS, PATCH_FORMATS
+from fhir.encoding.wire import Json
+from fhir.search.parameters import COMMON, PARAMETERS
+from fhir.security.access import PERMITS, Interaction
+from fhir.subscriptions.hooks import TOPICS
+
+_BACKPORT = "http://hl7.org/fhir/uv/subscriptions-backport"
+_SMART = {
+    "system": "http://terminology.hl7.org/CodeSystem/restful-security-service",
+    "code": "SMART-on-FHIR",
+}
+_OAUTH_URIS = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris"
+_VERSIONED = frozenset({Interaction.UPDATE})
+
+
+def capability_statement(base_url: str, version: str, at: datetime) -> Json:
+    """Return what this server does, R4 4.0.1, and nothing that it does not."""
+    return {
+        "resourceType": "CapabilityStatement",
+        "status": "active",
+        "date": at.date().isoformat(),
+        "kind": "instance",
+        "instantiates": [
+            f"{_BACKPORT}/CapabilityStatement/backport-subscription-server-r4"
+        ],
+        "software": {"name": "sononode", "version": version},
+        "implementation": {
+            "description": "Breast ultrasound integration node",
+            "url": base_url,
+        },
+        "fhirVersion": "4.0.1",
+        "format": list(FORMATS),
+        "patchFormat": list(PATCH_FORMATS),
+        "rest": [
+            {
+                "mode": "server",
+                "security": {
+                    "cors": False,
+                    "extension": [_oauth_uris(base_url.removesuffix("/fhir"))],
+                    "service": [{"coding": [_SMART]}],
+                    "description": "Bearer token; every interaction is default-deny",
+                },
+                "resource": [_resource(kind) for kind in sorted(PERMITS)],
+                "interaction": [
+                    {
+                        "code": "transaction",
+                        "documentation": "Edits one report: PUT DiagnosticReport and"
+                        " Observation with ifMatch, POST Provenance (reason) and"
+                        " Communication (the patient was told)",
+                    }
+                ],
+            }
+        ],
+    }
+
+
+def _oauth_uris(root: str) -> Json:
+    """Return where tokens are had; SMART's discovery document says more."""
+    places = ("authorize", "token", "introspect", "revoke")
+    return {
+        "url": _OAUTH_URIS,
+        "extension": [{"url": p, "valueUri": f"{root}/auth/{p}"} for p in places],
+    }
+
+
+def _resource(kind: str) -> Json:
+    offered = PERMITS[kind]
+    resource: Json = {
+        "type": kind,
+        "interaction": [
+            {"code": code.value} for code in Interaction if code in offered
+        ],
+        "versioning": "versioned-update"
+        if Interaction.UPDATE in offered and kind != "Task"
+        else "versioned"
+        if Interaction.VREAD in offered
+        else "no-version",
+        "readHistory": Interaction.VREAD in offered,
+        "updateCreate": False,
+        "conditionalCreate": Interaction.CREATE in offered
+        and kind in ("Patient", "ServiceRequest", "Practitioner"),
+    }
+    if kind == "Subscription":
+        resource["extension"] = [
+            {
+                "url": f"{_BACKPORT}/StructureDefinition/capabilitystatement-"
+                "subscriptiontopic-canonical",
+                "valueCanonical": topic,
+            }
+            for topic in TOPICS
+        ]
+        resource["operation"] = [
+            {
+                "name": name,
+                "definition": f"{_BACKPORT}/OperationDefinition/"
+                f"backport-subscription-{name}",
+            }
+            for name in ("status", "events")
+        ]
+    parameters = PARAMETERS.get(kind, ())
+    includes = [f"{kind}:{p.name}" for p in parameters if p.kind == "reference"]
+    if includes:
+        resource["searchInclude"] = includes
+    reverse = [
+        f"{source}:{p.name}"
+        for source in sorted(PARAMETERS)
+        for p in PARAMETERS[source]
+        if kind in p.targets
+    ]
+    if reverse:
+        resource["searchRevInclude"] = reverse
+    if Interaction.SEARCH in offered:
+        if kind == "Task":
+            searched = [
+                {"name": "_id", "type": "token"},
+                {"name": "status", "type": "token"},
+            ]
+        else:
+            searched = [
+                {"name": name, "type": p.kind}
+                for p in (*parameters, *COMMON)
+                for name in (p.name, p.also)
+                if name
+            ]
+            searched += [
+                {"name": "_id", "type": "token"},
+                {"name": "_lastUpdated", "type": "date"},
+            ]
+        resource["searchParam"] = searched
+    return resource

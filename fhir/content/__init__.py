@@ -1,0 +1,1 @@
+"""What the node says in FHIR: reports, orders, people, and how they are read back."""

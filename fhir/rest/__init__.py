@@ -1,0 +1,1 @@
+"""HTTP below /fhir: reads, writes and transactions."""

@@ -1,0 +1,238 @@
+"""New and changed resources that other systems send: patients, orders, people."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl
+from uuid import UUID, uuid4
+
+from fhir.content.masked import is_masked
+from fhir.content.orders import place_service_request
+from fhir.content.reading import read_patient
+from fhir.encoding.outcome import Issue, Refused
+from fhir.encoding.wire import Json, reference_parts, with_identity
+from fhir.search import bundles
+from fhir.search.parameters import index_of
+from fhir.settings import FhirSettings
+from fhir.subscriptions import hooks
+from node.domain.access import Identity
+from node.domain.audit import AuditEntry
+from node.domain.errors import ErrorKind, NodeError
+from node.store import audit, resources, search, studies
+from node.store.resources import Stored
+from node.store.search import Query
+
+if TYPE_CHECKING:
+    from node.store.database import Transaction
+    from node.store.store import Store
+
+
+class Clerk:
+    """Takes resources of other systems in, for one caller and one transaction.
+
+    `notes` is what the caller should know of what was stored.
+    """
+
+    def __init__(
+        self,
+        tx: "Transaction",
+        store: "Store",
+        settings: FhirSettings,
+        identity: Identity,
+    ) -> None:
+        self._tx = tx
+        self._store = store
+        self._settings = settings
+        self._identity = identity
+        self.notes: list[str] = []
+        self._create: Mapping[str, Callable[[Json], Awaitable[Stored]]] = {
+            "Patient": self._create_patient,
+            "ServiceRequest": self._create_order,
+            "Practitioner": self._create_practitioner,
+            "Subscription": self._create_subscription,
+        }
+
+    async def create(self, resource: Json) -> Stored:
+        """Store a new resource under an id of ours."""
+        _refuse_masked(resource)
+        return await self._create[resource["resourceType"]](resource)
+
+    async def find_existing(
+        self, resource_type: str, if_none_exist: str
+    ) -> Stored | None:
+        """Return what If-None-Exist already finds (FHIR R4 3.1.0.8.1).
+
+        Refused with 412 when it finds several, 400 when it asks for nothing
+        that we can search by: a duplicate must not come from a typing error.
+        """
+        # Two equal requests at the same moment find each other's result.
+        await self._tx.execute(
+            "select pg_advisory_xact_lock(hashtextextended($1, 0))",
+            f"{resource_type}?{if_none_exist}",
+        )
+        request = bundles.read_request(
+            resource_type,
+            parse_qsl(if_none_exist.lstrip("?"), keep_blank_values=True),
+            sees_identity=self._identity.sees_identity,
+            strict=True,
+            page_size=2,
+        )
+        if not request.criteria:
+            raise Refused([Issue("invalid", "If-None-Exist asks for nothing")], 400)
+        query = Query(resource_type, tuple(request.criteria), count=2)
+        page = await search.search(self._tx, self._store, query)
+        if len(page.matches) > 1:
+            issue = Issue("multiple-matches", "If-None-Exist finds several resources")
+            raise Refused([issue], 412, ErrorKind.CONFLICT)
+        return page.matches[0] if page.matches else None
+
+    async def _create_patient(self, resource: Json) -> Stored:
+        told = read_patient(resource, self._settings.systems)
+        patient_id = await studies.upsert_patient(
+            self._tx, self._store, told, at=self._store.clock(), replace=True
+        )
+        known = await resources.lock(self._tx, "Patient", str(patient_id))
+        if known:
+            issue = Issue(
+                "duplicate",
+                f"this medical record number is Patient/{patient_id}; update that one",
+                "Patient.identifier",
+            )
+            raise Refused([issue], 409, ErrorKind.CONFLICT)
+        return await self._write(resource, str(patient_id), patient_id, expected=0)
+
+    async def _create_order(self, resource: Json) -> Stored:
+        patient_id, order_id = await self._patient_of(resource), str(uuid4())
+        await self._place(resource, order_id, patient_id)
+        return await self._write(resource, order_id, patient_id, expected=0)
+
+    async def _place(self, resource: Json, order_id: str, patient_id: UUID) -> None:
+        """Bring an order to the worklist, in the transaction that stores it."""
+        self.notes += await place_service_request(
+            self._tx, self._store, self._settings, resource, order_id, patient_id
+        )
+
+    async def _create_practitioner(self, resource: Json) -> Stored:
+        return await self._write(resource, str(uuid4()), None, expected=0)
+
+    async def _create_subscription(self, resource: Json) -> Stored:
+        hooks.require_topic(self._identity, resource)
+        subscription_id = uuid4()
+        await self._audit("Subscription", str(subscription_id), new=True)
+        asked = await hooks.subscribe(
+            self._tx, self._store, self._settings, resource, subscription_id
+        )
+        return await self._write(asked, str(subscription_id), None, expected=0)
+
+    async def update(self, resource: Json, expected: int) -> Stored:
+        """Store the next version; StaleVersion when somebody was faster."""
+        _refuse_masked(resource)
+        kind, resource_id = resource["resourceType"], resource["id"]
+        if kind == "Subscription":
+            await self._audit(kind, resource_id, new=False)
+        current = await resources.lock(self._tx, kind, resource_id)
+        if current == 0:
+            raise NodeError(f"{kind}/{resource_id} is not known", ErrorKind.NOT_FOUND)
+        if current != expected:
+            raise resources.StaleVersion(kind, resource_id, current)
+        patient_id: UUID | None = None
+        if kind == "Patient":
+            patient_id = await self._update_identity(resource)
+        elif kind == "ServiceRequest":
+            patient_id = await self._patient_of(resource)
+            await self._place(resource, resource_id, patient_id)
+        elif kind == "Subscription":
+            if resource_id == str(hooks.RELAY):
+                raise NodeError(
+                    "this subscription is the node's own; it follows relay.url",
+                    ErrorKind.FORBIDDEN,
+                )
+            hooks.require_topic(self._identity, resource)
+            resource = await hooks.subscribe(
+                self._tx, self._store, self._settings, resource, UUID(resource_id)
+            )
+        return await self._write(resource, resource_id, patient_id, expected=expected)
+
+    async def _update_identity(self, resource: Json) -> UUID:
+        told = read_patient(resource, self._settings.systems)
+        known = await studies.find_patient(
+            self._tx, self._store, issuer=told.issuer, patient_id=told.patient_id
+        )
+        if known is None or str(known) != resource["id"]:
+            raise NodeError(
+                "a patient keeps her medical record number",
+                ErrorKind.RULE,
+                expression="Patient.identifier",
+            )
+        return await studies.upsert_patient(
+            self._tx, self._store, told, at=self._store.clock(), replace=True
+        )
+
+    async def _patient_of(self, resource: Json) -> UUID:
+        parts = reference_parts(resource.get("subject"))
+        fault = Refused(
+            [
+                Issue(
+                    "not-found",
+                    "the subject is not a Patient of this node",
+                    f"{resource['resourceType']}.subject",
+                )
+            ],
+            422,
+            ErrorKind.RULE,
+        )
+        if parts is None or parts[0] != "Patient":
+            raise fault
+        if await resources.find(self._tx, self._store, *parts) is None:
+            raise fault
+        return UUID(parts[1])
+
+    async def _write(
+        self,
+        resource: Json,
+        resource_id: str,
+        patient_id: UUID | None,
+        *,
+        expected: int,
+    ) -> Stored:
+        kind = resource["resourceType"]
+        stored = await resources.write(
+            self._tx,
+            self._store,
+            kind,
+            resource_id,
+            lambda version, at: with_identity(resource, resource_id, version, at),
+            index_of(resource),
+            patient_id=patient_id,
+            expected=expected,
+            method="PUT" if expected else "POST",
+        )
+        if kind != "Subscription":
+            await self._audit(kind, resource_id, new=not expected)
+        return stored
+
+    async def _audit(self, kind: str, resource_id: str, *, new: bool) -> None:
+        """Record who has written; the audit trail is locked until the end of `tx`.
+
+        Signing locks the trail first and subscriptions after it, so a
+        Subscription is recorded before it is written; everything else last.
+        """
+        await audit.record(
+            self._tx,
+            AuditEntry(
+                at=self._store.clock(),
+                actor=self._identity.user_id,
+                role=",".join(sorted(role.value for role in self._identity.roles)),
+                action="fhir-create" if new else "fhir-update",
+                entity=f"{kind}/{resource_id}",
+            ),
+        )
+
+
+def _refuse_masked(resource: Json) -> None:
+    if is_masked(resource):
+        issue = Issue(
+            "business-rule",
+            "a masked copy cannot replace the original",
+            f"{resource['resourceType']}.meta",
+        )
+        raise Refused([issue], 422, ErrorKind.RULE)

@@ -1,0 +1,1 @@
+"""What can be searched, how it is asked and how the answer is shown."""

@@ -1,0 +1,128 @@
+"""Which resources a token opens: scopes that are narrowed, for searches and bodies.
+
+`access.require` decides over types; here one resource is held against
+`patient/` and `?status=final`. Every body that leaves passes `sees`.
+"""
+
+from fhir.content.masked import UNLABELLED_TYPES
+from fhir.encoding.wire import parse
+from fhir.search.parameters import COMMON, PARAMETERS, criterion, index_of, parameter
+from fhir.security.access import require_scope
+from node.domain.access import Identity
+from node.domain.errors import ErrorKind, NodeError
+from node.domain.scopes import Context, Scope
+from node.store.resources import Index, Stored
+from node.store.search import AnyOf, Chained, Criterion, IdIs, RefersTo, TokenIs
+
+
+def understood(scope: Scope) -> bool:
+    """Tell whether the node can hold resources against a scope; else it is not granted.
+
+    A scope is narrowed by tokens and references without modifier, and by nothing
+    that identifies a patient: tokens travel through logs of other systems.
+    """
+    if scope.kind == "*":
+        return not scope.narrowing
+    if scope.kind not in PARAMETERS and scope.kind != "Task":
+        return False
+    if scope.context is Context.PATIENT and not _has_patient(scope.kind):
+        return False
+    for name, value in scope.narrowing:
+        found = parameter(scope.kind, name) if scope.kind in PARAMETERS else None
+        if found is None or not value or found.identifying:
+            return False
+        if found in COMMON and scope.kind in UNLABELLED_TYPES:
+            return False
+        if found.kind not in ("token", "reference"):
+            return False
+    return True
+
+
+def narrowing(identity: Identity, kind: str, letter: str) -> tuple[Criterion, ...]:
+    """Return what a search must ask besides, so that only opened resources match."""
+    if identity.scopes is None:
+        return ()
+    alternatives = identity.scopes.alternatives(kind, letter)
+    if any(not scope.narrowed for scope in alternatives):
+        return ()
+    patient_id = identity.scopes.patient_id
+    return (AnyOf(tuple(_criteria(scope, kind, patient_id) for scope in alternatives)),)
+
+
+def require_criteria(identity: Identity, criteria: "tuple[Criterion, ...]") -> None:
+    """Raise FORBIDDEN when a search asks through a type that the token does not open.
+
+    A chained search tells what the other resource holds, without showing it.
+    """
+    for asked in criteria:
+        if isinstance(asked, AnyOf):
+            for one in asked.alternatives:
+                require_criteria(identity, one)
+        if isinstance(asked, Chained):
+            require_scope(identity, asked.target_type, "s", whole=True)
+            require_criteria(identity, (asked.criterion,))
+        elif isinstance(asked, AnyOf):
+            for together in asked.alternatives:
+                require_criteria(identity, together)
+
+
+def sees(identity: Identity, stored: Stored, letter: str = "r") -> bool:
+    """Tell whether the caller's token opens one version of a resource."""
+    if identity.scopes is None:
+        return True
+    kind = stored.resource_type
+    alternatives = identity.scopes.alternatives(kind, letter)
+    if any(not scope.narrowed for scope in alternatives):
+        return True
+    if not alternatives:
+        return False
+    index = index_of(parse(stored.body))
+    patient_id = identity.scopes.patient_id
+    return any(
+        all(_meets(stored, index, c) for c in _criteria(scope, kind, patient_id))
+        for scope in alternatives
+    )
+
+
+def _has_patient(kind: str) -> bool:
+    return kind == "Patient" or (
+        kind in PARAMETERS and parameter(kind, "patient") is not None
+    )
+
+
+def _criteria(scope: Scope, kind: str, patient_id: str | None) -> tuple[Criterion, ...]:
+    """Return what a resource must meet to be opened by a narrowed scope."""
+    criteria = [
+        criterion(kind, name, value, sees_identity=False)
+        for name, value in sorted(scope.narrowing)
+    ]
+    if scope.context is Context.PATIENT:
+        if kind == "Patient":
+            criteria.append(IdIs((patient_id or "",)))
+        elif _has_patient(kind):
+            criteria.append(RefersTo("patient", (("Patient", patient_id or ""),)))
+        else:
+            criteria.append(IdIs(()))
+    return tuple(criteria)
+
+
+def _meets(stored: Stored, index: Index, asked: Criterion) -> bool:
+    match asked:
+        case IdIs(ids):
+            return stored.resource_id in ids
+        case TokenIs(name, values, _, negated):
+            held = [(t.system, t.value) for t in index.tokens if t.parameter == name]
+            found = any(
+                (system is None or system == s) and (code is None or code == c)
+                for s, c in held
+                for system, code in values
+            )
+            return found is not negated
+        case RefersTo(name, targets):
+            return any(
+                (kind is None or kind == r.target_type) and r.target_id == wanted
+                for r in index.references
+                if r.parameter == name
+                for kind, wanted in targets
+            )
+    raise NodeError("a scope cannot be narrowed by this", ErrorKind.FORBIDDEN)

@@ -1,0 +1,519 @@
+"""Notifications: numbered, in order, at least once, masked (Backport IG on R4)."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import aiohttp
+import fhirkit
+import pytest
+from aiohttp import web
+
+from fhir.content import concepts
+from fhir.encoding.wire import Json, parse
+from fhir.subscriptions import hooks
+from fhir.subscriptions.hooks import TOPICS, Deliveries, ensure_relay_subscription
+from fhir.subscriptions.notification import BACKPORT
+from node.domain.access import Role
+from node.domain.errors import NodeError
+from node.store import people
+from node.store import subscriptions as rows
+from tests.conftest import FrozenClock
+from tests.factories import make_findings, make_patient
+from tests.fhir.rig import Rig, publish_draft, receive_study, running_fhir
+from tests.fhir.content.test_life_cycle import because, told_by
+from wechat.relay.hook import read_offer, verify_hook
+from wechat.relay.masked import Notification, read_notification
+
+ROLES = (Role.RADIOLOGIST, Role.EHR, Role.ADMINISTRATOR)
+PHI = ("三", "Zhang", "MRN-0042", "13800008000", "197903050000", "2.25.3001", "ACC-")
+
+
+@dataclass
+class Hook:
+    """A subscriber that answers as told and keeps what it got."""
+
+    url: str = ""
+    answers: list[int] = field(default_factory=list)
+    got: list[tuple[str, bytes]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    redirect: str | None = None
+
+    async def receive(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        status = self.answers.pop(0) if self.answers else 200
+        self.headers.append(dict(request.headers))
+        if self.redirect is not None:
+            return web.Response(status=307, headers={"Location": self.redirect})
+        if status == 200:
+            self.got.append((request.headers.get("X-Sononode-Signature", ""), body))
+        return web.Response(status=status)
+
+    @property
+    def kinds(self) -> list[str]:
+        return [parameter(b, "type") for b in self.bundles]
+
+    @property
+    def bundles(self) -> list[Json]:
+        return [parse(body) for _, body in self.got]
+
+    @property
+    def numbers(self) -> list[int]:
+        return [n for b in self.bundles for n in event_numbers(b)]
+
+    @property
+    def masked(self) -> list[Notification]:
+        """What the relay itself understands of the events."""
+        read = [read_notification(body) for _, body in self.got]
+        return [n for n in read if n.events]
+
+
+def parameter(bundle: Json, name: str) -> str:
+    for item in bundle["entry"][0]["resource"]["parameter"]:
+        if item["name"] == name:
+            return str(next(v for k, v in item.items() if k.startswith("value")))
+    raise AssertionError(name)
+
+
+def event_numbers(bundle: Json) -> list[int]:
+    return [
+        int(part["valueString"])
+        for item in bundle["entry"][0]["resource"]["parameter"]
+        if item["name"] == "notification-event"
+        for part in item["part"]
+        if part["name"] == "event-number"
+    ]
+
+
+@dataclass
+class Channel:
+    """A live node, a subscriber, and the jobs between them run by hand."""
+
+    rig: Rig
+    hook: Hook
+    clock: FrozenClock
+    deliveries: Deliveries
+
+    async def run_jobs(self) -> int:
+        """Carry out every delivery that is due; return how many there were."""
+        jobs, done = self.rig.store.jobs, 0
+        while job := await jobs.claim(["deliver_notifications"], "test"):
+            await self.deliveries.deliver_notifications(job.payload)
+            await jobs.done(job)
+            done += 1
+        return done
+
+    async def subscribe_relay(self) -> None:
+        await ensure_relay_subscription(self.rig.store, self.rig.settings)
+        await self.run_jobs()
+
+    async def relay_row(self) -> rows.Subscription:
+        async with self.rig.store.db.transaction() as tx:
+            found = await rows.of_topic(tx, self.rig.store, hooks.RELEASED.url)
+        return found[0]
+
+
+@asynccontextmanager
+async def running_hook(path: str = "/hook", receive: Any = None) -> AsyncIterator[Hook]:
+    hook = Hook()
+    app = web.Application()
+    app.router.add_post(path, receive or hook.receive)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    assert site._server is not None
+    hook.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
+    try:
+        yield hook
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def channel(store: Any, clock: FrozenClock) -> AsyncIterator[Channel]:
+    """A live node with a drafted report of category 2 and a relay that listens."""
+    async with (
+        running_hook() as hook,
+        running_fhir(store, roles=ROLES, relay_url=hook.url) as rig,
+        aiohttp.ClientSession() as session,
+    ):
+        await receive_study(store, make_patient())
+        rig.report = await publish_draft(
+            store, rig.settings, findings=make_findings("2")
+        )
+        yield Channel(rig, hook, clock, Deliveries(store, rig.settings, session))
+
+
+def make_subscription(endpoint: str, **changes: Any) -> dict[str, Any]:
+    content = changes.pop("content", "full-resource")
+    channel = {
+        "type": "rest-hook",
+        "endpoint": endpoint,
+        "payload": "application/fhir+json",
+        "header": ["Authorization: Bearer a:b"],
+        "_payload": {
+            "extension": [
+                {"url": f"{BACKPORT}/backport-payload-content", "valueCode": content}
+            ]
+        },
+    }
+    subscription = {
+        "resourceType": "Subscription",
+        "status": "requested",
+        "reason": "test",
+        "criteria": hooks.SIGNED.url,
+        "channel": {**channel, **changes.pop("channel", {})},
+    }
+    return {**subscription, **changes}
+
+
+async def test_a_signed_report_reaches_the_relay_masked_and_numbered(
+    channel: Channel,
+) -> None:
+    await channel.subscribe_relay()
+    assert (await channel.rig.sign(conclusion="张三 benign")).status == 200
+    await channel.run_jobs()
+    assert channel.hook.kinds == ["handshake", "event-notification"]
+    assert channel.hook.numbers == [1]
+    number, report = channel.hook.masked[0].events[0]
+    assert (number, report.category, report.text_zh) == (1, "2", "文2")
+    assert report.trend == (("L", 2, "11.8"),)
+    signature, body = channel.hook.got[-1]
+    verify_hook(b"test secret", body, signature, datetime.now(UTC))
+    for _, raw in channel.hook.got:
+        assert not [str(i) for i in fhirkit.validate(raw)]
+        assert not [secret for secret in PHI if secret in raw.decode()]
+
+
+async def test_an_unsigned_edit_tells_nobody(channel: Channel) -> None:
+    await channel.subscribe_relay()
+    await channel.rig.put(channel.rig.report_path, status="preliminary")
+    assert await channel.run_jobs() == 0
+
+
+async def test_a_suspicious_report_shows_no_grade_until_the_patient_was_told(
+    channel: Channel,
+) -> None:
+    rig = channel.rig
+    await channel.subscribe_relay()
+    category = {"coding": [{"system": concepts.PRIVATE, "code": "4B"}]}
+    entry = await rig.edited(
+        f"/Observation/{rig.report_id}-category", valueCodeableConcept=category
+    )
+    signed = await rig.transact(
+        entry, await rig.edited(rig.report_path, status="final")
+    )
+    assert signed.status == 200, signed.raw
+    await channel.run_jobs()
+    report = channel.hook.masked[-1].events[0][1]
+    assert (report.state, report.category, report.text_zh) == ("ready", None, "")
+    assert b'"4B"' not in channel.hook.got[-1][1]
+    told = await rig.ask("POST", "/Communication", told_by("phone", rig)["resource"])
+    assert told.status == 201, told.raw
+    await channel.run_jobs()
+    number, report = channel.hook.masked[-1].events[0]
+    assert (number, report.state, report.category) == (2, "released", "4B")
+
+
+async def test_a_withdrawn_report_is_withdrawn_on_the_phone(channel: Channel) -> None:
+    rig = channel.rig
+    await channel.subscribe_relay()
+    await rig.sign()
+    entry = await rig.edited(rig.report_path, status="entered-in-error")
+    assert (await rig.transact(entry, because(rig))).status == 200
+    await channel.run_jobs()
+    states = [n.events[0][1].state for n in channel.hook.masked]
+    assert states == ["released", "withdrawn"]
+
+
+async def test_a_failing_subscriber_gets_everything_later_in_order(
+    channel: Channel,
+) -> None:
+    rig = channel.rig
+    await channel.subscribe_relay()
+    channel.hook.answers = [503, 500, 503]
+    await rig.sign()
+    for status in ("amended", "corrected"):
+        entry = await rig.edited(rig.report_path, status=status)
+        assert (await rig.transact(entry, because(rig))).status == 200
+    await channel.run_jobs()
+    assert channel.hook.numbers == []
+    for _ in range(8):
+        channel.clock.advance(seconds=5)
+        await channel.run_jobs()
+    assert channel.hook.numbers == [1, 2, 3]
+    assert (await channel.relay_row()).failures == 0
+
+
+async def test_a_dead_subscriber_is_given_up_and_its_counter_keeps_rising(
+    channel: Channel,
+) -> None:
+    rig = channel.rig
+    await channel.subscribe_relay()
+    channel.hook.answers = [503] * 10_000
+    await rig.sign()
+    days = 0
+    while (await channel.relay_row()).status == "active":
+        await channel.run_jobs()
+        channel.clock.advance(seconds=6 * 3600)
+        days += 0.25
+        assert days < 5
+    assert days >= 3
+    row = await channel.relay_row()
+    assert row.error == "no-response"
+    path = f"/Subscription/{row.subscription_id}"
+    await rig.renew_sessions()
+    assert (await rig.read(path, role=Role.EHR))["status"] == "error"
+    entry = await rig.edited(rig.report_path, status="amended")
+    assert (await rig.transact(entry, because(rig))).status == 200
+    assert (await channel.relay_row()).events_count == 2
+    status = await rig.read(f"{path}/$status", role=Role.EHR)
+    said = status["entry"][0]["resource"]["parameter"]
+    assert {"name": "status", "valueCode": "error"} in said
+    assert {
+        "name": "events-since-subscription-start",
+        "valueString": "2",
+    } in said
+    channel.hook.answers = []
+    await ensure_relay_subscription(rig.store, rig.settings)
+    await channel.run_jobs()
+    assert channel.hook.kinds[-3:] == [
+        "handshake",
+        "event-notification",
+        "event-notification",
+    ]
+    assert channel.hook.numbers == [1, 2]
+
+
+async def test_the_ehr_is_told_of_signed_reports_with_their_identity(
+    channel: Channel,
+) -> None:
+    rig, hook = channel.rig, channel.hook
+    posted = await rig.ask(
+        "POST", "/Subscription", make_subscription(f"{hook.url}/hook"), role=Role.EHR
+    )
+    assert posted.status == 201, posted.raw
+    assert posted.body["status"] == "requested"
+    await channel.run_jobs()
+    path = f"/Subscription/{posted.body['id']}"
+    assert (await rig.read(path, role=Role.EHR))["status"] == "active"
+    assert (await rig.sign()).status == 200
+    disclosed = told_by("phone", rig)["resource"]
+    assert (await rig.ask("POST", "/Communication", disclosed)).status == 201
+    await channel.run_jobs()
+    assert hook.headers[-1]["Authorization"] == "Bearer a:b"
+    assert "X-Sononode-Signature" not in hook.headers[-1]
+    assert hook.numbers == [1]
+    report = hook.bundles[-1]["entry"][1]["resource"]
+    assert (report["id"], report["status"]) == (str(rig.report_id), "final")
+    events = await rig.read(f"{path}/$events?eventsSinceNumber=1", role=Role.EHR)
+    assert event_numbers(events) == [1]
+    assert len(events["entry"]) == 2
+    ids = await rig.read(f"{path}/$events?content=id-only", role=Role.EHR)
+    assert len(ids["entry"]) == 1
+    none = await rig.read(f"{path}/$events?eventsSinceNumber=2", role=Role.EHR)
+    assert event_numbers(none) == []
+
+
+async def test_an_id_only_subscriber_gets_no_report(channel: Channel) -> None:
+    rig, hook = channel.rig, channel.hook
+    asked = make_subscription(f"{hook.url}/hook", content="id-only")
+    posted = await rig.ask("POST", "/Subscription", asked, role=Role.EHR)
+    assert posted.status == 201
+    await rig.sign()
+    await channel.run_jobs()
+    assert len(hook.bundles[-1]["entry"]) == 1
+    assert str(rig.report_id).encode() in hook.got[-1][1]
+
+
+async def test_a_hook_that_does_not_answer_the_handshake_is_in_error(
+    channel: Channel,
+) -> None:
+    rig = channel.rig
+    asked = make_subscription("http://localhost:9/nobody")
+    posted = await rig.ask("POST", "/Subscription", asked, role=Role.EHR)
+    path = f"/Subscription/{posted.body['id']}"
+    for _ in range(4):
+        await channel.run_jobs()
+        channel.clock.advance(seconds=5)
+    seen = await rig.read(path, role=Role.EHR)
+    assert seen["status"] == "error"
+    again = {**seen, "status": "requested"}
+    again["channel"] = {**seen["channel"], "endpoint": f"{channel.hook.url}/hook"}
+    match = {"If-Match": f'W/"{seen["meta"]["versionId"]}"'}
+    answer = await rig.ask("PUT", path, again, role=Role.EHR, headers=match)
+    assert answer.status == 200, answer.raw
+    await channel.run_jobs()
+    assert (await rig.read(path, role=Role.EHR))["status"] == "active"
+
+
+async def test_a_hook_cannot_send_us_elsewhere(channel: Channel) -> None:
+    rig, hook = channel.rig, channel.hook
+    async with running_hook() as other:
+        hook.redirect = f"{other.url}/hook"
+        await channel.subscribe_relay()
+        assert other.got == []
+    assert (await channel.relay_row()).status == "requested"
+    assert rig.settings.relay_url == hook.url
+
+
+async def test_what_we_cannot_do_for_a_subscriber_is_refused_by_name(
+    channel: Channel,
+) -> None:
+    rig, url = channel.rig, f"{channel.hook.url}/hook"
+    beat = {"url": f"{BACKPORT}/backport-heartbeat-period", "valueUnsignedInt": 1}
+    filtered = {"extension": [{"url": "https://example.org", "valueString": "x"}]}
+    cases: list[tuple[dict[str, Any], str]] = [
+        (make_subscription(url, criteria="Patient?x=1"), "Subscription.criteria"),
+        (make_subscription(url, _criteria=filtered), "Subscription.criteria"),
+        (make_subscription(url, status="active"), "Subscription.status"),
+        (make_subscription(url, content="all"), "Subscription.channel.payload"),
+        (
+            make_subscription(url, channel={"type": "email"}),
+            "Subscription.channel.type",
+        ),
+        (
+            make_subscription(url, channel={"payload": "text/plain"}),
+            "Subscription.channel.payload",
+        ),
+        (
+            make_subscription(url, channel={"header": ["Host: evil"]}),
+            "Subscription.channel.header",
+        ),
+        (
+            make_subscription(url, channel={"extension": [beat]}),
+            "Subscription.channel.extension",
+        ),
+        *(
+            (make_subscription(endpoint), "Subscription.channel.endpoint")
+            for endpoint in (
+                "http://169.254.169.254/latest",
+                "http://10.0.0.5/",
+                "file:///etc/passwd",
+                "http://user@localhost/",
+                "http://localhost.evil.example/",
+                "http://[::1]/",
+            )
+        ),
+    ]
+    for body, expression in cases:
+        answer = await rig.ask("POST", "/Subscription", body, role=Role.EHR)
+        assert answer.status == 422, (expression, answer.raw)
+        assert expression in answer.expressions, body
+
+
+async def test_nobody_moves_the_relays_own_subscription(channel: Channel) -> None:
+    rig = channel.rig
+    await channel.subscribe_relay()
+    path = f"/Subscription/{hooks.RELAY}"
+    for role in (Role.EHR, Role.ADMINISTRATOR):
+        seen = await rig.read(path, role=role)
+        moved = {**seen, "status": "requested"}
+        moved["channel"] = {**seen["channel"], "endpoint": "http://127.0.0.1:1/x"}
+        match = {"If-Match": f'W/"{seen["meta"]["versionId"]}"'}
+        answer = await rig.ask("PUT", path, moved, role=role, headers=match)
+        assert answer.status == 403
+    assert (await channel.relay_row()).endpoint == f"{channel.hook.url}/hook"
+
+
+async def test_an_administrator_cannot_subscribe_to_identities(
+    channel: Channel,
+) -> None:
+    rig = channel.rig
+    asked = make_subscription(f"{channel.hook.url}/hook")
+    answer = await rig.ask("POST", "/Subscription", asked, role=Role.ADMINISTRATOR)
+    assert answer.status == 403
+    masked = {**asked, "criteria": hooks.RELEASED.url}
+    answer = await rig.ask("POST", "/Subscription", masked, role=Role.ADMINISTRATOR)
+    assert answer.status == 201
+
+
+async def test_heartbeats_come_in_time_and_are_not_counted(channel: Channel) -> None:
+    rig, hook = channel.rig, channel.hook
+    beat = {"url": f"{BACKPORT}/backport-heartbeat-period", "valueUnsignedInt": 60}
+    asked = make_subscription(f"{hook.url}/hook", channel={"extension": [beat]})
+    posted = await rig.ask("POST", "/Subscription", asked, role=Role.EHR)
+    assert posted.status == 201, posted.raw
+    await channel.run_jobs()
+    for _ in range(3):
+        channel.clock.advance(seconds=60)
+        await channel.run_jobs()
+    assert hook.kinds == ["handshake", "heartbeat", "heartbeat", "heartbeat"]
+    seen = await rig.read(f"/Subscription/{posted.body['id']}", role=Role.EHR)
+    match = {"If-Match": f'W/"{seen["meta"]["versionId"]}"'}
+    again = {**seen, "status": "requested"}
+    path = f"/Subscription/{posted.body['id']}"
+    answer = await rig.ask("PUT", path, again, role=Role.EHR, headers=match)
+    assert answer.status == 200, answer.raw
+    for _ in range(2):
+        await channel.run_jobs()
+        channel.clock.advance(seconds=60)
+    await channel.run_jobs()
+    assert hook.kinds[4:] == ["handshake", "heartbeat", "heartbeat"]
+    assert parameter(hook.bundles[-1], "events-since-subscription-start") == "0"
+
+
+async def test_an_erased_patients_events_leave_no_body_and_stop_nobody(
+    channel: Channel,
+) -> None:
+    rig, hook = channel.rig, channel.hook
+    await channel.subscribe_relay()
+    await rig.sign()
+    report = await rig.read(rig.report_path)
+    patient = report["subject"]["reference"].partition("/")[2]
+    async with rig.store.db.transaction() as tx:
+        await rig.store.ring.shred(tx, UUID(patient))
+    assert (await rig.get(rig.report_path)).status == 410
+    assert "entry" not in await rig.read("/DiagnosticReport")
+    await channel.run_jobs()
+    assert hook.numbers == []
+    async with rig.store.db.transaction() as tx:
+        row = await channel.relay_row()
+        left = await rows.events(tx, rig.store, row.subscription_id, undelivered=True)
+    assert left == []
+
+
+async def test_a_desk_code_is_offered_to_the_relay_without_identity(
+    store: Any, channel: Channel
+) -> None:
+    rig = channel.rig
+    report = await rig.read(rig.report_path)
+    patient_id = UUID(report["subject"]["reference"].partition("/")[2])
+    async with store.db.transaction() as tx:
+        user = (await people.list_users(tx))[0]
+        binding, token = await people.create_binding(
+            tx,
+            patient_id=patient_id,
+            id_number="000000197903050000",
+            created_by=user.user_id,
+            now=store.clock(),
+        )
+    async with running_hook("/hook/binding") as hook:
+        settings = replace(rig.settings, relay_url=hook.url)
+        async with aiohttp.ClientSession() as session:
+            deliveries = Deliveries(store, settings, session)
+            payload = {"binding_id": str(binding.binding_id)}
+            await deliveries.offer_binding(payload)
+            hook.answers = [503]
+            with pytest.raises(NodeError):
+                await deliveries.offer_binding(payload)
+    signature, body = hook.got[0]
+    verify_hook(b"test secret", body, signature, datetime.now(UTC))
+    offer = read_offer(body)
+    assert offer.display == "张*"
+    assert token.encode() not in body
+    assert not [secret for secret in PHI if secret in body.decode()]
+
+
+def test_the_topics_on_paper_are_the_topics_we_have() -> None:
+    folder = Path(hooks.__file__).parents[2] / "config" / "topics"
+    written = [json.loads(p.read_text("utf-8")) for p in folder.glob("*.json")]
+    assert {(t["url"], t["title"]) for t in written} == {
+        (topic.url, topic.title) for topic in TOPICS.values()
+    }
