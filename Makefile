@@ -42,6 +42,10 @@ wechat/miniprogram/node_modules/.installed: wechat/miniprogram/package-lock.json
 	cd wechat/miniprogram && npm ci --no-audit --no-fund --loglevel=error
 	touch $@
 
+tests/fhir/validators/node_modules/.installed: tests/fhir/validators/package-lock.json
+	cd tests/fhir/validators && npm ci --no-audit --no-fund --loglevel=error
+	touch $@
+
 PHONE_SOURCES := $(shell find wechat/miniprogram/src wechat/miniprogram/harness -type f 2>/dev/null)
 
 wechat/miniprogram/dist/index.html: wechat/miniprogram/node_modules/.installed $(PHONE_SOURCES)
@@ -67,7 +71,7 @@ check: $(VENV)/.test review_ui/node_modules/.installed wechat/miniprogram/node_m
 	cd review_ui && npm run --silent check
 	cd wechat/miniprogram && npm run --silent check
 
-test: setup check wechat/miniprogram/dist/index.html
+test: setup check wechat/miniprogram/dist/index.html tests/fhir/validators/node_modules/.installed
 	cd review_ui && npm test --silent
 	cd wechat/miniprogram && npm test --silent
 	@# A file stays in one process, so that what its tests share is started once.
@@ -89,4 +93,5 @@ lock:
 	uv pip compile pyproject.toml -q --extra test --python-version 3.11 --no-annotate --no-header -o requirements-test.lock
 
 clean:
-	rm -rf $(VENV) review_ui/node_modules review_ui/dist wechat/miniprogram/node_modules ci-output
+	rm -rf $(VENV) review_ui/node_modules review_ui/dist wechat/miniprogram/node_modules \
+		tests/fhir/validators/node_modules ci-output
