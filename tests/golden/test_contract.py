@@ -26,8 +26,8 @@ from node.store import reports
 from node.store.store import Store
 from tests.conftest import FrozenClock
 from tests.factories import make_patient
-from tests.fhir.rig import STUDY_UID, Rig, drafted, running_fhir
 from tests.fhir.content.test_life_cycle import because, told_by
+from tests.fhir.rig import STUDY_UID, Rig, drafted, running_fhir
 from tests.fhir.subscriptions.test_subscriptions import Hook, running_hook
 from tests.golden.files import Settled, check, elements, pretty, read
 from tests.wechat.rig import running_rig

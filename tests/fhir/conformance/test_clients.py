@@ -10,8 +10,8 @@ from fhirclient.models.patient import Patient
 
 from node.domain.access import Role
 from tests.factories import make_findings, make_patient
-from tests.fhir.rig import Rig, publish_draft, receive_study
 from tests.fhir.rest.test_rest import make_ehr_patient
+from tests.fhir.rig import Rig, publish_draft, receive_study
 
 
 def connect(rig: Rig, role: Role) -> Any:

@@ -12,9 +12,9 @@ from fhir.encoding.outcome import Refused
 from fhir.encoding.wire import to_bytes
 from node.domain.access import Role
 from node.domain.errors import NodeError
-from tests.fhir.rig import Rig
 from tests.fhir.content.test_life_cycle import because, told_by
 from tests.fhir.rest.test_rest import make_ehr_patient
+from tests.fhir.rig import Rig
 from tests.fhir.subscriptions.test_subscriptions import make_subscription
 
 DIV = '<div xmlns="http://www.w3.org/1999/xhtml">{}</div>'

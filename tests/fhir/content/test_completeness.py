@@ -24,8 +24,8 @@ from node.workflow.completion import (
 )
 from node.workflow.reporting import draft_report, propose_reading
 from tests.factories import ALGORITHM, make_findings
-from tests.fhir.rig import STUDY_UID, Rig
 from tests.fhir.content.test_life_cycle import because
+from tests.fhir.rig import STUDY_UID, Rig
 from tests.node.workflow.test_completion import make_arrival
 
 SETTINGS = CompletionSettings(quiet_period_s=0)

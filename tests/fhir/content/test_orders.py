@@ -10,8 +10,8 @@ from node.domain.order import Order, OrderStatus
 from node.store import orders
 from node.store.orders import OrderQuery
 from tests.factories import make_patient
-from tests.fhir.rig import Answer, Rig, publish_draft, receive_study
 from tests.fhir.rest.test_rest import ACSN_TYPE, make_ehr_patient
+from tests.fhir.rig import Answer, Rig, publish_draft, receive_study
 
 V2 = "http://terminology.hl7.org/CodeSystem/v2-0203"
 SNOMED = "http://snomed.info/sct"

@@ -12,9 +12,9 @@ from fhir.encoding.wire import parse
 from fhir.encoding.xml import NAMESPACE, from_xml, to_xml
 from fhir.security.access import PERMITS
 from node.domain.access import Role
+from tests.fhir.rest.test_rest import make_ehr_patient
 from tests.fhir.rig import Rig
 from tests.fhir.security.test_access import request_of
-from tests.fhir.rest.test_rest import make_ehr_patient
 
 FHIR_JSON = "application/fhir+json"
 FHIR_XML = "application/fhir+xml"

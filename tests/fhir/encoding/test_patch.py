@@ -14,8 +14,8 @@ from fhir.encoding.wire import Json, parse, to_bytes
 from fhir.encoding.xml import to_xml
 from node.domain.access import Role
 from node.domain.errors import NodeError
-from tests.fhir.rig import ACCESSION, STUDY_UID, Answer, Rig
 from tests.fhir.rest.test_rest import make_ehr_patient
+from tests.fhir.rig import ACCESSION, STUDY_UID, Answer, Rig
 from tests.fhir.subscriptions.test_subscriptions import make_subscription
 
 JSON_PATCH = {"Content-Type": "application/json-patch+json"}

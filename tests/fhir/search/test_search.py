@@ -17,8 +17,8 @@ from node.store.search import Order, Query
 from node.store.store import Store
 from tests.conftest import FrozenClock
 from tests.factories import make_findings, make_patient
-from tests.fhir.rig import Rig, publish_draft, receive_study, running_fhir
 from tests.fhir.rest.test_rest import ACSN_TYPE, MRN_TYPE
+from tests.fhir.rig import Rig, publish_draft, receive_study, running_fhir
 
 LABEL = "http://terminology.hl7.org/CodeSystem/v3-Confidentiality"
 STRICT = {"Prefer": "handling=strict"}

@@ -33,10 +33,10 @@ from node.store import audit, clients
 from node.store.clients import Client
 from node.store.store import Store
 from tests.conftest import FrozenClock
-from tests.fhir.rig import drafted
-from tests.fhir.smart_rig import SmartRig, jwks, private_key, public_jwk, running_smart
-from tests.fhir.security.test_access import request_of
 from tests.fhir.rest.test_rest import make_ehr_patient
+from tests.fhir.rig import drafted
+from tests.fhir.security.test_access import request_of
+from tests.fhir.smart_rig import SmartRig, jwks, private_key, public_jwk, running_smart
 from tests.fhir.subscriptions.test_subscriptions import make_subscription
 
 READ = "system/DiagnosticReport.rs"

@@ -15,9 +15,13 @@ from fhir.subscriptions.hooks import ensure_relay_subscription
 from tests.conftest import FrozenClock
 from tests.factories import make_findings, make_patient
 from tests.fhir.conftest import ROLES
-from tests.fhir.rig import Rig, publish_draft, receive_study, running_fhir
 from tests.fhir.content.test_life_cycle import because
-from tests.fhir.subscriptions.test_subscriptions import event_numbers, parameter, running_hook
+from tests.fhir.rig import Rig, publish_draft, receive_study, running_fhir
+from tests.fhir.subscriptions.test_subscriptions import (
+    event_numbers,
+    parameter,
+    running_hook,
+)
 
 EVENTS = 6
 ROOT = Path(__file__).parents[3]

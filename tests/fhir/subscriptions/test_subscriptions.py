@@ -25,8 +25,8 @@ from node.store import people
 from node.store import subscriptions as rows
 from tests.conftest import FrozenClock
 from tests.factories import make_findings, make_patient
-from tests.fhir.rig import Rig, publish_draft, receive_study, running_fhir
 from tests.fhir.content.test_life_cycle import because, told_by
+from tests.fhir.rig import Rig, publish_draft, receive_study, running_fhir
 from wechat.relay.hook import read_offer, verify_hook
 from wechat.relay.masked import Notification, read_notification
 
