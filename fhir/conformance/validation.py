@@ -1,118 +1,30 @@
 """Is this a resource that we may take: structure, codes, references, narrative.
 
 fhirkit-rs checks types, formats, cardinality and unknown elements (FHIR R4);
-what it leaves out is checked here, each with the FHIRPath of the element.
+what it leaves out is checked here, each with the FHIRPath of the element: codes
+and targets by `fhir.conformance.rules`, invariants, narrative, and what a
+resource says of itself in meta.profile by `fhir.conformance.profiles`.
 """
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
-from xml.etree import ElementTree
 
 import fhirkit
 
+from fhir.conformance import narrative
+from fhir.conformance.invariants import INVARIANTS
+from fhir.conformance.rules import ANY, rule_of
+from fhir.encoding.elements import RESOURCE, elements_of
 from fhir.encoding.outcome import Issue, Refused
 from fhir.encoding.wire import Json, as_list, parse, to_bytes
 from node.domain.errors import ErrorKind
 
 MAX_ISSUES = 50
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
-
-# Required bindings (FHIR R4) of the elements that we take, by element path.
-_CODES: Mapping[str, frozenset[str]] = {
-    path: frozenset(codes.split())
-    for path, codes in {
-        "DiagnosticReport.status": "registered partial preliminary final amended"
-        " corrected appended cancelled entered-in-error unknown",
-        "Observation.status": "registered preliminary final amended corrected"
-        " cancelled entered-in-error unknown",
-        "Patient.gender": "male female other unknown",
-        "Patient.contact.gender": "male female other unknown",
-        "Practitioner.gender": "male female other unknown",
-        "Patient.link.type": "replaced-by replaces refer seealso",
-        "ServiceRequest.status": "draft active on-hold revoked completed"
-        " entered-in-error unknown",
-        "ServiceRequest.intent": "proposal plan directive order original-order"
-        " reflex-order filler-order instance-order option",
-        "ServiceRequest.priority": "routine urgent asap stat",
-        "Communication.status": "preparation in-progress not-done on-hold stopped"
-        " completed entered-in-error unknown",
-        "Communication.priority": "routine urgent asap stat",
-        "Provenance.entity.role": "derivation revision quotation source removal",
-        "Subscription.status": "requested active error off",
-        "Subscription.channel.type": "rest-hook websocket email sms message",
-        "Task.status": "draft requested received accepted rejected ready cancelled"
-        " in-progress on-hold failed completed entered-in-error",
-        "Task.intent": "unknown proposal plan order original-order reflex-order"
-        " filler-order instance-order option",
-        "Bundle.type": "document message transaction transaction-response batch"
-        " batch-response history searchset collection",
-        "Bundle.entry.request.method": "GET HEAD POST PUT DELETE PATCH",
-    }.items()
-}
-# The same for data types, by the name that an element with them has.
-_CODES_OF_DATATYPES: Mapping[tuple[str, str], frozenset[str]] = {
-    where: frozenset(codes.split())
-    for where, codes in {
-        ("identifier", "use"): "usual official temp secondary old",
-        ("name", "use"): "usual official temp nickname anonymous old maiden",
-        ("telecom", "use"): "home work temp old mobile",
-        ("telecom", "system"): "phone fax email pager url sms other",
-        ("address", "use"): "home work temp old billing",
-        ("address", "type"): "postal physical both",
-        ("text", "status"): "generated extensions additional empty",
-        ("valueQuantity", "comparator"): "< <= >= >",
-    }.items()
-}
-_TARGETS: Mapping[str, frozenset[str]] = {
-    path: frozenset(targets.split())
-    for path, targets in {
-        "DiagnosticReport.subject": "Patient Group Device Location",
-        "DiagnosticReport.basedOn": "CarePlan ImmunizationRecommendation"
-        " MedicationRequest NutritionOrder ServiceRequest",
-        "DiagnosticReport.encounter": "Encounter",
-        "DiagnosticReport.performer": "Practitioner PractitionerRole Organization"
-        " CareTeam Device",
-        "DiagnosticReport.resultsInterpreter": "Practitioner PractitionerRole"
-        " Organization CareTeam",
-        "DiagnosticReport.specimen": "Specimen",
-        "DiagnosticReport.result": "Observation",
-        "DiagnosticReport.imagingStudy": "ImagingStudy",
-        "DiagnosticReport.media.link": "Media",
-        "Observation.subject": "Patient Group Device Location",
-        "Observation.device": "Device DeviceMetric",
-        "Observation.hasMember": "Observation QuestionnaireResponse MolecularSequence",
-        "Observation.performer": "Practitioner PractitionerRole Organization CareTeam"
-        " Patient RelatedPerson Device",
-        "Observation.encounter": "Encounter",
-        "Observation.specimen": "Specimen",
-        "ServiceRequest.subject": "Patient Group Location Device",
-        "ServiceRequest.encounter": "Encounter",
-        "ServiceRequest.requester": "Practitioner PractitionerRole Organization"
-        " Patient RelatedPerson Device",
-        "Communication.subject": "Patient Group",
-        "Communication.sender": "Device Organization Patient Practitioner"
-        " PractitionerRole RelatedPerson HealthcareService",
-        "Patient.generalPractitioner": "Organization Practitioner PractitionerRole",
-        "Patient.managingOrganization": "Organization",
-        "Provenance.agent.who": "Practitioner PractitionerRole RelatedPerson Patient"
-        " Device Organization",
-        "Task.owner": "Practitioner PractitionerRole Organization CareTeam"
-        " HealthcareService Patient Device RelatedPerson",
-    }.items()
-}
-_XHTML = "http://www.w3.org/1999/xhtml"
-_TAGS = (
-    "a abbr acronym b big blockquote br caption cite code col colgroup dd dfn div dl"
-    " dt em h1 h2 h3 h4 h5 h6 hr i li ol p pre q samp small span strong sub sup table"
-    " tbody td tfoot th thead tr tt ul var"
-)
-_ATTRIBUTES = (
-    "abbr align border cellpadding cellspacing charoff class colspan dir headers id"
-    " lang name rowspan scope span summary title valign width"
-)
-_XHTML_TAGS = frozenset(_TAGS.split())
-_XHTML_ATTRIBUTES = frozenset(_ATTRIBUTES.split())
+_LITERAL = re.compile(r"(?:^|/)([A-Z][A-Za-z]+)/[^/]+(?:/_history/[^/]+)?$")
 
 
 def read_resource(raw: bytes, resource_type: str | None = None) -> Json:
@@ -121,6 +33,13 @@ def read_resource(raw: bytes, resource_type: str | None = None) -> Json:
     A body that is no resource at all gets 400, a faulty resource 422
     (FHIR R4 3.1.0.1.5).
     """
+    resource = parse_resource(raw, resource_type)
+    check(resource, raw)
+    return resource
+
+
+def parse_resource(raw: bytes, resource_type: str | None = None) -> Json:
+    """Return what says of itself that it is a resource; Refused (400) otherwise."""
     resource = parse(raw)
     told = resource.get("resourceType")
     if not isinstance(told, str) or told not in fhirkit.RESOURCE_TYPES:
@@ -128,18 +47,23 @@ def read_resource(raw: bytes, resource_type: str | None = None) -> Json:
     if resource_type is not None and told != resource_type:
         message = f"the body is a {told}, the address says {resource_type}"
         raise Refused([Issue("invalid", message, "resourceType")], 400)
-    check(resource, raw)
     return resource
 
 
 def check(resource: Json, raw: bytes | None = None) -> None:
     """Raise Refused with every problem of a resource; return when there is none."""
-    issues = list(_structure(to_bytes(resource) if raw is None else raw))
-    # Structure first: the other checks may then rely on the shape of elements.
-    if not issues:
-        issues = list(_walk(resource, resource["resourceType"], ""))
+    issues = problems(resource, raw)
     if issues:
         raise Refused(issues[:MAX_ISSUES], 422, ErrorKind.INVALID)
+
+
+def problems(resource: Json, raw: bytes | None = None) -> list[Issue]:
+    """Return every problem of a resource, none when we may take it."""
+    issues = list(_structure(to_bytes(resource) if raw is None else raw))
+    if issues:
+        # Structure first: the other checks rely on the shape of elements.
+        return issues
+    return _resource(resource, str(resource["resourceType"]))
 
 
 def _structure(raw: bytes) -> Iterator[Issue]:
@@ -159,143 +83,156 @@ def _short(message: str) -> str:
     return re.sub(r'"[^"]*"', "the value", message)[:200]
 
 
-def _walk(element: Any, path: str, where: str) -> Iterator[Issue]:
-    """Yield the problems of an element and all below it.
+# --- one whole resource -------------------------------------------------------------
 
-    `path` has indexes (FHIRPath), `where` is the same without them.
+
+def _resource(resource: Json, path: str) -> list[Issue]:
+    """Return the problems of a resource that stands by itself, alone or in a Bundle."""
+    judge = _Judge()
+    judge.element(resource, str(resource["resourceType"]), path)
+    contained = as_list(resource.get("contained"))
+    ids = {f"#{one.get('id')}" for one in contained}
+    for text, at in judge.references:
+        if text.startswith("#") and len(text) > 1 and text not in ids:
+            judge.find("invariant", "ref-1: nothing contained has this id", at)
+    pointed = {text for text, _ in judge.references}
+    for index, one in enumerate(contained):
+        judge.contained(one, f"{path}.contained[{index}]", pointed)
+    return judge.issues
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What there is to check of an element, looked up once for each type.
+
+    `type` is empty for a primitive that only has its codes.
     """
-    if isinstance(element, list):
-        for index, item in enumerate(element):
-            yield from _walk(item, f"{path}[{index}]", where)
-        return
-    if not isinstance(element, dict):
-        return
-    if "resourceType" in element:
-        where = str(element["resourceType"])
-        yield from _whole_resource(element, path)
-    yield from _codes(element, path, where)
-    yield from _reference(element, path, where)
-    yield from _narrative(element, path)
-    for key, value in element.items():
-        if key.lstrip("_") in ("extension", "modifierExtension"):
-            yield from _extensions(value, f"{path}.{key}")
-        yield from _walk(value, f"{path}.{key}", f"{where}.{key}")
+
+    type: str
+    codes: frozenset[str] | None
+    targets: frozenset[str] | None
 
 
-def _whole_resource(resource: Json, path: str) -> Iterator[Issue]:
-    own_id = resource.get("id")
-    if own_id is not None and not _ID.fullmatch(str(own_id)):
-        yield Issue("value", "an id is 1 to 64 of A-Z a-z 0-9 - .", f"{path}.id")
-    contained = {str(item.get("id")) for item in as_list(resource.get("contained"))}
-    for reference, at in _references(resource, path, top=True):
-        text = reference.get("reference")
-        local = isinstance(text, str) and text.startswith("#") and len(text) > 1
-        if local and str(text)[1:] not in contained:
-            yield Issue("invariant", "ref-1: nothing contained has this id", at)
-    if resource["resourceType"] == "Observation":
-        yield from _observation(resource, path)
+@cache
+def _plans(type_name: str) -> Mapping[str, _Plan]:
+    """Return what to check by the name of the element; primitives without a rule not.
+
+    Their types and formats are fhirkit's.
+    """
+    plans = {}
+    for name, element in elements_of(type_name).items():
+        rule = rule_of(type_name, element.choice or name)
+        if element.primitive:
+            if element.type == "code" and rule.codes is not None:
+                plans[name] = _Plan("", rule.codes, None)
+            continue
+        refers = element.type == "Reference" and rule.targets != ANY
+        plans[name] = _Plan(element.type, None, rule.targets if refers else None)
+    return plans
 
 
-def _references(element: Any, path: str, *, top: bool) -> Iterator[tuple[Json, str]]:
-    """Yield the references of a resource, not those of resources inside a Bundle."""
-    if isinstance(element, list):
-        for index, item in enumerate(element):
-            yield from _references(item, f"{path}[{index}]", top=False)
-    elif isinstance(element, dict):
-        inner_resource = "resourceType" in element and not top
-        if inner_resource and ".contained" not in path:
-            return
-        if "reference" in element:
-            yield element, path
+class _Judge:
+    """Walks through one resource and puts down what is wrong with it."""
+
+    def __init__(self) -> None:
+        self.issues: list[Issue] = []
+        # (reference, path) of every literal reference, those of what is contained too.
+        self.references: list[tuple[str, str]] = []
+
+    def find(self, code: str, message: str, path: str) -> None:
+        self.issues.append(Issue(code, message, path))
+
+    def element(self, element: Json, type_name: str, path: str) -> None:
+        """Judge an element and all below it."""
+        for invariant in INVARIANTS.get(type_name, ()):
+            if not invariant.holds(element):
+                self.find("invariant", f"{invariant.key}: {invariant.words}", path)
+        plans = _plans(type_name)
         for key, value in element.items():
-            yield from _references(value, f"{path}.{key}", top=False)
+            at = f"{path}.{key}"
+            plan = plans.get(key)
+            if plan is None:
+                self._other(key, value, at, path)
+            elif isinstance(value, list):
+                for index, one in enumerate(value):
+                    self._part(one, key, plan, f"{at}[{index}]")
+            else:
+                self._part(value, key, plan, at)
 
+    def _other(self, key: str, value: Any, at: str, path: str) -> None:
+        if key.startswith("_"):  # id and extensions of a primitive
+            for index, one in enumerate(as_list(value)):
+                place = f"[{index}]" if isinstance(value, list) else ""
+                if isinstance(one, dict):
+                    self.element(one, "Element", f"{path}.{key[1:]}{place}")
+        elif key == "div":
+            self._narrative(value, at)
+        elif key == "id" and not _ID.fullmatch(str(value)) and "." not in path:
+            self.find("value", "an id is 1 to 64 of A-Z a-z 0-9 - .", at)
 
-def _observation(resource: Json, path: str) -> Iterator[Issue]:
-    has_value = any(key.startswith("value") for key in resource)
-    if has_value and "dataAbsentReason" in resource:
-        yield Issue(
-            "invariant",
-            "obs-6: a value, or the reason why there is none",
-            f"{path}.dataAbsentReason",
-        )
+    def _part(self, value: Any, key: str, plan: _Plan, path: str) -> None:
+        if plan.codes is not None:
+            if isinstance(value, str) and value not in plan.codes:
+                words = ", ".join(sorted(plan.codes))
+                self.find("code-invalid", f"must be one of {words}", path)
+            return
+        if not isinstance(value, dict):
+            return
+        if plan.type == RESOURCE:
+            self._inner(value, key, path)
+            return
+        if key == "modifierExtension":
+            message = "a modifier extension that this node does not know"
+            self.find("extension", message, path.rpartition("[")[0])
+        if plan.type == "Reference":
+            self._reference(value, plan.targets, path)
+        self.element(value, plan.type, path)
 
+    def _inner(self, resource: Json, key: str, path: str) -> None:
+        if key == "contained":
+            self.element(resource, str(resource["resourceType"]), path)
+        else:  # in a Bundle or in Parameters: a resource of its own
+            self.issues += _resource(resource, path)
 
-def _codes(element: Json, path: str, where: str) -> Iterator[Issue]:
-    parent = where.rpartition(".")[2]
-    for key, value in element.items():
-        if not isinstance(value, str):
-            continue
-        allowed = _CODES.get(f"{where}.{key}")
-        if allowed is None:
-            allowed = _CODES_OF_DATATYPES.get((parent, key))
-        if allowed is not None and value not in allowed:
-            words = ", ".join(sorted(allowed))
-            yield Issue("code-invalid", f"must be one of {words}", f"{path}.{key}")
+    def _reference(
+        self, reference: Json, targets: frozenset[str] | None, path: str
+    ) -> None:
+        text, told = reference.get("reference"), reference.get("type")
+        if isinstance(text, str):
+            self.references.append((text, path))
+        if not isinstance(text, str) or text.startswith(("#", "urn:")):
+            kind = told
+        else:
+            match = _LITERAL.search(text)
+            if match is None:
+                message = "not a reference to a resource"
+                self.find("value", message, f"{path}.reference")
+            elif told is not None and told != match[1]:
+                self.find("value", "type and reference differ", f"{path}.type")
+            kind = match[1] if match else told
+        if targets is not None and kind is not None and kind not in targets:
+            words = ", ".join(sorted(targets))
+            at = "reference" if isinstance(text, str) else "type"
+            self.find("value", f"must refer to {words}", f"{path}.{at}")
 
+    def _narrative(self, div: Any, path: str) -> None:
+        fault = narrative.fault_of(div) if isinstance(div, str) else None
+        if fault is not None:
+            self.find("invariant", ": ".join(fault), path)
 
-def _reference(element: Json, path: str, where: str) -> Iterator[Issue]:
-    text = element.get("reference")
-    allowed = _TARGETS.get(where)
-    if not isinstance(text, str) or allowed is None:
-        return
-    match = re.search(r"(?:^|/)([A-Z][A-Za-z]+)/[^/]+(?:/_history/[^/]+)?$", text)
-    told = element.get("type")
-    kind = match[1] if match else told
-    if text.startswith(("#", "urn:")):
-        kind = told
-    elif match is None:
-        yield Issue("value", "not a reference to a resource", f"{path}.reference")
-    if kind is not None and kind not in allowed:
-        words = ", ".join(sorted(allowed))
-        yield Issue("value", f"must refer to {words}", f"{path}.reference")
-    if match and told is not None and told != match[1]:
-        yield Issue("value", "type and reference differ", f"{path}.type")
-
-
-def _extensions(value: Any, path: str) -> Iterator[Issue]:
-    if "modifierExtension" in path.rpartition(".")[2]:
-        yield Issue(
-            "extension", "a modifier extension that this node does not know", path
-        )
-    for index, item in enumerate(as_list(value)):
-        if not isinstance(item, dict):
-            continue
-        has_value = any(key.lstrip("_").startswith("value") for key in item)
-        if has_value == ("extension" in item):
-            yield Issue(
-                "invariant",
-                "ext-1: an extension has a value or extensions, and not both",
-                f"{path}[{index}]",
-            )
-
-
-def _narrative(element: Json, path: str) -> Iterator[Issue]:
-    div = element.get("div")
-    if not isinstance(div, str):
-        return
-    fault = _xhtml_fault(div)
-    if fault is not None:
-        yield Issue("invariant", f"txt-1: {fault}", f"{path}.div")
-
-
-def _xhtml_fault(text: str) -> str | None:
-    if "<!" in text or "<?" in text:
-        return "no declarations, comments or processing instructions"
-    if re.search(r"&(?!#\d+;|#x[0-9A-Fa-f]+;|(?:lt|gt|amp|quot|apos);)", text):
-        return "an entity that XML does not have"
-    try:
-        root = ElementTree.fromstring(text)  # noqa: S314 - no declarations, see above
-    except (ElementTree.ParseError, ValueError, RecursionError):
-        return "not well-formed XHTML"
-    if root.tag != f"{{{_XHTML}}}div":
-        return "not a div of XHTML"
-    for element in root.iter():
-        namespace, _, tag = element.tag.rpartition("}")
-        if namespace != f"{{{_XHTML}" or tag not in _XHTML_TAGS:
-            return "an element that is not basic formatting"
-        for name, value in element.attrib.items():
-            link = name == "href" and tag == "a" and value.startswith(("#", "https:"))
-            if name not in _XHTML_ATTRIBUTES and not link:
-                return "an attribute that is not basic formatting"
-    return None
+    def contained(self, resource: Json, path: str, pointed: set[str]) -> None:
+        """Judge a resource as one that is contained (FHIR R4 2.20.4)."""
+        meta = resource.get("meta", {})
+        if "contained" in resource:
+            message = "dom-2: what is contained does not contain"
+            self.find("invariant", message, f"{path}.contained")
+        # What refers to its container ("#") belongs to it as well.
+        if f"#{resource.get('id')}" not in pointed and "#" not in pointed:
+            self.find("invariant", "dom-3: nothing refers to what is contained", path)
+        for name in ("versionId", "lastUpdated"):
+            if name in meta:
+                message = "dom-4: what is contained has no version"
+                self.find("invariant", message, f"{path}.meta.{name}")
+        if "security" in meta:
+            message = "dom-5: what is contained has no label of its own"
+            self.find("invariant", message, f"{path}.meta.security")

@@ -274,8 +274,6 @@ def to_diagnostic_report(report: Report, exam: Exam, systems: Systems) -> Json:
     if exam.study_date is not None:
         resource["effectiveDateTime"] = exam.study_date.isoformat()
     resource |= signature(version)
-    if version.author.kind is AuthorKind.ALGORITHM:
-        resource["performer"] = [{"reference": f"Device/{version.author.id}"}]
     resource["result"] = results(report)
     resource["imagingStudy"] = [
         {"reference": f"ImagingStudy/{report.study_instance_uid}"}

@@ -5,7 +5,7 @@ know which element repeats and which is a choice. The table beside this module
 is written from the definitions that HL7 publishes as hl7.fhir.r4.core 4.0.1,
 never by hand:
 
-    python -m fhir.elements DIRECTORY_OF_THE_UNPACKED_PACKAGE
+    python -m fhir.encoding.elements DIRECTORY_OF_THE_UNPACKED_PACKAGE
 """
 
 import json
@@ -65,6 +65,11 @@ def elements_of(type_name: str) -> Mapping[str, Element]:
 def has_type(name: str) -> bool:
     """Tell whether R4 has a resource or data type of this name."""
     return name in _lines()
+
+
+def base_of(type_name: str) -> str:
+    """Return the type that a type inherits from, empty for one that does not."""
+    return _lines()[type_name][0] if type_name in _lines() else ""
 
 
 def is_resource(name: str) -> bool:

@@ -120,7 +120,7 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
         Parameter(
             "results-interpreter", "reference", "resultsInterpreter", ("Practitioner",)
         ),
-        Parameter("performer", "reference", "performer", ("Device", "Practitioner")),
+        Parameter("performer", "reference", "performer", ("Practitioner",)),
     ),
     "Observation": (
         _IDENTIFIER,

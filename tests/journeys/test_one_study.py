@@ -97,10 +97,9 @@ def test_the_algorithm_s_draft_is_labelled_and_names_its_device(
     report = visit.report
     assert report["status"] == "partial"
     assert "AIAST" in {label["code"] for label in report["meta"]["security"]}
-    device = doctor.read(report["performer"][0]["reference"])
-    assert any(len(version["value"]) >= 12 for version in device["version"])
     observations = doctor.observations(report)
-    assert observations[f"{visit.id}-category"]["device"]["reference"]
+    device = doctor.read(observations[f"{visit.id}-category"]["device"]["reference"])
+    assert any(len(version["value"]) >= 12 for version in device["version"])
     assert "resultsInterpreter" not in report
 
 

@@ -2,14 +2,17 @@
 
 import contextlib
 import json
+import os
 import random
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from fhir.conformance.validation import read_resource
+from fhir.conformance.validation import problems, read_resource
 from fhir.encoding.outcome import Refused
-from fhir.encoding.wire import to_bytes
+from fhir.encoding.wire import parse, to_bytes
+from fhir.encoding.xml import from_xml, to_xml
 from node.domain.access import Role
 from node.domain.errors import NodeError
 from tests.fhir.content.test_life_cycle import because, told_by
@@ -36,6 +39,25 @@ def report(**changes: Any) -> bytes:
 
 def narrative(div: str) -> dict[str, Any]:
     return {"text": {"status": "generated", "div": DIV.format(div)}}
+
+
+def attached(**content: Any) -> dict[str, Any]:
+    return {"presentedForm": [content]}
+
+
+def coded(**coding: Any) -> dict[str, Any]:
+    return {"code": {"coding": [{"code": "24601-7", **coding}]}}
+
+
+CODE = {"coding": [{"system": "http://loinc.org", "code": "24601-7"}]}
+CONTAINED = {"resourceType": "Organization", "id": "o", "name": "x"}
+
+
+SPOKEN = {"url": "http://x.org", "valueString": "a"}
+
+
+def containing(resource: dict[str, Any]) -> dict[str, Any]:
+    return {"contained": [resource], "performer": [{"reference": "#o"}]}
 
 
 REFUSED: list[tuple[str, dict[str, Any]]] = [
@@ -110,15 +132,137 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     ("DiagnosticReport.text.div", {"text": {"status": "generated", "div": "hello"}}),
+    ("DiagnosticReport.text.div", narrative("<p> </p>")),
+    ("DiagnosticReport.effectiveDateTime", {"effectiveDateTime": "2026-11-21T10:00"}),
+    ("DiagnosticReport.issued", {"issued": "2026-11-21T10:05:00"}),
+    ("DiagnosticReport.extension[0].url", {"extension": [{"valueString": "a"}]}),
+    ("DiagnosticReport.category", {"category": {"text": "x"}}),
+    ("DiagnosticReport.code", {"code": [{"text": "x"}]}),
+    ("DiagnosticReport.language", {"language": True}),
+    ("DiagnosticReport.presentedForm[0].data", attached(data="!!!")),
+    ("DiagnosticReport.presentedForm[0].url", attached(url="http://x y")),
+    ("DiagnosticReport.presentedForm[0].size", attached(size=-1)),
+    ("DiagnosticReport.presentedForm[0]", attached(data="AAAA")),
+    ("DiagnosticReport.code.coding[0].system", coded(system="not a uri")),
+    ("DiagnosticReport.code.coding[0].code", coded(code="a  b")),
+    (
+        "DiagnosticReport.effectivePeriod",
+        {
+            "effectiveDateTime": ...,
+            "effectivePeriod": {"start": "2026-11-22", "end": "2026-11-21T23:00:00Z"},
+        },
+    ),
+    (
+        "DiagnosticReport.performer[0].reference",
+        {"performer": [{"reference": "Device/1"}]},
+    ),
+    (
+        "DiagnosticReport.performer[0].type",
+        {"performer": [{"type": "Device", "identifier": {"value": "1"}}]},
+    ),
+    (
+        "DiagnosticReport.identifier[0].use",
+        {"identifier": [{"use": "mine", "value": "1"}]},
+    ),
+    (
+        "DiagnosticReport.conclusion.extension[0]",
+        {"_conclusion": {"extension": [{"url": "http://x.org"}]}},
+    ),
+    # What is contained (dom-2 to dom-5)
+    ("DiagnosticReport.contained[0]", {"contained": [CONTAINED]}),
+    (
+        "DiagnosticReport.contained[0].meta.versionId",
+        containing({**CONTAINED, "meta": {"versionId": "1"}}),
+    ),
+    (
+        "DiagnosticReport.contained[0].meta.security",
+        containing({**CONTAINED, "meta": {"security": [{"code": "R"}]}}),
+    ),
+    (
+        "DiagnosticReport.contained[0].contained",
+        containing({**CONTAINED, "contained": [CONTAINED]}),
+    ),
+    (
+        "DiagnosticReport.contained[0].telecom[0]",
+        containing({**CONTAINED, "telecom": [{"value": "1"}]}),
+    ),
+]
+
+# Invariants of other types: (type, elements, what is at fault).
+BROKEN: list[tuple[str, dict[str, Any], str]] = [
+    (
+        "Observation",
+        {"valueString": "a", "dataAbsentReason": {"text": "b"}},
+        "Observation",
+    ),
+    (
+        "Observation",
+        {"valueString": "a", "component": [{"code": CODE}]},
+        "Observation",
+    ),
+    ("Observation", {"referenceRange": [{"age": {}}]}, "Observation.referenceRange[0]"),
+    (
+        "Observation",
+        {"valueQuantity": {"value": 1, "code": "mm"}},
+        "Observation.valueQuantity",
+    ),
+    (
+        "Observation",
+        {"valueRange": {"low": {"value": 2}, "high": {"value": 1}}},
+        "Observation.valueRange",
+    ),
+    (
+        "Observation",
+        {"valueRatio": {"numerator": {"value": 2}}},
+        "Observation.valueRatio",
+    ),
+    ("Observation", {"device": {"reference": "Patient/1"}}, "Observation.device"),
+    ("Patient", {"contact": [{"gender": "female"}]}, "Patient.contact[0]"),
+    ("Patient", {"gender": "F"}, "Patient.gender"),
+    ("Patient", {"telecom": [{"value": "1"}]}, "Patient.telecom[0]"),
+    ("Organization", {"active": True}, "Organization"),
+    (
+        "ServiceRequest",
+        {
+            "status": "active",
+            "intent": "order",
+            "subject": {"reference": "Patient/1"},
+            "orderDetail": [{"text": "x"}],
+        },
+        "ServiceRequest",
+    ),
+    (
+        "Task",
+        {
+            "status": "ready",
+            "intent": "order",
+            "authoredOn": "2026-11-21",
+            "lastModified": "2026-11-20",
+        },
+        "Task",
+    ),
+    ("Parameters", {"parameter": [{"name": "a"}]}, "Parameters.parameter[0]"),
+    ("Bundle", {"type": "transaction", "total": 1}, "Bundle"),
+    ("Bundle", {"type": "transaction", "entry": [{"fullUrl": "urn:a:b"}]}, "Bundle"),
+    (
+        "Bundle",
+        {
+            "type": "collection",
+            "entry": [{"resource": {"resourceType": "Patient", "gender": "F"}}],
+        },
+        "Bundle.entry[0].resource.gender",
+    ),
 ]
 
 ACCEPTED: list[dict[str, Any]] = [
     {},
     {"effectiveDateTime": "2026-11"},
     {
-        "contained": [{"resourceType": "Device", "id": "d"}],
-        "performer": [{"reference": "#d"}],
+        **containing(CONTAINED),
     },
+    {"contained": [CONTAINED | {"partOf": {"reference": "#"}}]},
+    {"_status": {"id": "s"}, "_conclusion": {"extension": [SPOKEN]}},
+    {"performer": [{"reference": "urn:uuid:da2873d0-1a8d-5090-a7de-a75944f34862"}]},
     narrative("<p>良性 <b>bold</b> &lt; 5 mm <a href='#top'>top</a></p>"),
     {"subject": {"identifier": {"value": "1"}}},
     {"subject": {"reference": "https://ehr.example/fhir/Patient/1/_history/2"}},
@@ -131,6 +275,16 @@ def test_each_fault_is_refused_with_the_element_at_fault() -> None:
             read_resource(report(**changes))
         named = [i.expression for i in refused.value.issues]
         assert expression in named, (changes, refused.value.issues)
+
+
+def test_each_broken_invariant_is_named_where_it_is_broken() -> None:
+    for kind, elements, expression in BROKEN:
+        resource = {"resourceType": kind, **elements}
+        if kind == "Observation":
+            resource |= {"status": "final", "code": CODE}
+        found = problems(resource)
+        named = [issue.expression or "" for issue in found]
+        assert any(n.startswith(expression) for n in named), (elements, found)
 
 
 def test_what_is_right_is_taken() -> None:
@@ -230,8 +384,23 @@ def bent(resource: Any, chance: random.Random) -> bytes:
     return json.dumps(resource).encode()
 
 
-async def test_thousands_of_broken_bodies_never_break_the_server(rig: Rig) -> None:
-    chance = random.Random(20261121)
+# How many bodies are sent; `make fuzz` sends more.
+CASES = int(os.environ.get("SONONODE_FUZZ", "400"))
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A good request that is sent with its body broken."""
+
+    method: str
+    path: str
+    resource: Any
+    role: Role
+    content_type: str = "application/fhir+json"
+
+
+async def seeds_of(rig: Rig) -> list[Seed]:
+    """Return one good request for each way in: create, update, patch, transaction."""
     entry = await rig.edited(rig.report_path, status="preliminary")
     margin = await rig.edited(f"/Observation/{rig.report_id}-l1-margin")
     size = await rig.edited(f"/Observation/{rig.report_id}-l1-size")
@@ -255,37 +424,76 @@ async def test_thousands_of_broken_bodies_never_break_the_server(rig: Rig) -> No
         "type": "transaction",
         "entry": [entry, margin, size, told, because(rig)],
     }
+    patch = [{"op": "replace", "path": "/status", "value": "preliminary"}]
+    path_patch = {
+        "resourceType": "Parameters",
+        "parameter": [
+            {
+                "name": "operation",
+                "part": [
+                    {"name": "type", "valueCode": "replace"},
+                    {"name": "path", "valueString": "DiagnosticReport.status"},
+                    {"name": "value", "valueCode": "preliminary"},
+                ],
+            }
+        ],
+    }
     doctor, ehr = Role.RADIOLOGIST, Role.EHR
     asked = make_subscription("http://127.0.0.1:9/hook")
-    requests: list[tuple[str, str, Any, Role]] = [
-        ("POST", "/Patient", patient, ehr),
-        ("POST", "/ServiceRequest", order, ehr),
-        ("POST", "/Subscription", asked, ehr),
-        ("PUT", rig.report_path, entry["resource"], doctor),
-        ("PUT", f"/{margin['request']['url']}", margin["resource"], doctor),
-        ("PUT", f"/{size['request']['url']}", size["resource"], doctor),
-        ("POST", "/Communication", told["resource"], doctor),
-        ("POST", "", bundle, doctor),
+    at, form = rig.report_path, "application/json-patch+json"
+    return [
+        Seed("POST", "/Patient", patient, ehr),
+        Seed("POST", "/ServiceRequest", order, ehr),
+        Seed("POST", "/Subscription", asked, ehr),
+        Seed("PUT", at, entry["resource"], doctor),
+        Seed("PUT", f"/{margin['request']['url']}", margin["resource"], doctor),
+        Seed("PUT", f"/{size['request']['url']}", size["resource"], doctor),
+        Seed("PATCH", at, patch, doctor, form),
+        Seed("PATCH", at, path_patch, doctor),
+        Seed("POST", "/Communication", told["resource"], doctor),
+        Seed("POST", "", bundle, doctor),
     ]
-    for _, _, resource, _ in requests:
-        seed = to_bytes(resource)
-        for number in range(500):
-            bad = bent(resource, chance) if number % 2 else mutated(seed, chance)
-            with contextlib.suppress(NodeError):
-                read_resource(bad)
+
+
+def broken(seed: Seed, chance: random.Random) -> tuple[bytes, str]:
+    """Return a body made wrong in one of four ways, and its Content-Type."""
+    whole = to_bytes(seed.resource)
+    match chance.randrange(4):
+        case 0:
+            return mutated(whole, chance), seed.content_type
+        case 1 if seed.content_type == "application/fhir+json":
+            xml = mutated(to_xml(parse(whole)), chance)
+            return xml, "application/fhir+xml"
+        case _:
+            return bent(seed.resource, chance), seed.content_type
+
+
+async def test_fuzzed_bodies_never_break_the_server(rig: Rig) -> None:
+    chance = random.Random(20261121)
+    seeds = await seeds_of(rig)
     statuses = set()
-    for _ in range(60):
-        for method, path, resource, role in requests:
-            version = 1
-            if method == "PUT":
-                version = (await rig.read(path))["meta"]["versionId"]
-            answer = await rig.ask(
-                method,
-                path,
-                bent(resource, chance),
-                role=role,
-                headers={"If-Match": f'W/"{version}"'},
-            )
-            assert answer.status < 500, (path, answer.raw)
-            statuses.add(answer.status)
+    for number in range(CASES):
+        seed = seeds[number % len(seeds)]
+        body, content_type = broken(seed, chance)
+        headers = {"Content-Type": content_type}
+        if seed.method != "POST":
+            version = (await rig.read(seed.path))["meta"]["versionId"]
+            headers["If-Match"] = f'W/"{version}"'
+        answer = await rig.ask(
+            seed.method, seed.path, body, role=seed.role, headers=headers
+        )
+        assert answer.status < 500, (number, seed.path, body, answer.raw)
+        if answer.status >= 400:
+            assert answer.body["resourceType"] == "OperationOutcome"
+        statuses.add(answer.status)
     assert {200, 201, 400, 422} <= statuses
+
+
+async def test_fuzzed_resources_are_judged_without_a_server(rig: Rig) -> None:
+    chance = random.Random(20261122)
+    for seed in await seeds_of(rig):
+        for _ in range(max(CASES, 200)):
+            body, content_type = broken(seed, chance)
+            with contextlib.suppress(NodeError):
+                xml = content_type == "application/fhir+xml"
+                read_resource(to_bytes(from_xml(body)) if xml else body)

@@ -116,8 +116,8 @@ CASES: list[tuple[str, int]] = [
     ("DiagnosticReport?imaging-study:ImagingStudy=2.25.3000", 1),
     ("DiagnosticReport?imaging-study={base}/ImagingStudy/2.25.3000", 1),
     ("DiagnosticReport?imaging-study=https://other.org/fhir/ImagingStudy/2.25.3000", 0),
-    ("DiagnosticReport?performer:Practitioner=model-1", 0),
-    ("DiagnosticReport?performer:Device=model-1", 3),
+    ("Observation?code=111005&device:Device=model-1", 6),
+    ("Observation?code=111005&performer:Practitioner=model-1", 0),
     ("DiagnosticReport?patient:identifier=urn:oid:2.25.41|M1", 1),
     ("DiagnosticReport?basedOn:identifier=A0", 1),
     ("ServiceRequest?subject:identifier=urn:ward-list|bed 7", 1),
@@ -343,7 +343,8 @@ async def test_what_is_referred_to_comes_along_as_far_as_was_asked(
 
     report_ = f"DiagnosticReport?_id={hospital.report_id}"
     assert await kinds(f"{report_}&_include=DiagnosticReport:subject") == {"Patient": 1}
-    assert await kinds(f"{report_}&_include=DiagnosticReport:performer:Device") == {
+    category = f"Observation?_id={hospital.report_id}-category"
+    assert await kinds(f"{category}&_include=Observation:device:Device") == {
         "Device": 1
     }
     assert await kinds(f"{report_}&_include=DiagnosticReport:subject:Device") == {}
