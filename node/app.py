@@ -56,6 +56,7 @@ from fhir.content.publish import index_older, publish_report, publish_study
 from fhir.rest.server import route_group as fhir_routes
 from fhir.security import registration
 from fhir.security.assertions import Keys
+from fhir.security.authorize import Desk
 from fhir.security.smart import Smart
 from fhir.settings import FhirSettings
 from fhir.subscriptions import hooks
@@ -566,7 +567,13 @@ def route_groups_of(
     key_hosts = frozenset(settings.fhir.key_hosts)
     throttle = server.throttle_of(store, review)
     keys = Keys(session, store.clock, key_hosts)
-    smart = Smart(store, settings.http.base_url, keys, throttle)
+    desk = Desk(
+        store,
+        settings.http.base_url,
+        throttle,
+        secure=settings.http.secure_cookies,
+    )
+    smart = Smart(store, settings.http.base_url, keys, desk)
     return [
         fhir_routes(store, fhir_settings, product_version()),
         *smart.route_groups(),

@@ -42,6 +42,9 @@ def add(
     redirect_uri: Annotated[
         list[str] | None, typer.Option(help="Where people return to it.")
     ] = None,
+    launch_url: Annotated[
+        str | None, typer.Option(help="Where the review page opens it on a report.")
+    ] = None,
 ) -> None:
     """Register a program and tell the client_id that it uses from now on."""
     from fhir.security.registration import register_client
@@ -60,6 +63,7 @@ def add(
                 jwks=_read(jwks),
                 jwks_uri=jwks_uri,
                 redirect_uris=redirect_uri or [],
+                launch_url=launch_url,
             )
             await _record(store, tx, "client-add", str(client.client_id))
         return str(client.client_id)
@@ -122,6 +126,62 @@ def rotate(client_id: str, jwks: _KEYS = None, jwks_uri: _KEYS_URI = None) -> No
 
     with_store(settings, work)
     console.print(f"{client_id}: new keys")
+
+
+@cli.command("grants")
+def list_grants() -> None:
+    """List what people have left to programs: who, which program, until when."""
+    from fhir.security.registration import shown_grant
+    from node.store import refreshes
+
+    async def work(store: "Store") -> list[tuple[refreshes.Family, str, str]]:
+        async with store.db.connection() as tx:
+            return await refreshes.list_families(tx, now=store.clock())
+
+    table = Table("grant_id", "program", "person", "scopes", "last used", "ends")
+    for row in with_store(read_settings(), work):
+        told = shown_grant(*row)
+        table.add_row(
+            *(told[k] for k in ("grant_id", "program", "person", "scopes")),
+            told["used"][:16],
+            told["ends"][:16],
+        )
+    console.print(table)
+
+
+@cli.command("end-grant")
+def end_grant(grant_id: str) -> None:
+    """Take back what a person has left to a program."""
+    from node.store import refreshes
+
+    async def work(store: "Store") -> None:
+        async with store.db.transaction() as tx:
+            await refreshes.end(tx, grant_id)
+            await _record(store, tx, "grant-end", grant_id)
+
+    with_store(read_settings(), work)
+    console.print(f"{grant_id}: ended")
+
+
+@cli.command("new-signing-key")
+def new_signing_key(
+    drop: Annotated[
+        bool, typer.Option("--drop", help="The old one is not shown any more.")
+    ] = False,
+) -> None:
+    """Sign id_tokens with a new key; the node does it by itself every 90 days."""
+    from fhir.security.openid import new_key
+    from node.store import signing
+
+    async def work(store: "Store") -> str:
+        async with store.db.transaction() as tx:
+            key = await signing.renew(tx, store, new_key())
+            if drop:
+                await signing.forget_earlier(tx)
+            await _record(store, tx, "signing-key", key.kid)
+        return key.kid
+
+    console.print(f"signing with {with_store(read_settings(), work)}", soft_wrap=True)
 
 
 def _read(path: Path | None) -> str | None:

@@ -33,7 +33,7 @@ from node.http import (
     read_json_object,
     set_session_cookie,
 )
-from node.store import audit, people, studies
+from node.store import audit, people, refreshes, studies
 from node.store.people import SessionKind, User
 from node.store.store import Store
 from node.throttle import Throttle
@@ -271,6 +271,7 @@ class _SignIn:
         token = request.cookies.get(SESSION_COOKIE, "")
         async with store.db.transaction() as tx:
             await people.close_session(tx, token)
+            await refreshes.end_online(tx, UUID(identity(request).user_id))
             await _record(store, tx, identity(request), "logout", "session")
         request.app[KNOWN_CALLERS].forget(token)
         response = web.Response(status=204)

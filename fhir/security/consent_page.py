@@ -1,40 +1,101 @@
 """The page on which a person lets a program act for her: no script, one form."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from aiohttp import hdrs, web
 
+from fhir.security.patients import Choice, Choices
+
+SIGN_ON_PATH = "/auth/oidc/start"
 _WORDS = {
     "zh": {
         "title": "授权第三方程序",
         "asks": "请求以您的身份读取或修改以下数据:",
+        "openid": "您的身份：账号编号与医师记录",
+        "online_access": "在您当班期间（最长 12 小时）无需再次登录",
+        "offline_access": "您离开后仍可使用（最长 90 天，管理员可随时收回）",
         "back": "完成后将返回",
         "login": "登录名",
         "password": "密码",
         "allow": "登录并同意",
+        "agree": "同意",
         "deny": "拒绝",
         "wrong": "登录名或密码错误。",
+        "person": "当前登录：",
+        "other": "换一个账号",
+        "sign_on": "使用医院统一身份登录",
+        "pick": "选择患者",
+        "pick_lead": "该程序只能看到您选择的这一位患者。",
+        "accession": "检查号",
+        "find": "查找",
+        "none": "没有符合的患者。",
+        "male": "男",
+        "female": "女",
     },
     "en": {
         "title": "Let a program act for you",
         "asks": "asks to read or change in your name:",
+        "openid": "who you are: the id of your account and your Practitioner",
+        "online_access": "to go on without asking while you are at work"
+        " (12 hours at most)",
+        "offline_access": "to go on when you have left (90 days at most; an"
+        " administrator can end it at any time)",
         "back": "Afterwards you return to",
         "login": "Login",
         "password": "Password",
         "allow": "Sign in and allow",
+        "agree": "Allow",
         "deny": "Refuse",
         "wrong": "Wrong login or password.",
+        "person": "Signed in as",
+        "other": "Use another account",
+        "sign_on": "Sign in with the hospital's account",
+        "pick": "Choose a patient",
+        "pick_lead": "The program will see this one patient only.",
+        "accession": "Accession number",
+        "find": "Find",
+        "none": "No patient fits.",
+        "male": "male",
+        "female": "female",
     },
 }
 _STYLE = """
 body { background: #14171c; color: #e8eaee; font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 28rem; margin: 10vh auto; }
-label, input, button { display: block; width: 100%; box-sizing: border-box; }
-input, button { margin: .25rem 0 1rem; padding: .6rem; font: inherit; }
+main { max-width: 28rem; margin: 10vh auto; padding: 0 1rem; }
+label, input, button, .button { display: block; width: 100%; box-sizing: border-box; }
+input, button, .button { margin: .25rem 0 1rem; padding: .6rem; font: inherit; }
+.button { background: #2b5fb3; color: #fff; text-align: center; border-radius: 3px; }
+.button, .button:visited { text-decoration: none; }
 .fault { color: #ffb4a8; }
+.patients { list-style: none; padding: 0; }
+.patients button { text-align: start; margin: 0 0 .4rem; }
+.patients span { display: inline-block; margin-inline-end: 1em; }
+:focus-visible { outline: 3px solid #8ab4ff; outline-offset: 2px; }
 """
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What stands on the page; `fields` come back with the form.
+
+    `person` is who has signed in already; `choices` makes it the page on which she
+    picks a patient.
+    """
+
+    client: str
+    host: str
+    scopes: Sequence[str]
+    beside: Sequence[str]
+    fields: Mapping[str, str]
+    redirect_uri: str
+    wrong: bool = False
+    person: str | None = None
+    sign_on: bool = False
+    passwords: bool = True
+    choices: Choices | None = None
 
 
 async def style(_: web.Request) -> web.Response:
@@ -42,44 +103,24 @@ async def style(_: web.Request) -> web.Response:
     return web.Response(text=_STYLE, content_type="text/css")
 
 
-def render(
-    request: web.Request,
-    *,
-    client: str,
-    host: str,
-    scopes: Sequence[str],
-    fields: Mapping[str, str],
-    redirect_uri: str,
-    wrong: bool,
-) -> web.Response:
-    """Return the page; `fields` come back with the form, she returns to `host`."""
+def render(request: web.Request, shown: Shown) -> web.Response:
+    """Return the page in the language of the browser."""
     accepted = request.headers.get(hdrs.ACCEPT_LANGUAGE, "zh")
     language = "en" if accepted.strip().lower().startswith("en") else "zh"
     words = _WORDS[language]
-    kept = "".join(
-        f'<input type="hidden" name="{escape(n)}" value="{escape(v)}">'
-        for n, v in fields.items()
-    )
-    wanted = "".join(f"<li><code>{escape(scope)}</code></li>" for scope in scopes)
-    fault = f'<p class="fault" role="alert">{words["wrong"]}</p>' if wrong else ""
+    picking = shown.choices is not None
+    body = _picker(words, shown) if picking else _consent(words, shown)
+    title = words["pick" if picking else "title"]
     page = f"""<!doctype html>
 <html lang="{"zh-CN" if language == "zh" else "en"}"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{words["title"]}</title>
+<title>{title}</title>
 <link rel="stylesheet" href="/auth/authorize.css"></head><body><main>
-<h1>{words["title"]}</h1>
-<p><strong>{escape(client)}</strong> {words["asks"]}</p><ul>{wanted}</ul>
-<p>{words["back"]} <strong>{escape(host)}</strong>.</p>{fault}
-<form method="post" action="/auth/authorize">{kept}
-<label>{words["login"]}
-<input name="login" autocomplete="username" spellcheck="false"></label>
-<label>{words["password"]}
-<input name="password" type="password" autocomplete="current-password"></label>
-<button name="decision" value="allow">{words["allow"]}</button>
-<button name="decision" value="deny">{words["deny"]}</button>
-</form></main></body></html>"""
+<h1>{title}</h1>
+{body}
+</main></body></html>"""
     # A browser holds the way back after the form against form-action, too.
-    target = urlsplit(redirect_uri)
+    target = urlsplit(shown.redirect_uri)
     policy = (
         "default-src 'none'; style-src 'self'; base-uri 'none'; frame-ancestors 'none';"
         f" form-action 'self' {target.scheme}://{target.netloc}"
@@ -87,6 +128,75 @@ def render(
     return web.Response(
         text=page,
         content_type="text/html",
-        status=401 if wrong else 200,
+        status=401 if shown.wrong else 200,
         headers={"Content-Security-Policy": policy},
     )
+
+
+def _consent(words: Mapping[str, str], shown: Shown) -> str:
+    wanted = [f"<code>{escape(scope)}</code>" for scope in shown.scopes]
+    wanted += [words[word] for word in shown.beside]
+    asked = "".join(f"<li>{item}</li>" for item in wanted)
+    fault = f'<p class="fault" role="alert">{words["wrong"]}</p>' if shown.wrong else ""
+    return f"""<p><strong>{escape(shown.client)}</strong> {words["asks"]}</p>
+<ul>{asked}</ul>
+<p>{words["back"]} <strong>{escape(shown.host)}</strong>.</p>{fault}
+{_sign_on(words, shown)}{_form(shown, _who(words, shown))}"""
+
+
+def _who(words: Mapping[str, str], shown: Shown) -> str:
+    deny = f'<button name="decision" value="deny">{words["deny"]}</button>'
+    if shown.person is not None:
+        return f"""<p>{words["person"]} <strong>{escape(shown.person)}</strong></p>
+<button name="decision" value="allow">{words["agree"]}</button>{deny}
+<button name="decision" value="other">{words["other"]}</button>"""
+    if not shown.passwords:
+        return deny
+    return f"""<label>{words["login"]}
+<input name="login" autocomplete="username" spellcheck="false"></label>
+<label>{words["password"]}
+<input name="password" type="password" autocomplete="current-password"></label>
+<button name="decision" value="allow">{words["allow"]}</button>{deny}"""
+
+
+def _sign_on(words: Mapping[str, str], shown: Shown) -> str:
+    if not shown.sign_on or shown.person is not None:
+        return ""
+    back = f"/auth/authorize?{urlencode(shown.fields)}"
+    href = escape(f"{SIGN_ON_PATH}?{urlencode({'back': back})}")
+    return f'<a class="button" href="{href}">{words["sign_on"]}</a>'
+
+
+def _picker(words: Mapping[str, str], shown: Shown) -> str:
+    found = shown.choices or Choices(())
+    rows = "".join(_row(words, choice) for choice in found.rows)
+    listed = f'<ul class="patients">{rows}</ul>' if rows else f"<p>{words['none']}</p>"
+    searched = f"""<label>{words["accession"]}
+<input name="accession" value="{escape(found.accession)}" spellcheck="false"></label>
+<button name="decision" value="allow">{words["find"]}</button>"""
+    deny = f'<button name="decision" value="deny">{words["deny"]}</button>'
+    return f"""<p><strong>{escape(shown.client)}</strong> — {words["pick_lead"]}</p>
+{_form(shown, searched)}{_form(shown, f"{listed}{deny}")}"""
+
+
+def _row(words: Mapping[str, str], choice: Choice) -> str:
+    told = (
+        choice.name,
+        words.get(choice.gender, ""),
+        choice.age,
+        choice.examined,
+        choice.accession,
+    )
+    parts = "".join(f"<span>{escape(part)}</span>" for part in told if part)
+    return (
+        f'<li><button name="patient" value="{escape(choice.patient_id)}">'
+        f"{parts}</button></li>"
+    )
+
+
+def _form(shown: Shown, inside: str) -> str:
+    kept = "".join(
+        f'<input type="hidden" name="{escape(n)}" value="{escape(v)}">'
+        for n, v in shown.fields.items()
+    )
+    return f'<form method="post" action="/auth/authorize">{kept}{inside}</form>'

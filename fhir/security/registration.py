@@ -13,17 +13,18 @@ from fhir.security.scoping import understood
 from node.domain.access import Action, Identity, Role
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
-from node.domain.scopes import read_scope
-from node.http import RouteGroup, identity, read_json_object
-from node.store import audit, clients
+from node.domain.scopes import BESIDE, read_scope
+from node.http import KNOWN_CALLERS, RouteGroup, identity, read_json_object
+from node.store import audit, clients, refreshes
 from node.store.clients import Client
+from node.store.refreshes import Family
 
 if TYPE_CHECKING:
     from node.store.store import Store
 
 
 def route_group(store: "Store", key_hosts: frozenset[str]) -> RouteGroup:
-    """Return /auth/clients, for administrators."""
+    """Return /auth/clients and /auth/grants, for administrators."""
     desk = _Desk(store, key_hosts)
     return RouteGroup(
         "/auth",
@@ -32,6 +33,8 @@ def route_group(store: "Store", key_hosts: frozenset[str]) -> RouteGroup:
             web.post("/auth/clients", desk.register),
             web.post("/auth/clients/{id}/disable", desk.disable),
             web.post("/auth/clients/{id}/keys", desk.rotate),
+            web.get("/auth/grants", desk.list_grants),
+            web.delete("/auth/grants/{id}", desk.end_grant),
         ],
     )
 
@@ -65,6 +68,7 @@ class _Desk:
                 jwks=None if jwks is None else json.dumps(jwks),
                 jwks_uri=_text_or_none(told.get("jwks_uri")),
                 redirect_uris=_texts(told.get("redirect_uris")),
+                launch_url=_text_or_none(told.get("launch_url")),
             )
             await self._record(tx, caller, "client-add", str(client.client_id))
         return web.json_response(shown(client), status=201)
@@ -77,6 +81,7 @@ class _Desk:
         async with self._store.db.transaction() as tx:
             await clients.disable(tx, client_id, now=self._store.clock())
             await self._record(tx, caller, "client-disable", client_id)
+        request.app[KNOWN_CALLERS].forget_all()
         return web.Response(status=204)
 
     async def rotate(self, request: web.Request) -> web.Response:
@@ -94,6 +99,25 @@ class _Desk:
                 jwks_uri=_text_or_none(told.get("jwks_uri")),
             )
             await self._record(tx, caller, "client-rotate", client_id)
+        request.app[KNOWN_CALLERS].forget_all()
+        return web.Response(status=204)
+
+    async def list_grants(self, request: web.Request) -> web.Response:
+        """List what people have left to programs: refresh tokens, by family."""
+        identity(request).require(Action.MANAGE_USERS)
+        async with self._store.db.connection() as tx:
+            found = await refreshes.list_families(tx, now=self._store.clock())
+        return web.json_response([shown_grant(*row) for row in found])
+
+    async def end_grant(self, request: web.Request) -> web.Response:
+        """Take back what a person has left to a program."""
+        caller = identity(request)
+        caller.require(Action.MANAGE_USERS)
+        family_id = request.match_info["id"]
+        async with self._store.db.transaction() as tx:
+            await refreshes.end(tx, family_id)
+            await self._record(tx, caller, "grant-end", family_id)
+        request.app[KNOWN_CALLERS].forget_all()
         return web.Response(status=204)
 
     async def _record(
@@ -117,10 +141,13 @@ async def register_client(
     jwks: str | None = None,
     jwks_uri: str | None = None,
     redirect_uris: Sequence[str] = (),
+    launch_url: str | None = None,
 ) -> Client:
     """Store a program after all about it was looked at; INVALID names a fault."""
     _check_keys(jwks, jwks_uri, key_hosts)
     for scope in scopes.split():
+        if scope in BESIDE:
+            continue
         if not understood(read_scope(scope)):
             raise NodeError(
                 f"the node cannot hold resources against {scope}",
@@ -134,6 +161,12 @@ async def register_client(
                 ErrorKind.INVALID,
                 expression="redirect_uris",
             )
+    if launch_url is not None and not _may_redirect(launch_url):
+        raise NodeError(
+            "a launch address is https, or http on this machine",
+            ErrorKind.INVALID,
+            expression="launch_url",
+        )
     return await clients.register(
         tx,
         name=name,
@@ -143,6 +176,7 @@ async def register_client(
         jwks=jwks,
         jwks_uri=jwks_uri,
         redirect_uris=redirect_uris,
+        launch_url=launch_url,
     )
 
 
@@ -167,8 +201,36 @@ def shown(client: Client) -> dict[str, Any]:
         "roles": sorted(role.value for role in client.roles),
         "scopes": client.scopes,
         "keys": client.jwks_uri or ("registered" if client.jwks else "none"),
+        "fingerprints": fingerprints(client),
         "redirect_uris": list(client.redirect_uris),
+        "launch_url": client.launch_url,
+        "last_used": client.last_used_at and client.last_used_at.isoformat(),
         "disabled": client.disabled,
+    }
+
+
+def fingerprints(client: Client) -> list[dict[str, str]]:
+    """Return kid, kind and RFC 7638 thumbprint of each key that is registered."""
+    if client.jwks is None:
+        return []
+    return [
+        {"kid": str(key.kid), "kind": str(key.key_type), "sha256": key.thumbprint()}
+        for key in read_jwks(client.jwks).keys
+    ]
+
+
+def shown_grant(family: Family, program: str, person: str) -> dict[str, Any]:
+    """Return what a person has left to a program as administrators see it."""
+    return {
+        "grant_id": str(family.family_id),
+        "client_id": str(family.client_id),
+        "program": program,
+        "person": Identity("", frozenset(), person).shown,
+        "scopes": family.scopes,
+        "offline": family.offline,
+        "begun": family.begun_at.isoformat(),
+        "used": family.used_at.isoformat(),
+        "ends": family.expires_at.isoformat(),
     }
 
 

@@ -7,23 +7,14 @@ granted what is asked for, registered and permitted to the roles; nothing else.
 What exactly was wrong stands in the audit trail: the caller gets RFC 6749's word.
 """
 
-import hashlib
-import hmac
-import re
-from base64 import urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode, urlsplit
 from uuid import UUID
 
 from aiohttp import hdrs, web
 
-from fhir.encoding.wire import parse
-from fhir.security import consent_page
-from fhir.security.access import PERMITS, permits
+from fhir.security import openid
 from fhir.security.assertions import (
     ALGORITHMS,
     TYPE,
@@ -32,68 +23,48 @@ from fhir.security.assertions import (
     claimed_client,
     verify,
 )
-from fhir.security.scoping import understood
-from node.domain.access import Action, Identity
-from node.domain.audit import AuditEntry, Outcome
-from node.domain.errors import ErrorKind, NodeError
-from node.domain.scopes import Context, Scope, Scopes, grant, read_scopes
-from node.http import KNOWN_CALLERS, RouteGroup, identity, read_json_object
-from node.store import audit, clients, people, resources
-from node.store.clients import Client, Code
-from node.store.people import User
+from fhir.security.authorize import Desk, proves
+from fhir.security.oauth import (
+    OAuthError,
+    granted,
+    narrowed,
+    read_form,
+    record,
+    record_refusal,
+    told,
+)
+from node.domain.scopes import (
+    BESIDE,
+    OFFLINE,
+    ONLINE,
+    OPENID,
+    Context,
+    Scopes,
+    read_scopes,
+)
+from node.http import KNOWN_CALLERS, RouteGroup
+from node.store import clients, people, refreshes
+from node.store.clients import Client
 from node.throttle import Throttle
 
 if TYPE_CHECKING:
+    from node.store.database import Transaction
     from node.store.store import Store
 
-_FORM = "application/x-www-form-urlencoded"
-_MAX_FORM = 32_768
-_VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
-_CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")
-_LAUNCH = "launch"
 _ATTEMPTS = 20
 _ATTEMPTS_FROM_ONE_ADDRESS = 100
 _WINDOW = timedelta(minutes=5)
-
-
-class OAuthError(Exception):
-    """A request that fails in the words of RFC 6749 5.2; `reason` is for the audit."""
-
-    def __init__(self, code: str, reason: str = "", status: int = 400) -> None:
-        super().__init__(code)
-        self.code = code
-        self.reason = reason or code
-        self.status = status
 
 
 def _invalid_client(reason: str) -> OAuthError:
     return OAuthError("invalid_client", reason, 401)
 
 
-@dataclass(frozen=True)
-class _Ask:
-    """A request at /auth/authorize that could be answered with a code."""
-
-    client: Client
-    redirect_uri: str
-    state: str
-    scope: str
-    challenge: str
-    launch: str
-
-    def back(self, **answer: str) -> web.HTTPSeeOther:
-        """Return the way back to the program, with `answer` (RFC 6749 4.1.2)."""
-        if self.state:
-            answer["state"] = self.state
-        glue = "&" if "?" in self.redirect_uri else "?"
-        return web.HTTPSeeOther(f"{self.redirect_uri}{glue}{urlencode(answer)}")
-
-
 class Smart:
     """Answers for all programs; one instance serves a process.
 
-    `root_url` is the node as others see it. `people_throttle` counts passwords,
-    wherever they are typed.
+    `root_url` is the node as others see it; at `desk` people agree to what programs
+    that they use may do.
     """
 
     def __init__(
@@ -101,12 +72,12 @@ class Smart:
         store: "Store",
         root_url: str,
         keys: Keys,
-        people_throttle: Throttle,
+        desk: Desk,
     ) -> None:
         self._store = store
         self._root = root_url.rstrip("/")
         self._keys = keys
-        self._people_throttle = people_throttle
+        self._desk = desk
         self._throttle = Throttle(
             store.clock, _ATTEMPTS, _ATTEMPTS_FROM_ONE_ADDRESS, _WINDOW
         )
@@ -115,8 +86,9 @@ class Smart:
     def grants(self) -> Mapping[str, Callable[[web.Request], Awaitable[web.Response]]]:
         """Return what answers at /auth/token, by grant_type."""
         return {
-            "client_credentials": _told(self.client_credentials),
-            "authorization_code": _told(self.authorization_code),
+            "client_credentials": told(self.client_credentials),
+            "authorization_code": told(self.authorization_code),
+            "refresh_token": told(self.refresh_token),
         }
 
     def route_groups(self) -> list[RouteGroup]:
@@ -125,35 +97,42 @@ class Smart:
             web.get("/fhir/.well-known/smart-configuration", self.configuration),
             web.get("/.well-known/smart-configuration", self.configuration),
             web.get("/.well-known/oauth-authorization-server", self.configuration),
-            web.get("/auth/authorize", _told(self.ask)),
-            web.get("/auth/authorize.css", consent_page.style),
-            web.post("/auth/authorize", _told(self.decide)),
-            web.post("/auth/introspect", _told(self.introspect)),
-            web.post("/auth/revoke", _told(self.revoke)),
+            web.get("/.well-known/openid-configuration", self.configuration),
+            web.get(openid.KEYS_PATH, self.keys),
+            web.post("/auth/introspect", told(self.introspect)),
+            web.post("/auth/revoke", told(self.revoke)),
         ]
         return [
             RouteGroup("/auth", known, public=frozenset(r.path for r in known)),
-            RouteGroup("/auth", [web.post("/auth/launches", self.launch)]),
+            *self._desk.route_groups(),
         ]
 
     # --- discovery ----------------------------------------------------------------
 
     async def configuration(self, _: web.Request) -> web.Response:
-        """Answer SMART discovery (SMART 2.2, RFC 8414); needs no caller."""
+        """Answer discovery (SMART 2.2, RFC 8414, OpenID Connect); needs no caller."""
         body = {
             "issuer": self._root,
             "authorization_endpoint": f"{self._root}/auth/authorize",
             "token_endpoint": self._token_url,
             "introspection_endpoint": f"{self._root}/auth/introspect",
             "revocation_endpoint": f"{self._root}/auth/revoke",
+            "jwks_uri": f"{self._root}{openid.KEYS_PATH}",
             "token_endpoint_auth_methods_supported": ["private_key_jwt", "none"],
             "token_endpoint_auth_signing_alg_values_supported": list(ALGORITHMS),
-            "grant_types_supported": ["authorization_code", "client_credentials"],
+            "grant_types_supported": [
+                "authorization_code",
+                "client_credentials",
+                "refresh_token",
+            ],
+            "subject_types_supported": ["public"],
+            "id_token_signing_alg_values_supported": [openid.ALGORITHM],
+            "claims_supported": ["sub", "fhirUser", "auth_time", "nonce"],
             "response_types_supported": ["code"],
             "code_challenge_methods_supported": ["S256"],
             "authorization_response_iss_parameter_supported": True,
             "scopes_supported": [
-                _LAUNCH,
+                *BESIDE,
                 *(f"{c.value}/*.cruds" for c in (Context.SYSTEM, Context.USER)),
                 "patient/*.rs",
             ],
@@ -163,6 +142,10 @@ class Smart:
                 "client-public",
                 "client-confidential-asymmetric",
                 "context-ehr-patient",
+                "context-standalone-patient",
+                "sso-openid-connect",
+                "permission-offline",
+                "permission-online",
                 "permission-patient",
                 "permission-user",
                 "permission-v1",
@@ -170,6 +153,10 @@ class Smart:
             ],
         }
         return web.json_response(body)
+
+    async def keys(self, _: web.Request) -> web.Response:
+        """Answer the keys that sign id_tokens; needs no caller."""
+        return await openid.keys(self._store)
 
     @property
     def _token_url(self) -> str:
@@ -179,58 +166,159 @@ class Smart:
 
     async def client_credentials(self, request: web.Request) -> web.Response:
         """Grant a program a token for itself (SMART Backend Services)."""
-        form = await _form(request)
+        form = await read_form(request)
         client = await self._authenticated(request, form)
-        granted = _granted(
+        found = granted(
             client, client.identity, form.get("scope", ""), {Context.SYSTEM}
         )
-        if not granted:
+        if not found:
             raise OAuthError("invalid_scope")
-        scopes, now = Scopes(granted), self._store.clock()
+        scopes, now = Scopes(found), self._store.clock()
         async with self._store.db.transaction() as tx:
             token = await clients.open_token(tx, client.client_id, scopes, now=now)
-            await self._record(tx, client.identity, "token client_credentials", scopes)
+            await record(
+                self._store, tx, client.identity, "token client_credentials", scopes
+            )
         return _token_response(token, str(scopes), clients.SYSTEM_LIFETIME)
 
     async def authorization_code(self, request: web.Request) -> web.Response:
         """Exchange a code for a token that acts for a person (RFC 7636)."""
-        form = await _form(request)
+        form = await read_form(request)
         client = await self._authenticated(request, form, public=True)
         secret, now = form.get("code", ""), self._store.clock()
         async with self._store.db.transaction() as tx:
             code = await clients.redeem_code(tx, client.client_id, secret, now=now)
         if code is None or code.redirect_uri != form.get("redirect_uri"):
             raise OAuthError("invalid_grant", "code")
-        if not _proves(form.get("code_verifier", ""), code.challenge):
+        if not proves(form.get("code_verifier", ""), code.challenge):
             raise OAuthError("invalid_grant", "code_verifier")
-        patient = code.context.get("patient")
-        scopes = Scopes(read_scopes(code.scopes), patient)
+        scopes = Scopes(read_scopes(code.scopes), code.context.get("patient"))
+        also = code.about.get("also", ())
+        body = dict(code.context)
         async with self._store.db.transaction() as tx:
-            token = await clients.open_token(
+            family_id = None
+            if {OFFLINE, ONLINE} & set(also):
+                family, body["refresh_token"] = await refreshes.begin(
+                    tx,
+                    client.client_id,
+                    code.user_id,
+                    code=secret,
+                    scopes=str(scopes),
+                    patient_id=scopes.patient_id,
+                    about={**code.about, "context": code.context},
+                    offline=OFFLINE in also,
+                    now=now,
+                )
+                family_id = family.family_id
+            token = await self._open(
+                tx, client, code.user_id, scopes, code.about, body, secret, family_id
+            )
+        return _token_response(token, body.pop("scope"), clients.USER_LIFETIME, body)
+
+    async def refresh_token(self, request: web.Request) -> web.Response:
+        """Give the next tokens for a refresh token (RFC 6749 6), which is spent.
+
+        What the program is registered for and what the person may do are looked at
+        anew: a token never opens more than either opens today.
+        """
+        form = await read_form(request)
+        client = await self._authenticated(request, form, public=True)
+        now, body = self._store.clock(), {}
+        async with self._store.db.transaction() as tx:
+            renewed = await refreshes.renew(
+                tx, client.client_id, form.get("refresh_token", ""), now=now
+            )
+            if renewed is not None:
+                family, body["refresh_token"] = renewed
+                token = await self._renewed(tx, client, family, form.get("scope"), body)
+        # A token that came twice has ended its family, and that is kept.
+        if renewed is None:
+            await record_refusal(self._store, str(client.client_id), "refresh-token")
+            request.app[KNOWN_CALLERS].forget_all()
+            raise OAuthError("invalid_grant", "refresh-token")
+        return _token_response(token, body.pop("scope"), clients.USER_LIFETIME, body)
+
+    async def _renewed(
+        self,
+        tx: "Transaction",
+        client: Client,
+        family: refreshes.Family,
+        asked: str | None,
+        body: dict[str, Any],
+    ) -> str:
+        """Return the next access token of a family, for all of it or what is asked."""
+        person = await people.find(tx, family.user_id)
+        wanted = family.scopes if asked is None else narrowed(asked, family.scopes)
+        contexts = {Context.USER, Context.PATIENT}
+        found = person and granted(client, person.identity, wanted, contexts)
+        if not found:
+            raise OAuthError("invalid_scope")
+        body |= family.about.get("context", {})
+        about = {name: told for name, told in family.about.items() if name != "nonce"}
+        scopes = Scopes(found, family.patient_id)
+        return await self._open(
+            tx,
+            client,
+            family.user_id,
+            scopes,
+            about,
+            body,
+            family_id=family.family_id,
+        )
+
+    async def _open(
+        self,
+        tx: "Transaction",
+        client: Client,
+        user_id: UUID,
+        scopes: Scopes,
+        about: Mapping[str, Any],
+        body: dict[str, Any],
+        code: str | None = None,
+        family_id: UUID | None = None,
+    ) -> str:
+        """Return an access token for a person; `body` is told what comes with it."""
+        now = self._store.clock()
+        token = await clients.open_token(
+            tx,
+            client.client_id,
+            scopes,
+            now=now,
+            user_id=user_id,
+            code=code,
+            family_id=family_id,
+        )
+        opened = await clients.find_token(tx, token, now=now)
+        if opened is None:
+            raise OAuthError("invalid_grant", "account")
+        person, also = opened.identity, about.get("also", ())
+        body["scope"] = " ".join([*also, str(scopes)])
+        if OPENID in also:
+            body["id_token"] = await openid.id_token(
                 tx,
-                client.client_id,
-                scopes,
-                now=now,
-                user_id=code.user_id,
-                code=secret,
+                self._store,
+                issuer=self._root,
+                client_id=client.client_id,
+                person=person,
+                about=about,
             )
-            opened = await clients.find_token(tx, token, now=now)
-            if opened is None:
-                raise OAuthError("invalid_grant", "account")
-            await self._record(
-                tx, opened.identity, "token authorization_code", scopes, client
-            )
-        told = f"{_LAUNCH} {scopes}" if code.context else str(scopes)
-        return _token_response(token, told, clients.USER_LIFETIME, code.context)
+        how = "authorization_code" if code else "refresh_token"
+        await record(self._store, tx, person, f"token {how}", scopes, client)
+        return token
 
     async def introspect(self, request: web.Request) -> web.Response:
         """Tell a program what one of its own tokens opens (RFC 7662)."""
-        form = await _form(request)
+        form = await read_form(request)
         client = await self._authenticated(request, form)
         async with self._store.db.connection() as tx:
             found = await clients.find_token(
                 tx, form.get("token", ""), now=self._store.clock()
             )
+            kept = await refreshes.find(
+                tx, client.client_id, form.get("token", ""), now=self._store.clock()
+            )
+        if kept is not None:
+            return web.json_response(self._introspected(kept))
         if found is None or found.client_id != client.client_id:
             return web.json_response({"active": False})
         scopes = found.identity.scopes
@@ -248,16 +336,30 @@ class Smart:
             body["patient"] = scopes.patient_id
         return web.json_response(body)
 
+    def _introspected(self, kept: refreshes.Family) -> dict[str, Any]:
+        also = kept.about.get("also", ())
+        body = {
+            "active": True,
+            "client_id": str(kept.client_id),
+            "sub": str(kept.user_id),
+            "scope": " ".join([*also, kept.scopes]),
+            "iat": int(kept.begun_at.timestamp()),
+            "exp": int(kept.expires_at.timestamp()),
+            "iss": self._root,
+        }
+        return body if kept.patient_id is None else body | {"patient": kept.patient_id}
+
     async def revoke(self, request: web.Request) -> web.Response:
         """Take back a token of the program that asks (RFC 7009); always 200."""
-        form = await _form(request)
+        form = await read_form(request)
         client = await self._authenticated(request, form, public=True)
         if not form.get("token"):
             raise OAuthError("invalid_request", "token")
         async with self._store.db.transaction() as tx:
             await clients.close_token(tx, client.client_id, form["token"])
-            await self._record(tx, client.identity, "revoke token")
-        request.app[KNOWN_CALLERS].forget(form["token"])
+            await refreshes.end_of_token(tx, client.client_id, form["token"])
+            await record(self._store, tx, client.identity, "revoke token")
+        request.app[KNOWN_CALLERS].forget_all()
         return web.Response(status=200)
 
     async def _authenticated(
@@ -280,9 +382,11 @@ class Smart:
             else:
                 client = await self._proven(assertion, form)
         except OAuthError as error:
-            await self._record_refusal(name, error.reason)
+            await record_refusal(self._store, name, error.reason)
             raise
         self._throttle.succeeded(name, address)
+        async with self._store.db.transaction() as tx:
+            await clients.note_use(tx, client.client_id, now=self._store.clock())
         return client
 
     async def _public(self, client_id: str) -> Client | None:
@@ -319,237 +423,18 @@ class Smart:
             raise _invalid_client("jti-replay")
         return client
 
-    # --- what people agree to -----------------------------------------------------
-
-    async def ask(self, request: web.Request) -> web.Response:
-        """Show who asks for what; the person signs in and agrees or does not."""
-        ask = await self._read_ask(request.query)
-        return self._page(request, ask, request.query)
-
-    async def decide(self, request: web.Request) -> web.Response:
-        """Send the person back to the program, with a code if she agreed.
-
-        She signs in on this very page: no cookie is looked at, so that no other
-        site can agree in her name.
-        """
-        form = await _form(request)
-        ask = await self._read_ask(form)
-        if form.get("decision") != "allow":
-            raise ask.back(error="access_denied", iss=self._root)
-        user = await self._signed_in(request, form)
-        if user is None:
-            return self._page(request, ask, form, wrong=True)
-        context: dict[str, Any] = {}
-        now = self._store.clock()
-        async with self._store.db.transaction() as tx:
-            if ask.launch:
-                found = await clients.spend_launch(
-                    tx, user.user_id, ask.launch, now=now
-                )
-                context = dict(found or {})
-        if _LAUNCH in ask.scope.split() and not context:
-            raise ask.back(error="invalid_request", iss=self._root)
-        for_whom = {Context.USER} | ({Context.PATIENT} if context else set())
-        granted = _granted(ask.client, user.identity, ask.scope, for_whom)
-        if not granted:
-            raise ask.back(error="invalid_scope", iss=self._root)
-        scopes = Scopes(granted, context.get("patient"))
-        code = Code(user.user_id, ask.redirect_uri, ask.challenge, str(scopes), context)
-        async with self._store.db.transaction() as tx:
-            secret = await clients.write_code(tx, ask.client.client_id, code, now=now)
-            await self._record(
-                tx, user.identity, "authorize client", scopes, ask.client
-            )
-        raise ask.back(code=secret, iss=self._root)
-
-    async def _read_ask(self, told: Mapping[str, str]) -> _Ask:
-        """Return what a program asks; it hears of a fault when its address is known.
-
-        Raises INVALID, told to the person, when client or address are not ours:
-        nobody is sent to an address that was not registered.
-        """
-        async with self._store.db.connection() as tx:
-            client = await clients.find(tx, told.get("client_id", ""))
-        redirect_uri = told.get("redirect_uri", "")
-        if client is None or redirect_uri not in client.redirect_uris:
-            raise NodeError(
-                "this program or its address is not registered here", ErrorKind.INVALID
-            )
-        ask = _Ask(
-            client,
-            redirect_uri,
-            told.get("state", "")[:512],
-            told.get("scope", ""),
-            told.get("code_challenge", ""),
-            told.get("launch", "")[:128],
-        )
-        if told.get("response_type") != "code":
-            raise ask.back(error="unsupported_response_type", iss=self._root)
-        proof = told.get("code_challenge_method") == "S256"
-        aud = told.get("aud", "").rstrip("/") == f"{self._root}/fhir"
-        if not (proof and aud and ask.state and _CHALLENGE.fullmatch(ask.challenge)):
-            raise ask.back(error="invalid_request", iss=self._root)
-        return ask
-
-    def _page(
-        self,
-        request: web.Request,
-        ask: _Ask,
-        told: Mapping[str, str],
-        *,
-        wrong: bool = False,
-    ) -> web.Response:
-        known = set(told) - {"login", "password", "decision"}
-        wanted = [str(scope) for scope in read_scopes(ask.scope)]
-        return consent_page.render(
-            request,
-            client=ask.client.name,
-            host=urlsplit(ask.redirect_uri).netloc,
-            scopes=wanted,
-            fields={name: told[name] for name in sorted(known)},
-            redirect_uri=ask.redirect_uri,
-            wrong=wrong,
-        )
-
-    async def _signed_in(
-        self, request: web.Request, form: Mapping[str, str]
-    ) -> User | None:
-        login, password = form.get("login", ""), form.get("password", "")
-        name, address = people.normalise_login(login), request.remote or ""
-        self._people_throttle.begin(name, address)
-        try:
-            async with self._store.db.transaction() as tx:
-                user = await people.check_password(tx, login, password)
-        except NodeError as error:
-            if error.kind is not ErrorKind.UNAUTHENTICATED:
-                raise
-            await self._record_refusal("unknown", "password")
-            return None
-        self._people_throttle.succeeded(name, address)
-        return user
-
-    async def launch(self, request: web.Request) -> web.Response:
-        """Answer with a `launch` value for the report that a doctor has open."""
-        caller = identity(request)
-        caller.require(Action.READ_REPORT)
-        report_id = str((await read_json_object(request)).get("report", ""))
-        now = self._store.clock()
-        async with self._store.db.transaction() as tx:
-            stored = await resources.read(
-                tx, self._store, "DiagnosticReport", report_id
-            )
-            context = _context_of(stored.body, report_id)
-            launch = await clients.write_launch(
-                tx, UUID(caller.user_id), context, now=now
-            )
-            await self._record(tx, caller, "launch program")
-        body = {"iss": f"{self._root}/fhir", "launch": launch}
-        return web.json_response(body, status=201)
-
-    # --- audit --------------------------------------------------------------------
-
-    async def _record(
-        self,
-        tx: Any,
-        caller: Identity,
-        action: str,
-        scopes: Scopes | None = None,
-        client: Client | None = None,
-    ) -> None:
-        role = ",".join(sorted(role.value for role in caller.roles))
-        about = caller.user_id if client is None else str(client.client_id)
-        detail = {} if scopes is None else {"scope": str(scopes)}
-        entry = AuditEntry(
-            self._store.clock(),
-            caller.user_id,
-            role,
-            action,
-            f"client/{about}",
-            detail=detail,
-        )
-        await audit.record(tx, entry)
-
-    async def _record_refusal(self, name: str, reason: str) -> None:
-        async with self._store.db.transaction() as tx:
-            # What was sent is not repeated unless it is the id of one of ours.
-            known = await clients.find(tx, name)
-            actor = "unknown" if known is None else str(known.client_id)
-            entry = AuditEntry(
-                self._store.clock(),
-                actor,
-                "",
-                "token",
-                f"client/{actor}",
-                Outcome.REFUSED,
-                {"reason": reason},
-            )
-            await audit.record(tx, entry)
-
-
-# --- the wire -------------------------------------------------------------------------
-
-
-def _told(
-    handler: Callable[[web.Request], Awaitable[web.Response]],
-) -> Callable[[web.Request], Awaitable[web.Response]]:
-    async def told(request: web.Request) -> web.Response:
-        try:
-            return await handler(request)
-        except OAuthError as error:
-            return web.json_response({"error": error.code}, status=error.status)
-
-    return told
-
-
-async def _form(request: web.Request) -> Mapping[str, str]:
-    """Return a form in which nothing stands twice (RFC 6749 3.2)."""
-    length = request.content_length
-    if request.content_type != _FORM or length is None or length > _MAX_FORM:
-        raise OAuthError("invalid_request", "form")
-    form = await request.post()
-    told = {name: value for name, value in form.items() if isinstance(value, str)}
-    if len(told) != len(form):
-        raise OAuthError("invalid_request", "twice")
-    return told
-
-
-def _granted(
-    client: Client, caller: Identity, asked: str, contexts: set[Context]
-) -> tuple[Scope, ...]:
-    wanted = [scope for scope in read_scopes(asked) if scope.context in contexts]
-    granted = grant(
-        wanted, read_scopes(client.scopes), PERMITS, partial(permits, caller)
-    )
-    return tuple(scope for scope in granted if understood(scope))
-
-
-def _proves(verifier: str, challenge: str) -> bool:
-    if _VERIFIER.fullmatch(verifier) is None:
-        return False
-    digest = hashlib.sha256(verifier.encode()).digest()
-    told = urlsafe_b64encode(digest).rstrip(b"=")
-    return hmac.compare_digest(told, challenge.encode())
-
-
-def _context_of(body: bytes, report_id: str) -> dict[str, Any]:
-    report = parse(body)
-    studies = [{"reference": r["reference"]} for r in report.get("imagingStudy", [])]
-    own = {"reference": f"DiagnosticReport/{report_id}"}
-    patient = str(report["subject"]["reference"]).rpartition("/")[2]
-    return {"patient": patient, "fhirContext": [own, *studies]}
-
 
 def _token_response(
     token: str,
     scope: str,
     lifetime: timedelta,
-    context: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Any] | None = None,
 ) -> web.Response:
     body = {
         "access_token": token,
         "token_type": "Bearer",
         "expires_in": int(lifetime.total_seconds()),
         "scope": scope,
-        **(context or {}),
+        **(beside or {}),
     }
     return web.json_response(body, headers={hdrs.PRAGMA: "no-cache"})

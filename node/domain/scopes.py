@@ -20,6 +20,11 @@ _SCOPE = re.compile(
     r"(read|write|\*|c?r?u?d?s?)(?:\?([\x21\x23-\x5b\x5d-\x7e]{1,512}))?"
 )
 MAX_LENGTH = 4096
+# Scopes that open no resource. What goes on without the person has to be registered.
+LAUNCH, LAUNCH_PATIENT = "launch", "launch/patient"
+OPENID, FHIR_USER = "openid", "fhirUser"
+OFFLINE, ONLINE = "offline_access", "online_access"
+BESIDE = (LAUNCH, LAUNCH_PATIENT, OPENID, FHIR_USER, ONLINE, OFFLINE)
 
 
 class Context(StrEnum):

@@ -17,7 +17,7 @@ from uuid import UUID, uuid4
 
 from node.domain.access import Identity, Role
 from node.domain.errors import ErrorKind, NodeError
-from node.domain.scopes import Scopes, read_scope, read_scopes
+from node.domain.scopes import BESIDE, Scopes, read_scope, read_scopes
 
 if TYPE_CHECKING:
     import asyncpg
@@ -45,6 +45,8 @@ class Client:
     jwks_uri: str | None = None
     redirect_uris: tuple[str, ...] = ()
     disabled: bool = False
+    launch_url: str | None = None
+    last_used_at: datetime | None = None
 
     @property
     def confidential(self) -> bool:
@@ -69,13 +71,17 @@ class Grant:
 
 @dataclass(frozen=True)
 class Code:
-    """An authorization code that was told to a program once, as it is redeemed."""
+    """An authorization code that was told to a program once, as it is redeemed.
+
+    `context` is told to the program; `about` is what an id_token says of the sign-in.
+    """
 
     user_id: UUID
     redirect_uri: str
     challenge: str
     scopes: str
     context: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 # --- registration -------------------------------------------------------------------
@@ -91,6 +97,7 @@ async def register(
     jwks: str | None = None,
     jwks_uri: str | None = None,
     redirect_uris: Iterable[str] = (),
+    launch_url: str | None = None,
 ) -> Client:
     """Store a program and return it with the id that it is told; INVALID if faulty."""
     client = Client(
@@ -101,11 +108,13 @@ async def register(
         jwks,
         jwks_uri,
         tuple(redirect_uris),
+        launch_url=launch_url,
     )
     _check(client)
     await tx.execute(
         "insert into clients (client_id, name, roles, scopes, jwks, jwks_uri,"
-        " redirect_uris, created_at) values ($1, $2, $3, $4, $5, $6, $7, $8)",
+        " redirect_uris, created_at, launch_url)"
+        " values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         client.client_id,
         client.name,
         sorted(role.value for role in client.roles),
@@ -114,6 +123,7 @@ async def register(
         client.jwks_uri,
         list(client.redirect_uris),
         now,
+        client.launch_url,
     )
     return client
 
@@ -123,7 +133,8 @@ def _check(client: Client) -> None:
         raise _faulty("a client has a name of up to 100 signs", "name")
     if client.jwks is not None and client.jwks_uri is not None:
         raise _faulty("keys are given or fetched, not both", "jwks_uri")
-    asked = [read_scope(scope) for scope in client.scopes.split()]
+    words = client.scopes.split()
+    asked = [read_scope(scope) for scope in words if scope not in BESIDE]
     if not asked:
         raise _faulty("a client has at least one scope", "scopes")
     for_itself = any(scope.context == "system" for scope in asked)
@@ -131,6 +142,8 @@ def _check(client: Client) -> None:
         raise _faulty("system/ scopes need keys and a role", "scopes")
     if any(scope.context != "system" for scope in asked) and not client.redirect_uris:
         raise _faulty("user/ and patient/ scopes need a redirect address", "scopes")
+    if client.launch_url is not None and not client.redirect_uris:
+        raise _faulty("a program that is opened needs a redirect address", "launch_url")
 
 
 def _faulty(message: str, element: str) -> NodeError:
@@ -149,6 +162,36 @@ async def find(tx: "Transaction", client_id: str) -> Client | None:
     return None if row is None else _client(row)
 
 
+async def is_shut(tx: "Transaction", caller_id: str) -> bool:
+    """Tell whether a caller (`Identity.user_id`) is a program or person that was shut.
+
+    What it left behind (subscriptions, exports) then ends. Who is neither was never
+    let in, and counts as shut.
+    """
+    try:
+        wanted = UUID(caller_id)
+    except ValueError:
+        return True
+    is_open = await tx.fetchval(
+        "select exists (select from clients where client_id = $1"
+        " and disabled_at is null) or exists (select from people where user_id = $1"
+        " and disabled_at is null)",
+        wanted,
+    )
+    return not is_open
+
+
+async def note_use(tx: "Transaction", client_id: UUID, *, now: datetime) -> None:
+    """Write down that a program proved itself, at most once a minute."""
+    await tx.execute(
+        "update clients set last_used_at = $2 where client_id = $1"
+        " and (last_used_at is null or last_used_at < $3)",
+        client_id,
+        now,
+        now - timedelta(minutes=1),
+    )
+
+
 async def list_clients(tx: "Transaction") -> list[Client]:
     """Return every program, shut ones too, by name."""
     rows = await tx.fetch("select * from clients order by name, created_at")
@@ -156,14 +199,14 @@ async def list_clients(tx: "Transaction") -> list[Client]:
 
 
 async def disable(tx: "Transaction", client_id: str, *, now: datetime) -> None:
-    """Shut a program and take its tokens back."""
+    """Shut a program and take its tokens back, refresh tokens too."""
     await _change(tx, client_id, "disabled_at = coalesce(disabled_at, $2)", now)
 
 
 async def rotate(
     tx: "Transaction", client_id: str, *, jwks: str | None, jwks_uri: str | None
 ) -> None:
-    """Give a program other keys and take its tokens back."""
+    """Give a program other keys and take its tokens back, refresh tokens too."""
     if (jwks is None) == (jwks_uri is None):
         raise _faulty("keys are given or fetched", "jwks")
     await _change(tx, client_id, "jwks = $2, jwks_uri = $3", jwks, jwks_uri)
@@ -184,6 +227,7 @@ async def _change(
     )
     if changed is None:
         raise NodeError("no such client", ErrorKind.NOT_FOUND)
+    await tx.execute("delete from client_families where client_id = $1", wanted)
     await tx.execute("delete from client_tokens where client_id = $1", wanted)
     await tx.execute("delete from client_codes where client_id = $1", wanted)
 
@@ -198,6 +242,8 @@ def _client(row: "asyncpg.Record") -> Client:
         jwks_uri=row["jwks_uri"],
         redirect_uris=tuple(row["redirect_uris"]),
         disabled=row["disabled_at"] is not None,
+        launch_url=row["launch_url"],
+        last_used_at=row["last_used_at"],
     )
 
 
@@ -232,8 +278,8 @@ async def write_code(
     await tx.execute("delete from client_codes where expires_at < $1", now - _KEPT)
     await tx.execute(
         "insert into client_codes (code_hash, client_id, user_id, redirect_uri,"
-        " challenge, scopes, context, expires_at)"
-        " values ($1, $2, $3, $4, $5, $6, $7, $8)",
+        " challenge, scopes, context, about, expires_at)"
+        " values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         _hash(secret),
         client_id,
         code.user_id,
@@ -241,6 +287,7 @@ async def write_code(
         code.challenge,
         code.scopes,
         json.dumps(code.context),
+        json.dumps(code.about),
         now + CODE_LIFETIME,
     )
     return secret
@@ -262,9 +309,11 @@ async def redeem_code(
     if row is None:
         return None
     if row["used_at"] is not None:
-        await tx.execute(
-            "delete from client_tokens where code_hash = $1", row["code_hash"]
-        )
+        for table in ("client_families", "client_tokens"):
+            await tx.execute(
+                f"delete from {table} where code_hash = $1",  # noqa: S608
+                row["code_hash"],
+            )
         return None
     await tx.execute(
         "update client_codes set used_at = $2 where code_hash = $1",
@@ -279,6 +328,7 @@ async def redeem_code(
         row["challenge"],
         row["scopes"],
         json.loads(row["context"]),
+        json.loads(row["about"]),
     )
 
 
@@ -324,6 +374,7 @@ async def open_token(
     now: datetime,
     user_id: UUID | None = None,
     code: str | None = None,
+    family_id: UUID | None = None,
 ) -> str:
     """Return a new access token; it is told once and stored as a hash."""
     token = TOKEN_PREFIX + secrets.token_urlsafe(32)
@@ -331,7 +382,8 @@ async def open_token(
     await tx.execute("delete from client_tokens where expires_at < $1", now)
     await tx.execute(
         "insert into client_tokens (token_hash, client_id, user_id, scopes, patient_id,"
-        " code_hash, issued_at, expires_at) values ($1, $2, $3, $4, $5, $6, $7, $8)",
+        " code_hash, issued_at, expires_at, family_id)"
+        " values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         _hash(token),
         client_id,
         user_id,
@@ -340,6 +392,7 @@ async def open_token(
         None if code is None else _hash(code),
         now,
         now + lifetime,
+        family_id,
     )
     return token
 

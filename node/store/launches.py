@@ -1,4 +1,4 @@
-"""Launches of the review page by an EHR that have not come back yet."""
+"""What waits for a browser to come back: from an EHR, a sign-on, or to agree."""
 
 import hashlib
 import json
@@ -42,6 +42,23 @@ async def end(
     row = await tx.fetchrow(
         "delete from ehr_launches where state_hash = $1 and expires_at > $2"
         " returning iss, sealed",
+        key,
+        store.clock(),
+    )
+    if row is None:
+        return None
+    opened = store.ring.node.open(bytes(row["sealed"]), **_place(key))
+    return row["iss"], dict(json.loads(opened))
+
+
+async def look(
+    tx: "Transaction", store: "Store", state: str
+) -> tuple[str, Mapping[str, str]] | None:
+    """Return (iss, secrets) of what goes on waiting; None when it has ended."""
+    key = _hash(state)
+    row = await tx.fetchrow(
+        "select iss, sealed from ehr_launches"
+        " where state_hash = $1 and expires_at > $2",
         key,
         store.clock(),
     )

@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import secrets
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -36,6 +36,7 @@ COOKIE_LIFETIME = timedelta(hours=12)
 BEARER_LIFETIME = timedelta(minutes=15)
 BINDING_LIFETIME = timedelta(hours=24)
 PASSWORD_LENGTH = range(12, 1025)
+EVERYBODY = "*"
 # A session in use is written down at most this often.
 _TOUCH_AFTER = timedelta(seconds=20)
 
@@ -153,7 +154,7 @@ _SIGNERS = frozenset({Role.RADIOLOGIST, Role.SENIOR_RADIOLOGIST})
 
 
 async def set_password(tx: "Transaction", login: str, password: str) -> None:
-    """Give an account a new password and end all its sessions."""
+    """Give an account a new password and end all that was opened with the old one."""
     password_hash = await _hash(password)
     user_id = await tx.fetchval(
         "update people set password_hash = $2 where login = $1 returning user_id",
@@ -162,7 +163,7 @@ async def set_password(tx: "Transaction", login: str, password: str) -> None:
     )
     if user_id is None:
         raise NodeError("no such account", ErrorKind.NOT_FOUND)
-    await tx.execute("delete from sessions where user_id = $1", user_id)
+    await end_all(tx, user_id)
 
 
 async def disable_user(tx: "Transaction", login: str, *, now: datetime) -> None:
@@ -175,7 +176,16 @@ async def disable_user(tx: "Transaction", login: str, *, now: datetime) -> None:
     )
     if user_id is None:
         raise NodeError("no such account", ErrorKind.NOT_FOUND)
-    await tx.execute("delete from sessions where user_id = $1", user_id)
+    await end_all(tx, user_id)
+
+
+async def end_all(tx: "Transaction", user_id: UUID) -> None:
+    """End all sessions of a person, and all that programs may do in her name."""
+    for table in ("sessions", "client_families", "client_tokens", "client_codes"):
+        await tx.execute(
+            f"delete from {table} where user_id = $1",  # noqa: S608
+            user_id,
+        )
 
 
 async def list_users(tx: "Transaction") -> list[User]:
@@ -192,6 +202,14 @@ async def find_login(tx: "Transaction", login: str) -> User | None:
     return None if row is None else _user(row)
 
 
+async def find(tx: "Transaction", user_id: UUID) -> User | None:
+    """Return an account that is open by its id, None when there is none."""
+    row = await tx.fetchrow(
+        "select * from people where user_id = $1 and disabled_at is null", user_id
+    )
+    return None if row is None else _user(row)
+
+
 async def find_practitioner(tx: "Transaction", practitioner_id: str) -> User | None:
     """Return the account behind a FHIR Practitioner, None when there is none."""
     row = await tx.fetchrow(
@@ -201,19 +219,29 @@ async def find_practitioner(tx: "Transaction", practitioner_id: str) -> User | N
     return None if row is None else _user(row)
 
 
-async def check_password(tx: "Transaction", login: str, password: str) -> User:
+async def check_password(
+    tx: "Transaction",
+    login: str,
+    password: str,
+    *,
+    among: Collection[str] = (EVERYBODY,),
+) -> User:
     """Return the account that `login` and `password` open.
 
-    UNAUTHENTICATED with one and the same message, after one and the same work,
-    whether the login is unknown, the account closed or the password wrong.
+    `among` are the logins that may use a password here: where the hospital has a
+    sign-on, those for the day on which it is away. UNAUTHENTICATED with one and the
+    same message, after one and the same work, whether the login is unknown or has no
+    password here, the account is closed or the password wrong.
     """
     row = await tx.fetchrow(
         "select * from people where login = $1",
         normalise_login(login),
     )
-    stored = _DECOY if row is None else row["password_hash"]
+    stored = (row and row["password_hash"]) or _DECOY
     right = await _beside_the_loop(_verify, stored, password)
-    if row is None or not right or row["disabled_at"] is not None:
+    admitted = {EVERYBODY, normalise_login(login)} & {normalise_login(a) for a in among}
+    closed = row is not None and row["disabled_at"] is not None
+    if row is None or not right or closed or not admitted:
         raise NodeError("wrong login or password", ErrorKind.UNAUTHENTICATED)
     if _HASHER.check_needs_rehash(stored):
         await tx.execute(

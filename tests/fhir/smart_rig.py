@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from fhir.rest.server import route_group as fhir_routes
 from fhir.security import registration
 from fhir.security.assertions import TYPE, Keys
+from fhir.security.authorize import Desk
 from fhir.security.smart import Smart
 from node.domain.access import Role
 from node.http import HttpSettings, RouteGroup, make_app
@@ -148,7 +149,7 @@ async def running_smart(
             keys = Keys(session, store.clock, hosts)
             review = server.ReviewSettings()
             throttle = server.throttle_of(store, review)
-            smart = Smart(store, root, keys, throttle)
+            smart = Smart(store, root, keys, Desk(store, root, throttle))
             app = make_app(
                 store,
                 HttpSettings(max_body_bytes=1024 * 1024),

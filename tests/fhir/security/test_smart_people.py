@@ -134,8 +134,8 @@ async def test_a_program_opened_from_a_report_gets_that_patient_and_no_other(
     assert body["fhirContext"][0] == {"reference": smart.report_path.strip("/")}
     assert body["fhirContext"][1]["reference"].startswith("ImagingStudy/")
     granted = set(body["scope"].split())
-    assert "launch" in granted
-    assert not {"openid", "patient/Device.rs", "patient/Task.rs"} & granted
+    assert {"launch", "openid"} < granted
+    assert not {"patient/Device.rs", "patient/Task.rs"} & granted
 
     async def found(path: str) -> list[str]:
         answer = await smart.with_token(body["access_token"], "GET", path)
