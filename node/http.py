@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
@@ -31,6 +31,7 @@ from node.domain.access import Identity
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.scopes import Scopes
 from node.known import KnownCallers
+from node.recording import Access, Describe, Group, Recorder
 from node.store import clients, models, people
 from node.store.store import Store
 
@@ -131,6 +132,8 @@ class RouteGroup:
     it the group is closed to tokens, whatever the roles behind them.
     `render_error` answers for everything under `prefix`, unknown paths
     included; it may choose another status than the one proposed.
+    Every request is recorded in the audit trail, but for the patterns in
+    `unrecorded`, which show nothing of anybody; `describe` gives it the words.
     """
 
     prefix: str
@@ -138,6 +141,8 @@ class RouteGroup:
     public: frozenset[str] = frozenset()
     render_error: ErrorRenderer | None = None
     admits: Admits = field(default=lambda _: False)
+    unrecorded: frozenset[str] = frozenset()
+    describe: Describe | None = None
 
 
 def identity(request: web.Request) -> Identity:
@@ -204,10 +209,20 @@ def make_app(
     public = frozenset().union(*(group.public for group in groups))
     admissions: dict[str, Admits] = {}
     known = KnownCallers(settings.known_for_s)
+    recorder = Recorder(store)
+    access = Access(
+        recorder,
+        [Group(g.prefix, g.unrecorded, g.describe) for g in groups],
+        store.clock,
+        caller=lambda request: request.get(_IDENTITY),
+        request_id=request_id,
+        in_background=lambda request: BACKGROUND_HEADER in request.headers,
+    )
     app = web.Application(
         client_max_size=settings.max_body_bytes,
         middlewares=[
             _observe(_Metrics(registry)),
+            _record(access, renderers),
             _translate(renderers),
             _limit(settings.max_body_bytes),
             _authenticate(store, known, public, admissions),
@@ -216,6 +231,8 @@ def make_app(
     app[STORE] = store
     app[KNOWN_CALLERS] = known
     app.on_response_prepare.append(_add_headers(settings.secure))
+    app.on_response_prepare.append(_record_first(access))
+    app.cleanup_ctx.append(lambda _: _recording(recorder))
     for group in groups:
         for route in app.add_routes(group.routes):
             if route.resource is not None:
@@ -310,6 +327,38 @@ def clear_session_cookie(response: web.Response, *, secure: bool) -> None:
     response.del_cookie(
         SESSION_COOKIE, httponly=True, secure=secure, samesite="Strict", path="/"
     )
+
+
+# --- what the trail tells ----------------------------------------------------
+
+
+def _record(access: Access, renderers: "_Renderers") -> Any:
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await access.answered(request, handler)
+        except NodeError as error:  # all others are answers by now
+            failure = _known(error, request_id(request))
+            response = renderers(request.path, replace(failure, request=request))
+            response.headers.update(_retry_headers(error.kind))
+            return response
+
+    return middleware
+
+
+def _record_first(
+    access: Access,
+) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    async def record(request: web.Request, response: web.StreamResponse) -> None:
+        # What goes out in pieces is recorded before the first; all else is by now.
+        await access.record(request, response.status)
+
+    return record
+
+
+async def _recording(recorder: Recorder) -> AsyncIterator[None]:
+    async with recorder.running():
+        yield
 
 
 # --- what went wrong ---------------------------------------------------------
@@ -550,6 +599,7 @@ class _Health:
                 web.get("/metrics", self.metrics),
             ],
             public=frozenset({"/healthz", "/readyz", "/metrics"}),
+            unrecorded=frozenset({"/healthz", "/readyz", "/metrics"}),
         )
 
     async def alive(self, _: web.Request) -> web.Response:

@@ -118,6 +118,7 @@ def _page_group(assets: Path) -> RouteGroup:
         prefix="/",
         routes=[web.get("/", page.index), web.get("/assets/{name}", page.asset)],
         public=frozenset({"/", "/assets/{name}"}),
+        unrecorded=frozenset({"/", "/assets/{name}"}),
     )
 
 
@@ -181,6 +182,7 @@ def _auth_group(
             web.post("/auth/bindings", print_binding),
         ],
         public=frozenset({"/auth/login", "/auth/token"}),
+        unrecorded=frozenset({"/auth/me"}),
     )
 
 

@@ -13,6 +13,7 @@ from fhir.security.access import PERMITS, Interaction, require
 from fhir.security.scoping import sees
 from fhir.settings import FhirSettings
 from node.domain.access import Identity
+from node.domain.audit import note_patient
 from node.domain.errors import ErrorKind, NodeError
 from node.http import identity
 from node.store.resources import Stored
@@ -98,6 +99,7 @@ def require_seen(caller: Identity, stored: Stored) -> None:
     if not sees(caller, stored):
         address = f"{stored.resource_type}/{stored.resource_id}"
         raise NodeError(f"{address} is not known", ErrorKind.NOT_FOUND)
+    note_patient(stored.patient_id)  # a 304 tells of her without showing anything
 
 
 def answered(resource: Json) -> web.Response:

@@ -8,10 +8,12 @@ together, and what they answer gets the form that was asked for.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from aiohttp import web
 
+from fhir.audit.access import describe
 from fhir.conformance.capability import capability_statement
 from fhir.encoding.formats import (
     LONG_BYTES,
@@ -53,6 +55,8 @@ def route_group(store: "Store", settings: FhirSettings, version: str) -> RouteGr
             for r in routes
         ],
         public=frozenset({f"{PREFIX}/metadata"}),
+        unrecorded=frozenset({f"{PREFIX}/metadata"}),
+        describe=partial(describe, store),
         admits=lambda _: (
             True
         ),  # `fhir.security.access` holds every request against its scopes

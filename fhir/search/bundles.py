@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 import orjson
 
+from fhir.audit.access import told_query
 from fhir.encoding.outcome import Issue, Refused, outcome
 from fhir.encoding.wire import Json, instant, to_bytes
 from fhir.search.parameters import (
@@ -26,6 +27,7 @@ from fhir.security.access import may_read
 from fhir.security.scoping import narrowing, require_criteria, sees
 from fhir.settings import FhirSettings
 from node.domain.access import Identity
+from node.domain.audit import note_query
 from node.domain.errors import ErrorKind, NodeError
 from node.store import search as found
 from node.store.database import TooCostly
@@ -166,6 +168,7 @@ class Searcher:
         beside = None
         if pages:
             parameters, beside = self._open_page(resource_type, pages[0])
+        note_query(told_query(self._store, resource_type, parameters))
         request = read_request(
             resource_type,
             parameters,

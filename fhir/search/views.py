@@ -13,6 +13,7 @@ from fhir.content.masked import MASKED_TYPES, for_doctor
 from fhir.encoding.wire import Json, as_list, parse, to_bytes
 from fhir.security.scoping import sees
 from node.domain.access import Identity
+from node.domain.audit import note_shown
 from node.domain.errors import ErrorKind, NodeError
 from node.store.resources import Stored
 
@@ -150,6 +151,8 @@ class View:
                 f"{stored.resource_type}/{stored.resource_id} is not known",
                 ErrorKind.NOT_FOUND,
             )
+        kind, id_ = stored.resource_type, stored.resource_id
+        note_shown(kind, id_, stored.version, stored.patient_id)
         body = self._masked(stored)
         return to_bytes(self._subset.of(parse(body))) if self._subset else body
 

@@ -92,7 +92,8 @@ class Identity:
     None for machines. `display` is the professional's own name, never a
     patient's: plain words, or a DICOM PN where documents need its parts.
     `scopes` is what a SMART token leaves of the roles; None for a session, which
-    has all of them.
+    has all of them. `client_id` is the program that showed the token, `token_id` what
+    the audit trail calls the token.
     """
 
     user_id: str
@@ -100,6 +101,8 @@ class Identity:
     display: str
     practitioner_id: str | None = None
     scopes: Scopes | None = None
+    client_id: str | None = None
+    token_id: str | None = None
 
     @property
     def shown(self) -> str:

@@ -1,11 +1,18 @@
-"""The audit trail: what is recorded of every access, and how entries are chained."""
+"""The audit trail: what is recorded of every access, and how entries are chained.
+
+What a request opens is noted where it is opened (`noting`), so that whoever writes
+a new operation need not think of the trail: the entry of the request tells it.
+"""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
+from uuid import UUID
 
 GENESIS = b"\x00" * 32
 _CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
@@ -17,6 +24,7 @@ class Outcome(Enum):
     SUCCESS = "0"
     REFUSED = "4"
     FAILED = "8"
+    UNAVAILABLE = "12"
 
 
 @dataclass(frozen=True)
@@ -62,3 +70,76 @@ def canonical_text(entry: AuditEntry) -> bytes:
         }
     )
     return text.encode()
+
+
+# --- what a request opens ---------------------------------------------------------
+
+
+@dataclass
+class Noted:
+    """What was opened, written and asked while one request was answered.
+
+    `written` are FHIR addresses with their version, `queries` searches without
+    what identifies a patient. `acts` counts the entries that a handler made itself.
+    """
+
+    patients: dict[UUID, None] = field(default_factory=dict)
+    shown: int = 0
+    last_shown: tuple[str, str, int] | None = None
+    written: list[str] = field(default_factory=list)
+    queries: list[str] = field(default_factory=list)
+    acts: int = 0
+
+
+_NOTED: ContextVar[Noted | None] = ContextVar("noted", default=None)
+
+
+@contextmanager
+def noting() -> Iterator[Noted]:
+    """Yield what will be noted in this context, and in all that it starts."""
+    noted = Noted()
+    token = _NOTED.set(noted)
+    try:
+        yield noted
+    finally:
+        _NOTED.reset(token)
+
+
+def note_patient(patient_id: UUID | None) -> None:
+    """Note whose data were opened; nothing where no request is answered."""
+    noted = _NOTED.get()
+    if noted is not None and patient_id is not None:
+        noted.patients[patient_id] = None
+
+
+def note_shown(kind: str, id_: str, version: int, patient_id: UUID | None) -> None:
+    """Note that a version of a resource goes out."""
+    noted = _NOTED.get()
+    if noted is None:
+        return
+    noted.shown += 1
+    noted.last_shown = (kind, id_, version)
+    if patient_id is not None:
+        noted.patients[patient_id] = None
+
+
+def note_written(address: str, patient_id: UUID | None) -> None:
+    """Note the address of a version that was written, as in `Patient/1/_history/2`."""
+    noted = _NOTED.get()
+    if noted is not None:
+        noted.written.append(address)
+        note_patient(patient_id)
+
+
+def note_query(query: str) -> None:
+    """Note what a search asks; its writer has taken out what identifies a patient."""
+    noted = _NOTED.get()
+    if noted is not None:
+        noted.queries.append(query)
+
+
+def note_act() -> None:
+    """Note that a handler recorded an entry of its own."""
+    noted = _NOTED.get()
+    if noted is not None:
+        noted.acts += 1

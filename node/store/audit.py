@@ -1,11 +1,27 @@
-"""The audit trail on disk: append-only and hash-chained."""
+"""The audit trail on disk: append-only and hash-chained.
+
+Entries are found by time, actor, action, entity and patient; each of these has an
+index that ends in (at, sequence), so that a page is as quick among ten million.
+"""
+
+# Clauses are put together from constants; every value is a bound argument.
+# ruff: noqa: S608
 
 import json
-from dataclasses import replace
-from datetime import UTC
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
-from node.domain.audit import GENESIS, AuditEntry, Outcome, canonical_text, chain_hash
+from node.domain.audit import (
+    GENESIS,
+    AuditEntry,
+    Outcome,
+    canonical_text,
+    chain_hash,
+    note_act,
+)
 from node.domain.errors import ErrorKind, NodeError
 
 if TYPE_CHECKING:
@@ -14,6 +30,49 @@ if TYPE_CHECKING:
     from node.store.database import Transaction
 
 _DETAIL = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
+# An access waits until its entry is committed, not until the disk has it: a process
+# that is killed loses nothing, a machine without power its last half second of reads
+# (docs/decisions). What writes commits durably, and everything before it with it.
+_APPEND = (
+    "select set_config('synchronous_commit', 'off', true),"
+    " audit_append_all($1, $2, $3, $4, $5, $6, $7, $8)"
+)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An entry as it lies in the chain."""
+
+    sequence: int
+    entry: AuditEntry
+    previous_hash: bytes
+    hash: bytes
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A place in the chain that is known from elsewhere: an entry and its hash."""
+
+    sequence: int = 0
+    hash: bytes = GENESIS
+
+
+@dataclass(frozen=True)
+class Sought:
+    """Which entries are asked for; what is None, or no patient, is not asked.
+
+    `entities` are compared whole, and with a "/" at the end as a beginning.
+    `since` is the first moment, `until` the first one too late.
+    """
+
+    since: datetime | None = None
+    until: datetime | None = None
+    actors: tuple[str, ...] | None = None
+    actions: tuple[str, ...] | None = None
+    outcomes: tuple[str, ...] | None = None
+    entities: tuple[str, ...] | None = None
+    patients: tuple[UUID, ...] = ()
+    sequences: tuple[int, ...] | None = None
 
 
 async def record(tx: "Transaction", entry: AuditEntry) -> None:
@@ -24,6 +83,13 @@ async def record(tx: "Transaction", entry: AuditEntry) -> None:
     await tx.execute(
         "select audit_append($1, $2, $3, $4, $5, $6, $7, $8)", *arguments(entry)
     )
+    note_act()
+
+
+async def append(connection: "Transaction", entries: Sequence[AuditEntry]) -> None:
+    """Append entries in one transaction of their own, under one hold of the chain."""
+    columns = zip(*map(arguments, entries), strict=True)
+    await connection.fetchrow(_APPEND, *map(list, columns))
 
 
 def arguments(entry: AuditEntry) -> tuple[object, ...]:
@@ -43,30 +109,221 @@ def arguments(entry: AuditEntry) -> tuple[object, ...]:
 
 async def verify(tx: "Transaction") -> int:
     """Recompute the chain; return its length; INTEGRITY names the first bad entry."""
-    previous, count = GENESIS, 0
-    async for row in tx.cursor("select * from audit_entries order by sequence"):
-        entry = _entry(row)
-        expected = chain_hash(previous, entry)
-        broken = (
-            row["sequence"] != count + 1
-            or bytes(row["previous_hash"]) != previous
-            or bytes(row["hash"]) != expected
+    return (await verify_from(tx, Anchor())).sequence
+
+
+async def verify_from(tx: "Transaction", anchor: Anchor) -> Anchor:
+    """Recompute the chain from `anchor` on; return its head.
+
+    INTEGRITY names the first entry that does not follow from those before it, or
+    tells that the index of patients does not say what the entries say.
+    """
+    last = anchor
+    rows = tx.cursor(
+        "select * from audit_entries where sequence > $1 order by sequence",
+        anchor.sequence,
+        prefetch=1000,
+    )
+    async for row in rows:
+        last = follow(last, _recorded(row))
+    if anchor.sequence and last.sequence == anchor.sequence:
+        await _require_anchor(tx, anchor)
+    astray = await tx.fetchval(_ASTRAY, anchor.sequence)
+    if astray is not None:
+        raise NodeError(
+            f"the index of patients does not fit audit entry {astray}",
+            ErrorKind.INTEGRITY,
         )
-        if broken:
-            raise NodeError(
-                f"audit entry {row['sequence']} or one before it was changed",
-                ErrorKind.INTEGRITY,
-            )
-        previous, count = expected, count + 1
-    return count
+    return last
+
+
+def follow(last: Anchor, recorded: Recorded) -> Anchor:
+    """Return where the chain stands after an entry; INTEGRITY if it does not follow."""
+    expected = chain_hash(last.hash, recorded.entry)
+    if (
+        recorded.sequence != last.sequence + 1
+        or recorded.previous_hash != last.hash
+        or recorded.hash != expected
+    ):
+        raise NodeError(
+            f"audit entry {recorded.sequence} or one before it was changed",
+            ErrorKind.INTEGRITY,
+        )
+    return Anchor(recorded.sequence, expected)
+
+
+# What the entries say of patients and what the index says, each without the other.
+_ASTRAY = """
+with told as (
+    select patient, at, sequence
+    from audit_entries, unnest(audit_patients_of(entity, detail)) as patient
+    where sequence > $1
+), kept as (
+    select patient_id, at, sequence from audit_patients where sequence > $1
+)
+select min(sequence) from (
+    (table told except table kept) union all (table kept except table told)
+) as astray
+"""
+
+
+async def _require_anchor(tx: "Transaction", anchor: Anchor) -> None:
+    """Raise INTEGRITY unless the last entry is the one that the anchor names."""
+    found = await tx.fetchval(
+        "select hash from audit_entries where sequence = $1", anchor.sequence
+    )
+    if found is None or bytes(found) != anchor.hash:
+        raise NodeError(
+            f"audit entry {anchor.sequence} is not the one that was kept",
+            ErrorKind.INTEGRITY,
+        )
 
 
 async def entries(tx: "Transaction", *, entity: str) -> list[AuditEntry]:
     """Return what was recorded about `entity`, oldest first."""
     rows = await tx.fetch(
-        "select * from audit_entries where entity = $1 order by sequence", entity
+        'select * from audit_entries where entity collate "C" = $1 order by sequence',
+        entity,
     )
     return [_entry(row) for row in rows]
+
+
+async def head(tx: "Transaction") -> Anchor:
+    """Return the last entry's place; whoever keeps it can prove what came before."""
+    row = await tx.fetchrow(
+        "select sequence, hash from audit_entries order by sequence desc limit 1"
+    )
+    return Anchor() if row is None else Anchor(row["sequence"], bytes(row["hash"]))
+
+
+async def following(tx: "Transaction", after: int, limit: int) -> list[Recorded]:
+    """Return the next entries in the order of the chain."""
+    rows = await tx.fetch(
+        "select * from audit_entries where sequence > $1 order by sequence limit $2",
+        after,
+        limit,
+    )
+    return [_recorded(row) for row in rows]
+
+
+async def each(
+    tx: "Transaction", first: int = 1, last: int | None = None
+) -> AsyncIterator[Recorded]:
+    """Yield the entries from `first` to `last` in the order of the chain."""
+    rows = tx.cursor(
+        "select * from audit_entries where sequence >= $1"
+        " and ($2::bigint is null or sequence <= $2) order by sequence",
+        first,
+        last,
+        prefetch=1000,
+    )
+    async for row in rows:
+        yield _recorded(row)
+
+
+Position = tuple[datetime, int]
+
+
+async def search(
+    tx: "Transaction",
+    sought: Sought,
+    *,
+    limit: int,
+    after: Position | None = None,
+) -> list[Recorded]:
+    """Return entries, the newest first, from behind the position `after`."""
+    asked = _Asked("p" if sought.patients else "e")
+    source = "audit_entries e"
+    if len(sought.patients) == 1:
+        source = "audit_patients p join audit_entries e using (sequence)"
+        asked.that("p.patient_id = {}", sought.patients[0])
+    elif sought.patients:
+        # Where two of them stand in one entry it is found once.
+        asked.values.append(list(sought.patients))
+        source = (
+            "(select distinct at, sequence from audit_patients"
+            " where patient_id = any($1::uuid[])) p join audit_entries e"
+            " using (sequence)"
+        )
+    _narrow(asked, sought)
+    place = asked.place
+    if after is not None:
+        asked.values += after
+        count = len(asked.values)
+        asked.clauses.append(
+            f"({place}.at, {place}.sequence) < (${count - 1}, ${count})"
+        )
+    asked.values.append(limit)
+    rows = await tx.fetch(
+        f"select e.* from {source} where {' and '.join(asked.clauses) or 'true'}"
+        f" order by {place}.at desc, {place}.sequence desc"
+        f" limit ${len(asked.values)}",
+        *asked.values,
+    )
+    return [_recorded(row) for row in rows]
+
+
+@dataclass
+class _Asked:
+    """Clauses with their values; `place` is the table whose order is searched."""
+
+    place: str
+    clauses: list[str] = field(default_factory=list)
+    values: list[Any] = field(default_factory=list)
+
+    def that(self, clause: str, value: object) -> None:
+        self.values.append(value)
+        self.clauses.append(clause.format(f"${len(self.values)}"))
+
+
+def _narrow(asked: _Asked, sought: Sought) -> None:
+    if sought.since is not None:
+        asked.that(f"{asked.place}.at >= {{}}", sought.since)
+    if sought.until is not None:
+        asked.that(f"{asked.place}.at < {{}}", sought.until)
+    for column, wanted in (
+        ("e.actor", sought.actors),
+        ("e.action", sought.actions),
+        ("e.outcome", sought.outcomes),
+    ):
+        if wanted is not None and len(wanted) == 1:
+            asked.that(f"{column} = {{}}", wanted[0])
+        elif wanted is not None:
+            asked.that(f"{column} = any({{}}::text[])", list(wanted))
+    if sought.outcomes is not None and Outcome.SUCCESS.value not in sought.outcomes:
+        asked.clauses.append("e.outcome <> '0'")  # there are few: they have an index
+    if sought.entities is not None:
+        _narrow_entities(asked, sought.entities)
+    if sought.sequences is not None:
+        asked.that("e.sequence = any({}::bigint[])", list(sought.sequences))
+
+
+def _narrow_entities(asked: _Asked, entities: Sequence[str]) -> None:
+    outer, asked.clauses = asked.clauses, []
+    whole = [one for one in entities if not one.endswith("/")]
+    if len(whole) == 1:
+        asked.that('e.entity collate "C" = {}', whole[0])
+    elif whole:
+        asked.that('e.entity collate "C" = any({}::text[])', whole)
+    for beginning in entities:
+        if beginning.endswith("/"):
+            # What begins so lies before the same with the sign that follows "/".
+            asked.values += [beginning, f"{beginning[:-1]}0"]
+            first, last = len(asked.values) - 1, len(asked.values)
+            asked.clauses.append(
+                f'(e.entity collate "C" >= ${first} and e.entity collate "C" < ${last})'
+            )
+    outer.append(f"({' or '.join(asked.clauses) or 'false'})")
+    asked.clauses = outer
+
+
+def _recorded(row: "asyncpg.Record") -> Recorded:
+    return Recorded(
+        row["sequence"],
+        _entry(row),
+        bytes(row["previous_hash"]),
+        bytes(row["hash"]),
+    )
 
 
 def _entry(row: "asyncpg.Record") -> AuditEntry:

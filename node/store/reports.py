@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
+from node.domain.audit import note_patient
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.report import Disclosure, Report, ReportVersion
 from node.domain.serial import (
@@ -69,6 +70,7 @@ async def _assemble(tx: "Transaction", store: "Store", report_id: UUID) -> Repor
     )
     if row is None:
         raise NodeError(f"there is no report {report_id}", ErrorKind.NOT_FOUND)
+    note_patient(row["patient_id"])
     sealer = await store.ring.patient(tx, row["patient_id"])
     return Report(
         id=report_id,

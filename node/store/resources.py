@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
+from node.domain.audit import note_written
 from node.domain.errors import ErrorKind, NodeError
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ async def write(
         sealed,
     )
     await _reindex(tx, store, resource_type, resource_id, index, is_new=version == 1)
+    note_written(f"{resource_type}/{resource_id}/_history/{version}", patient_id)
     return Stored(resource_type, resource_id, version, now, patient_id, method, body)
 
 

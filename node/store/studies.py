@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
-from node.domain.audit import AuditEntry
+from node.domain.audit import AuditEntry, note_patient
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.study import (
     Origin,
@@ -214,6 +214,7 @@ async def patient(
     )
     if body is None:
         raise NodeError(f"there is no patient {patient_id}", ErrorKind.NOT_FOUND)
+    note_patient(patient_id)
     sealer = await store.ring.patient(tx, patient_id)
     return open_identity(sealer, patient_id, body)
 
@@ -697,6 +698,7 @@ async def instance(
     )
     if row is None:
         return None
+    note_patient(row["patient_id"])
     return _stored(row, await store.ring.patient(tx, row["patient_id"]))
 
 
@@ -716,6 +718,7 @@ async def instances_of(
     )
     if not rows:
         return []
+    note_patient(rows[0]["patient_id"])
     sealer = await store.ring.patient(tx, rows[0]["patient_id"])
     return [_stored(row, sealer) for row in rows]
 

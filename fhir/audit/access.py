@@ -1,0 +1,144 @@
+"""What a request below /fhir is called in the audit trail, without any name in it.
+
+The words come from the route and from what was noted, so an operation that is added
+elsewhere is told without knowing of this. Of a search the trail keeps what identifies
+nobody; another value is kept blind: equal values look equal, and nobody reads them.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from aiohttp import hdrs, web
+
+from fhir.search.parameters import CONTROL, PARAMETERS, parameter
+from fhir.security.access import PERMITS
+from node.domain.audit import Noted
+from node.recording import UNKNOWN_ID, Told, safe_id
+
+if TYPE_CHECKING:
+    from node.store.store import Store
+
+_ROOT = "/fhir"
+_WRITING = {
+    hdrs.METH_POST: "create",
+    hdrs.METH_PUT: "update",
+    hdrs.METH_PATCH: "patch",
+    hdrs.METH_DELETE: "delete",
+}
+_BLIND_CHARACTERS = 16
+_CODES = re.compile(r"[A-Za-z0-9:/.|_,+-]{0,200}")
+_DATES = re.compile(r"[a-z]{0,2}[0-9:.TZ+-]{4,35}")
+_REFERENCES = re.compile(
+    r"(?:[A-Z][A-Za-z]+/)?(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d+(?:\.\d+){2,})"
+)
+_COMMON = frozenset({"_id", "_lastUpdated"})
+_MODIFIERS = frozenset({"", "not", "missing", "exact", "contains", "identifier"})
+
+
+def describe(store: "Store", request: web.Request, status: int, noted: Noted) -> Told:
+    """Return action, entity and details of a request, for `node.http.RouteGroup`."""
+    interaction = _interaction(request)
+    entity, detail = _entity(request, status), {}
+    if noted.queries:
+        detail["query"] = "\n".join(noted.queries)
+    elif request.query and (kind := _kind(request)):
+        detail["query"] = told_query(store, kind, request.query.items())
+    if status < 400:
+        if interaction in ("read", "vread") and noted.last_shown is not None:
+            kind, id_, version = noted.last_shown
+            entity, detail["version"] = f"{kind}/{id_}", str(version)
+        elif interaction in ("create", "update", "patch") and noted.written:
+            entity, _, detail["version"] = noted.written[0].partition("/_history/")
+        elif noted.shown:
+            detail["shown"] = str(noted.shown)
+        if len(noted.written) > 1 or (noted.written and "version" not in detail):
+            detail["written"] = " ".join(noted.written)
+    return Told(f"fhir {interaction}", entity, detail)
+
+
+def told_query(store: "Store", kind: str, asked: Iterable[tuple[str, str]]) -> str:
+    """Return a search as the trail keeps it: `name=~a41f…` for what may identify."""
+    told = [_told_parameter(store, kind, name, value) for name, value in asked]
+    return f"{kind}?{'&'.join(told)}"
+
+
+def _told_parameter(store: "Store", kind: str, name: str, value: str) -> str:
+    if name == "_page":
+        return "_page=~"
+    if name in CONTROL:
+        return f"{name}={value if _CODES.fullmatch(value) else '~'}"
+    bare, _, modifier = name.partition(":")
+    shape = _shape(kind, bare)
+    if shape is None or modifier not in _MODIFIERS:
+        first = bare.partition(".")[0]
+        known = kind in PARAMETERS and parameter(kind, first) is not None
+        told = f"{first}.~" if known and "." in bare else "~"
+        return f"{told}=~{_blind(store, name, value)}"
+    if modifier != "identifier" and shape.fullmatch(value):
+        return f"{name}={value}"
+    return f"{name}=~{_blind(store, bare, value)}"
+
+
+def _shape(kind: str, name: str) -> re.Pattern[str] | None:
+    """Return how values look that identify nobody; None for an unknown parameter."""
+    if name == "_id":
+        return _REFERENCES
+    if name == "_lastUpdated":
+        return _DATES
+    found = parameter(kind, name) if kind in PARAMETERS else None
+    if found is None:
+        return None
+    if found.identifying or found.kind == "string":
+        return re.compile("")
+    return {"reference": _REFERENCES, "date": _DATES}.get(found.kind, _CODES)
+
+
+def _blind(store: "Store", name: str, value: str) -> str:
+    return store.ring.blind(f"audit.{name}", value).hex()[:_BLIND_CHARACTERS]
+
+
+def _interaction(request: web.Request) -> str:
+    """Return the code of the interaction (FHIR R4 restful-interaction), or `$name`."""
+    resource = request.match_info.route.resource
+    if resource is None:
+        return "unmatched"
+    parts = resource.canonical.removeprefix(_ROOT).strip("/").split("/")
+    operation = next((p for p in parts if p.startswith("$")), None)
+    if operation is not None:
+        return f"operation {operation}"
+    if parts == [""]:
+        return "transaction"
+    if parts[-1] == "_search" or (len(parts) == 1 and _looks(request)):
+        return "search-type"
+    if "_history" in parts:
+        last = parts[-1] == "_history"
+        return (
+            ("history-instance" if len(parts) > 2 else "history-type")
+            if last
+            else ("vread")
+        )
+    return "read" if _looks(request) else _WRITING.get(request.method, "other")
+
+
+def _looks(request: web.Request) -> bool:
+    return request.method in (hdrs.METH_GET, hdrs.METH_HEAD)
+
+
+def _kind(request: web.Request) -> str | None:
+    resource = request.match_info.route.resource
+    if resource is None:
+        return None
+    kind = request.match_info.get("type")
+    if kind is None:
+        first = resource.canonical.removeprefix(f"{_ROOT}/").partition("/")[0]
+        kind = first if first[:1].isupper() else None
+    return kind if kind in PERMITS else None
+
+
+def _entity(request: web.Request, status: int) -> str:
+    kind = _kind(request)
+    if kind is None:
+        return UNKNOWN_ID
+    resource_id = request.match_info.get("id")
+    return kind if resource_id is None else f"{kind}/{safe_id(resource_id, status)}"
