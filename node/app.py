@@ -592,6 +592,7 @@ def route_groups_of(
             routes=dicomweb.routes(store, base_url=settings.http.base_url),
             render_error=dicomweb.render_error,
             admits=lambda scopes: scopes.opens_whole("ImagingStudy", "r"),
+            describe=dicomweb.describe,
         ),
         orders.route_group(site_offset(settings)),
         *server.routes(store, review, throttle=throttle, grants=smart.grants),

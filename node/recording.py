@@ -233,7 +233,7 @@ class Group:
 
     `unrecorded` are route patterns that show nothing of anybody. Without `describe`
     a request is told by its route, and not at all where its handler recorded an act
-    itself and nobody's data were opened.
+    itself that names everybody whose data were opened.
     """
 
     prefix: str
@@ -308,7 +308,7 @@ class Access:
         denied = status >= HTTPStatus.BAD_REQUEST
         if group.describe is None:
             served = status < HTTPStatus.INTERNAL_SERVER_ERROR
-            if noted.acts and served and (denied or not noted.patients):
+            if served and (noted.told or (denied and noted.acts)):
                 return
             told = _by_route(group.prefix, request, status)
         else:

@@ -42,12 +42,13 @@ from dicom_scp.web.rendered import (
 )
 from dicom_scp.web.video import VideoStream
 from node.domain.access import Action, Identity
-from node.domain.audit import AuditEntry
+from node.domain.audit import Noted
 from node.domain.disclosure import mask_name
 from node.domain.errors import ErrorKind, NodeError
 from node.http import Failure, identity
 from node.imaging import VIDEO, StoredImage
-from node.store import audit, studies
+from node.recording import UNKNOWN_ID, Told, safe_id
+from node.store import studies
 
 if TYPE_CHECKING:
     from node.store.blobs import BlobReader
@@ -142,6 +143,23 @@ def render_error(failure: Failure) -> web.Response:
     return web.json_response(body, status=status)
 
 
+def describe(request: web.Request, status: int, _: Noted) -> Told:
+    """Return what a request is called in the audit trail: verb, level and UID."""
+    resource, path = request.match_info.route.resource, request.match_info
+    if resource is None:
+        return Told("dicom-web unmatched", UNKNOWN_ID)
+    last = resource.canonical.rpartition("/")[2]
+    verb = {"series": "search", "instances": "search", PIXEL_DATA: "video"}.get(last)
+    if last.startswith("{"):
+        verb = "frames" if "frames" in last else "retrieve"
+    level = next(key for key in reversed(_LEVELS) if key in path)
+    return Told(
+        f"dicom-web {verb or last}",
+        f"{level}/{safe_id(path[level], status)}",
+        {"study_instance_uid": safe_id(path["study"], status)},
+    )
+
+
 def routes(
     store: Store, *, renderer: Renderer | None = None, base_url: str = ""
 ) -> list[web.AbstractRouteDef]:
@@ -184,7 +202,7 @@ class _Handlers:
         """Answer headers as DICOM JSON (PS3.18 10.4.1.1.2)."""
         caller = _reader(request)
         _choose(request, [(JSON, ()), ("application/json", ())])
-        found = await self._find(request, caller, audited="read")
+        found = await self._find(request, caller)
         told = [_told(one, caller) for one in found]
         if caller.may(Action.RETRIEVE_INSTANCE):
             for one, header in zip(found, told, strict=True):
@@ -244,7 +262,7 @@ class _Handlers:
         """Answer the whole instance, in the syntax it came in (PS3.18 10.4.1.1.1)."""
         caller = _reader(request)
         caller.require(Action.RETRIEVE_INSTANCE)
-        (instance,) = await self._find(request, caller, audited="retrieve")
+        (instance,) = await self._find(request, caller)
         syntax = instance.transfer_syntax_uid
         choice = _choose(request, [(DICOM, (syntax,))])
         reader = await self._renderer.run(
@@ -275,7 +293,7 @@ class _Handlers:
         """Answer a video as stored, a range of it if asked (PS3.18 10.4.1.1.5)."""
         caller = _reader(request)
         caller.require(Action.RETRIEVE_INSTANCE)
-        (instance,) = await self._find(request, caller, audited="retrieve")
+        (instance,) = await self._find(request, caller)
         return await self._stream(request, instance)
 
     async def _stream(
@@ -428,7 +446,6 @@ class _Handlers:
         request: web.Request,
         caller: Identity,
         *,
-        audited: str | None = None,
         missing_ok: bool = False,
     ) -> list[StoredInstance]:
         """Return the instances that the path names; NOT_FOUND when there are none."""
@@ -442,24 +459,9 @@ class _Handlers:
             else:
                 found = await studies.instances_of(tx, self._store, path["study"])
             found = [one for one in found if _belongs(one, path)]
-            if found and audited is not None:
-                await audit.record(tx, self._entry(caller, path, audited))
         if not found and not missing_ok:
             raise NodeError("nothing is stored under these UIDs", ErrorKind.NOT_FOUND)
         return found
-
-    def _entry(
-        self, caller: Identity, path: web.UrlMappingMatchInfo, action: str
-    ) -> AuditEntry:
-        level = next(key for key in reversed(_LEVELS) if key in path)
-        return AuditEntry(
-            at=self._store.clock(),
-            actor=caller.user_id,
-            role=",".join(sorted(role.value for role in caller.roles)),
-            action=action,
-            entity=f"{level}/{path[level]}",
-            detail={"study_instance_uid": path["study"]},
-        )
 
     def _source(self, instance: StoredInstance) -> Source:
         revision = instance.sha256.hex()[:32]

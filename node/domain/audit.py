@@ -80,7 +80,7 @@ class Noted:
     """What was opened, written and asked while one request was answered.
 
     `written` are FHIR addresses with their version, `queries` searches without
-    what identifies a patient. `acts` counts the entries that a handler made itself.
+    what identifies a patient. `acts` are the entries that a handler made itself.
     """
 
     patients: dict[UUID, None] = field(default_factory=dict)
@@ -88,7 +88,15 @@ class Noted:
     last_shown: tuple[str, str, int] | None = None
     written: list[str] = field(default_factory=list)
     queries: list[str] = field(default_factory=list)
-    acts: int = 0
+    acts: list[AuditEntry] = field(default_factory=list)
+
+    @property
+    def told(self) -> bool:
+        """Tell whether the handler's own entries name everybody who was opened."""
+        words = " ".join(
+            word for act in self.acts for word in (act.entity, *act.detail.values())
+        )
+        return bool(self.acts) and all(str(p) in words for p in self.patients)
 
 
 _NOTED: ContextVar[Noted | None] = ContextVar("noted", default=None)
@@ -138,8 +146,8 @@ def note_query(query: str) -> None:
         noted.queries.append(query)
 
 
-def note_act() -> None:
+def note_act(entry: AuditEntry) -> None:
     """Note that a handler recorded an entry of its own."""
     noted = _NOTED.get()
     if noted is not None:
-        noted.acts += 1
+        noted.acts.append(entry)

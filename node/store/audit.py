@@ -83,7 +83,7 @@ async def record(tx: "Transaction", entry: AuditEntry) -> None:
     await tx.execute(
         "select audit_append($1, $2, $3, $4, $5, $6, $7, $8)", *arguments(entry)
     )
-    note_act()
+    note_act(entry)
 
 
 async def append(connection: "Transaction", entries: Sequence[AuditEntry]) -> None:

@@ -94,6 +94,7 @@ async def open_as(store: Store, stored: dict[str, bytes]) -> AsyncIterator[Open]
         prefix=dicomweb.PREFIX,
         routes=dicomweb.routes(store),
         render_error=dicomweb.render_error,
+        describe=dicomweb.describe,
     )
     server = TestServer(make_app(store, HttpSettings(), [group]))
     await server.start_server()
@@ -319,8 +320,8 @@ async def test_retrieval_and_reading_of_headers_are_in_the_audit_trail(
     async with store.db.transaction() as tx:
         instance_entries = await audit.entries(tx, entity=f"instance/{GREY}")
         study_entries = await audit.entries(tx, entity=f"study/{STUDY}")
-    assert [e.action for e in instance_entries] == ["create", "retrieve"]
-    assert "read" in [e.action for e in study_entries]
+    assert [e.action for e in instance_entries] == ["create", "dicom-web retrieve"]
+    assert [e.action for e in study_entries] == ["dicom-web metadata"]
 
 
 async def test_dicomweb_client_reads_everything(
