@@ -165,9 +165,7 @@ async def fill(store: Store, reports: int) -> None:
         await tx.execute(_NUMBERS, patients, timeout=3600)
         await tx.execute(_AROUND, reports, START, timeout=3600)
         await tx.execute(_AROUND_TOKENS, reports, timeout=3600)
-        await tx.execute(
-            _AROUND_REFERENCES, reports, REPORTS_A_PATIENT, timeout=3600
-        )
+        await tx.execute(_AROUND_REFERENCES, reports, REPORTS_A_PATIENT, timeout=3600)
         for index in indexes:
             await tx.execute(index["indexdef"], timeout=3600)
         await tx.execute("vacuum analyze", timeout=3600)

@@ -258,6 +258,8 @@ class Fhir:
     page_size: int
     patient_id_system: str
     accession_system: str
+    export_keep_h: float
+    exports_at_once: int
     hook_hosts: list[str]
     key_hosts: list[str]
     ehrs: list[Ehr]
@@ -353,6 +355,8 @@ _RANGES = (
     ("commitment.grace_s", 0, 3600),
     ("commitment.reply_wait_s", 0, 60),
     ("commitment.patience_h", 0.1, 168),
+    ("fhir.export_keep_h", 0.1, 720),
+    ("fhir.exports_at_once", 1, 20),
     ("inference.stuck_after_s", 1, 3600),
     ("inference.cine_frames", 1, 50),
     # Fewer than 30 reports are never judged (node.domain.agreement.LEAST_TRIALS).

@@ -30,6 +30,8 @@ class FhirSettings:
     relay_secret: bytes = field(default=b"", repr=False)
     give_up_after_s: float = 72 * 3600
     offset: timedelta = timedelta(hours=8)
+    export_keep: timedelta = timedelta(hours=24)
+    exports_at_once: int = 2
 
     def __post_init__(self) -> None:
         missing = sorted(set(lexicon.CATEGORIES) - set(self.texts))

@@ -53,6 +53,7 @@ from dicom_scp.services.worklist import Stations, WorklistSettings, worklist_ser
 from dicom_scp.web import dicomweb, orders
 from fhir.content.mapping import Systems
 from fhir.content.publish import index_older, publish_report, publish_study
+from fhir.export.writing import export_resources
 from fhir.rest.server import route_group as fhir_routes
 from fhir.security import registration
 from fhir.security.assertions import Keys
@@ -75,6 +76,8 @@ from node.outbound import (
     send_workers,
     senders_of,
 )
+from node.store.exports import EXPORT_RESOURCES, sweep
+from node.store.exports import LANE as EXPORT_LANE
 from node.store.jobs import Jobs
 from node.store.models import ModelRole
 from node.store.store import Store, open_store
@@ -112,6 +115,7 @@ COMPLETION_EVERY_S = 0.5
 COMMITMENT_EVERY_S = 60.0
 ROUTING_EVERY_S = 1.0
 PROBING_EVERY_S = 60.0
+EXPORTS_EVERY_S = 60.0
 HOUSEKEEPING_EVERY_S = 3600.0
 AGREEMENT_EVERY_S = 60.0
 KEEP_DONE_JOBS = timedelta(days=7)
@@ -434,6 +438,8 @@ def fhir_settings_of(settings: Settings) -> FhirSettings:
         page_size=settings.fhir.page_size,
         hook_hosts=frozenset(settings.fhir.hook_hosts),
         offset=site_offset(settings),
+        export_keep=timedelta(hours=settings.fhir.export_keep_h),
+        exports_at_once=settings.fhir.exports_at_once,
         relay_url=relay.url if relay.enabled else "",
         relay_secret=_hook_secret(settings) if relay.enabled else b"",
     )
@@ -667,6 +673,7 @@ async def _worker(settings: Settings) -> None:
             worker,
             *send_workers(store, outbound, senders),
             commitment_worker(store, settings, outbound),
+            export_worker(store, fhir_settings),
         )
         for sender in senders.values():
             await sender.close()
@@ -704,6 +711,23 @@ def commitment_worker(store: Store, settings: Settings, outbound: Outbound) -> W
             )
         ],
         lane=LANE,
+    )
+
+
+def export_worker(store: Store, settings: FhirSettings) -> Worker:
+    """Return who writes bulk exports, one file at a time: no report waits for them."""
+    return Worker(
+        Jobs(store.db, store.ring, store.clock),
+        {EXPORT_RESOURCES: partial(export_resources, store, settings)},
+        periodic=[
+            Periodic(
+                "remove old exports",
+                EXPORTS_EVERY_S,
+                partial(sweep, store, settings.export_keep),
+            )
+        ],
+        width=1,
+        lane=EXPORT_LANE,
     )
 
 

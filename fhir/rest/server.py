@@ -23,6 +23,7 @@ from fhir.encoding.formats import (
     shaped,
 )
 from fhir.encoding.outcome import Refused, refusal, render_error
+from fhir.export.operations import Exports
 from fhir.rest.exchange import PREFIX, answered
 from fhir.rest.reading import Reading
 from fhir.rest.subscription_operations import SubscriptionOperations
@@ -51,8 +52,11 @@ def route_group(store: "Store", settings: FhirSettings, version: str) -> RouteGr
     return RouteGroup(
         prefix=PREFIX,
         routes=[
-            web.route(r.method, r.path, _told(cast("Handler", r.handler)))
-            for r in routes
+            *Exports(store, settings).routes(),
+            *(
+                web.route(r.method, r.path, _told(cast("Handler", r.handler)))
+                for r in routes
+            ),
         ],
         public=frozenset({f"{PREFIX}/metadata"}),
         unrecorded=frozenset({f"{PREFIX}/metadata"}),

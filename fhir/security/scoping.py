@@ -6,13 +6,13 @@
 
 from fhir.content.masked import UNLABELLED_TYPES
 from fhir.encoding.wire import parse
+from fhir.search.matching import meets
 from fhir.search.parameters import COMMON, PARAMETERS, criterion, index_of, parameter
 from fhir.security.access import require_scope
 from node.domain.access import Identity
-from node.domain.errors import ErrorKind, NodeError
 from node.domain.scopes import Context, Scope
-from node.store.resources import Index, Stored
-from node.store.search import AnyOf, Chained, Criterion, IdIs, RefersTo, TokenIs
+from node.store.resources import Stored
+from node.store.search import AnyOf, Chained, Criterion, IdIs, RefersTo
 
 
 def understood(scope: Scope) -> bool:
@@ -79,7 +79,7 @@ def sees(identity: Identity, stored: Stored, letter: str = "r") -> bool:
     index = index_of(parse(stored.body))
     patient_id = identity.scopes.patient_id
     return any(
-        all(_meets(stored, index, c) for c in _criteria(scope, kind, patient_id))
+        meets(stored, index, _criteria(scope, kind, patient_id))
         for scope in alternatives
     )
 
@@ -104,25 +104,3 @@ def _criteria(scope: Scope, kind: str, patient_id: str | None) -> tuple[Criterio
         else:
             criteria.append(IdIs(()))
     return tuple(criteria)
-
-
-def _meets(stored: Stored, index: Index, asked: Criterion) -> bool:
-    match asked:
-        case IdIs(ids):
-            return stored.resource_id in ids
-        case TokenIs(name, values, _, negated):
-            held = [(t.system, t.value) for t in index.tokens if t.parameter == name]
-            found = any(
-                (system is None or system == s) and (code is None or code == c)
-                for s, c in held
-                for system, code in values
-            )
-            return found is not negated
-        case RefersTo(name, targets):
-            return any(
-                (kind is None or kind == r.target_type) and r.target_id == wanted
-                for r in index.references
-                if r.parameter == name
-                for kind, wanted in targets
-            )
-    raise NodeError("a scope cannot be narrowed by this", ErrorKind.FORBIDDEN)

@@ -37,6 +37,7 @@ class Action(Enum):
     RETRY_WORK = "retry_work"
     BIND_PATIENT = "bind_patient"  # print the desk QR code
     READ_AGREEMENT = "read_agreement"  # counts of AI and doctors, no report
+    EXPORT_RESOURCES = "export_resources"  # everything at once, by programs alone
     READ_AUDIT = "read_audit"
     MANAGE_USERS = "manage_users"
 
@@ -73,6 +74,7 @@ PERMISSIONS: dict[Role, frozenset[Action]] = {
         _READER
         | {
             Action.RETRIEVE_INSTANCE,
+            Action.EXPORT_RESOURCES,
             Action.WRITE_PATIENT,
             Action.WRITE_ORDER,
             Action.MANAGE_SUBSCRIPTION,

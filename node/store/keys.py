@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from node.domain.errors import ErrorKind, NodeError
-from node.store import agreement, cases
+from node.store import agreement, cases, exports
 
 if TYPE_CHECKING:
     import asyncpg
@@ -201,6 +201,33 @@ class KeyRing:
                 self._patients.popitem(last=False)
         return sealer
 
+    async def have_at_hand(
+        self, tx: "Transaction", patient_ids: Sequence[UUID]
+    ) -> None:
+        """Bring the sealers of many patients to hand in one query."""
+        missing = [one for one in patient_ids if one not in self._patients]
+        if not missing:
+            return
+        rows = await tx.fetch(
+            "select key_id, subject, domain_key_id, wrapped from data_keys"
+            " where domain = 'patient' and subject = any($1) and wrapped is not null"
+            " and created_at < now()",
+            missing[:_CACHED_KEYS],
+        )
+        for row in rows:
+            if row["domain_key_id"] in self._domain_keys:
+                sealer = Sealer(row["key_id"], self._unwrap_data(row))
+                self._patients[row["subject"]] = sealer
+        while len(self._patients) > _CACHED_KEYS:
+            self._patients.popitem(last=False)
+
+    async def own(self, tx: "Transaction", subject: UUID) -> Sealer:
+        """Return a sealer of the node for one thing that will go, made on first use.
+
+        GONE after its key was destroyed.
+        """
+        return (await self._data_key(tx, "node", subject))[0]
+
     def patient_at_hand(self, patient_id: UUID) -> Sealer | None:
         """Return the patient's sealer if it was used lately; any thread may ask."""
         return self._patients.get(patient_id)
@@ -258,8 +285,9 @@ class KeyRing:
         """Destroy a patient's key: nothing of her can be read from now on.
 
         What is kept of her without a key, the vectors and outcomes of her cases, is
-        deleted. NOT_FOUND when she never had a key. `rotate` afterwards: until then
-        a backup of the database opens with today's root key.
+        deleted, and bulk exports with her in them are taken away. NOT_FOUND when she
+        never had a key. `rotate` afterwards: until then a backup of the database opens
+        with today's root key.
         """
         shredded = await tx.fetchval(
             "update data_keys set wrapped = null, domain_key_id = null,"
@@ -271,6 +299,7 @@ class KeyRing:
             raise NodeError("this patient has no key here", ErrorKind.NOT_FOUND)
         await cases.forget_patient(tx, patient_id)
         await agreement.forget_patient(tx, patient_id)
+        await exports.forget_patient(tx, patient_id)
         await tx.execute("select pg_notify('key_shredded', $1)", str(patient_id))
         self._forget(patient_id)
 

@@ -193,6 +193,16 @@ def _keys(row: "asyncpg.Record", order: Sequence[Order]) -> tuple[datetime | str
     return tuple(row[names[one.key]] for one in order)
 
 
+def condition(store: "Store", criteria: Sequence[Criterion]) -> tuple[str, list[Any]]:
+    """Return what is true of the rows `r` of resources that meet all criteria.
+
+    With it come its arguments, the first of their statement.
+    """
+    sql = _Sql(store)
+    clauses = [sql.clause(criterion, "r") for criterion in criteria]
+    return " and ".join(clauses) or "true", sql.arguments
+
+
 async def count(tx: "Transaction", store: "Store", query: Query) -> int:
     """Return how many resources meet the criteria of `query`."""
     sql = _Sql(store)
@@ -344,7 +354,7 @@ class _Sql:
 
     def where(self, query: Query) -> str:
         clauses = [f"r.resource_type = {_constant(query.resource_type)}"]
-        clauses += [self._clause(c, "r") for c in query.criteria]
+        clauses += [self.clause(c, "r") for c in query.criteria]
         return " and ".join(clauses)
 
     def beyond(self, order: Sequence[Order], keys: Sequence[datetime | str]) -> str:
@@ -362,7 +372,8 @@ class _Sql:
         # The first term follows from the others and says where to begin.
         return f"{columns[0]} {signs[0]}= {values[0]} and ({' or '.join(steps)})"
 
-    def _clause(self, criterion: Criterion, row: str) -> str:
+    def clause(self, criterion: Criterion, row: str) -> str:
+        """Return what is true of the rows `row` that meet a criterion."""
         match criterion:
             case IdIs(ids):
                 return f"{row}.resource_id = any({self.bind(list(ids))})"
@@ -377,7 +388,7 @@ class _Sql:
                 return inside if present else f"not {inside}"
             case AnyOf(alternatives):
                 parts = [
-                    " and ".join(self._clause(one, row) for one in together) or "true"
+                    " and ".join(self.clause(one, row) for one in together) or "true"
                     for together in alternatives
                 ]
                 return f"({' or '.join(f'({p})' for p in parts) or 'false'})"
@@ -386,7 +397,7 @@ class _Sql:
                     "exists (select 1 from resources t where"
                     f" t.resource_type = {_constant(target_type)}"
                     f" and x.target_type = {_constant(target_type)}"
-                    f" and t.resource_id = x.target_id and {self._clause(inner, 't')})"
+                    f" and t.resource_id = x.target_id and {self.clause(inner, 't')})"
                 )
                 return self._exists("resource_references", row, parameter, target)
 
@@ -445,6 +456,32 @@ class _Sql:
         if "{far}" in template:
             far = self.bind(_before(wanted.earliest))
         return template.format(i=indexed, lo=lo, hi=hi, far=far)
+
+
+def overlaps(asked: Within, earliest: datetime, latest: datetime) -> bool:
+    """Tell whether an interval compares as asked, without the index."""
+    lo, hi = asked.earliest, asked.latest
+    if asked.parameter == LAST_UPDATED:
+        return {
+            "eq": lo <= earliest < hi,
+            "ne": not lo <= earliest < hi,
+            "gt": earliest >= hi,
+            "lt": earliest < lo,
+            "ge": earliest >= lo,
+            "le": earliest < hi,
+            "sa": earliest >= hi,
+            "eb": earliest < lo,
+        }[asked.prefix]
+    return {
+        "eq": lo <= earliest and latest <= hi,
+        "ne": not (lo <= earliest and latest <= hi),
+        "gt": latest > hi,
+        "lt": earliest < lo,
+        "ge": latest > hi or earliest >= lo,
+        "le": earliest < lo or (earliest < hi and latest <= hi),
+        "sa": earliest >= hi,
+        "eb": latest <= lo,
+    }[asked.prefix]
 
 
 def _before(at: datetime) -> datetime:
