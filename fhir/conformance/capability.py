@@ -8,6 +8,7 @@ from fhir.search.parameters import COMMON, PARAMETERS
 from fhir.security.access import PERMITS, Interaction
 from fhir.subscriptions.hooks import TOPICS
 
+_BULK = "http://hl7.org/fhir/uv/bulkdata/OperationDefinition"
 _BACKPORT = "http://hl7.org/fhir/uv/subscriptions-backport"
 _SMART = {
     "system": "http://terminology.hl7.org/CodeSystem/restful-security-service",
@@ -52,6 +53,9 @@ def capability_statement(base_url: str, version: str, at: datetime) -> Json:
                         " Observation with ifMatch, POST Provenance (reason) and"
                         " Communication (the patient was told)",
                     }
+                ],
+                "operation": [
+                    {"name": "export", "definition": f"{_BULK}/export"},
                 ],
             }
         ],
@@ -101,6 +105,10 @@ def _resource(kind: str) -> Json:
             }
             for name in ("status", "events")
         ]
+    if kind == "Patient":
+        resource.setdefault("operation", []).append(
+            {"name": "export", "definition": f"{_BULK}/patient-export"}
+        )
     parameters = PARAMETERS.get(kind, ())
     includes = [f"{kind}:{p.name}" for p in parameters if p.kind == "reference"]
     if includes:
