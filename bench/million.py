@@ -63,7 +63,7 @@ select 'DiagnosticReport', md5('r' || n), p.parameter, p.type, p.id
 from generate_series(1, $1::integer) as n, lateral (values
     ('subject', 'Patient', md5('p' || n / $2::integer)),
     ('patient', 'Patient', md5('p' || n / $2::integer)),
-    ('performer', 'Device', 'model-1'),
+    ('performer', 'Organization', 'department'),
     ('imaging-study', 'ImagingStudy', md5('s' || n)),
     ('based-on', 'ServiceRequest', md5('o' || n)),
     ('result', 'Observation', md5('f' || n))
@@ -249,7 +249,7 @@ def queries(reports: int, step: int) -> dict[str, Query]:
             NEWEST, TokenIs("status", ((None, "final"),), negated=True)
         ),
         "of one device": _reports(
-            NEWEST, RefersTo("performer", (("Device", "model-1"),))
+            NEWEST, RefersTo("performer", (("Organization", "department"),))
         ),
         "a patient by number": Query(
             "Patient", (_hashed("m", number),), NEWEST, count=20

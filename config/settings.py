@@ -29,6 +29,7 @@ class SettingsError(Exception):
 @dataclass(frozen=True)
 class Site:
     institution: str
+    department: str
     department_phone: str
     language: str
     timezone_offset: str
@@ -260,6 +261,8 @@ class Fhir:
     accession_system: str
     export_keep_h: float
     exports_at_once: int
+    organization_system: str
+    organization_id: str
     hook_hosts: list[str]
     key_hosts: list[str]
     ehrs: list[Ehr]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from fhir.content.mapping import Systems
+from fhir.content.site import Site
 from node.domain import lexicon
 from node.domain.disclosure import TierText
 from node.domain.errors import ErrorKind, NodeError
@@ -22,6 +23,7 @@ class FhirSettings:
 
     base_url: str
     systems: Systems
+    site: Site
     texts: Mapping[str, TierText]
     department_phone: str = ""
     page_size: int = 50

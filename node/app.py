@@ -51,8 +51,16 @@ from dicom_scp.services.retrieve import RetrieveSettings
 from dicom_scp.services.service import Service
 from dicom_scp.services.worklist import Stations, WorklistSettings, worklist_service
 from dicom_scp.web import dicomweb, orders
+from fhir.content.consents import publish_consent
+from fhir.content.documents import publish_document
 from fhir.content.mapping import Systems
-from fhir.content.publish import index_older, publish_report, publish_study
+from fhir.content.publish import (
+    index_older,
+    keep_site_current,
+    publish_report,
+    publish_study,
+)
+from fhir.content.site import Site
 from fhir.export.writing import export_resources
 from fhir.rest.server import route_group as fhir_routes
 from fhir.security import registration
@@ -102,8 +110,9 @@ from node.workflow.completion import (
     CompletionSettings,
     close_due_studies,
 )
+from node.workflow.consent import PUBLISH_CONSENT
 from node.workflow.intake import settle_abandoned
-from node.workflow.reporting import ASSESS_SHADOW
+from node.workflow.reporting import ASSESS_SHADOW, PUBLISH_DOCUMENT
 from review_ui import agreement, launch, server
 from wechat.relay.settings import RelaySettings
 
@@ -433,6 +442,16 @@ def fhir_settings_of(settings: Settings) -> FhirSettings:
             accession=settings.fhir.accession_system or f"{base}/accession",
             ae_title=f"{base}/ae-title",
         ),
+        site=Site(
+            institution=settings.site.institution,
+            department=settings.site.department,
+            root_url=base,
+            phone=settings.site.department_phone,
+            language=settings.site.language,
+            identifier_system=settings.fhir.organization_system,
+            identifier=settings.fhir.organization_id,
+            version=product_version(),
+        ),
         texts=patient_texts(),
         department_phone=settings.site.department_phone,
         page_size=settings.fhir.page_size,
@@ -648,6 +667,11 @@ async def _worker(settings: Settings) -> None:
                     lambda: store.jobs.forget_done(store.clock() - KEEP_DONE_JOBS),
                 ),
                 Periodic(
+                    "keep the site's resources current",
+                    HOUSEKEEPING_EVERY_S,
+                    partial(keep_site_current, store, fhir_settings),
+                ),
+                Periodic(
                     "index older resources",
                     HOUSEKEEPING_EVERY_S,
                     partial(index_older, store),
@@ -745,6 +769,8 @@ def _worker_handlers(
         "encode_report": lambda payload: encode_report(store, payload, results),
         "read_machine_report": partial(read_machine_report, store),
         PUBLISH_STUDY: partial(publish_study, store, fhir_settings),
+        PUBLISH_CONSENT: partial(publish_consent, store),
+        PUBLISH_DOCUMENT: partial(publish_document, store, fhir_settings),
         "compare_report": partial(compare_report, store),
         "deliver_notifications": deliveries.deliver_notifications,
         "offer_binding": deliveries.offer_binding,

@@ -4,22 +4,17 @@ On the page a doctor sees masked identities; paper that goes to the patient need
 whole one. Who prints is told by the audit trail.
 """
 
-import asyncio
-from io import BytesIO
 from uuid import UUID
 
 from aiohttp import hdrs, web
-from pydicom import dcmread
 
+from node import paper
 from node.domain.access import Action
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
-from node.domain.report import Report, ReportStatus
-from node.domain.uids import pdf_uid
+from node.domain.report import Report
 from node.http import STORE, RouteGroup, identity
-from node.store import audit, reports, studies
-from node.store.store import Store
-from node.store.studies import StoredInstance
+from node.store import audit, reports
 
 
 def route_group() -> RouteGroup:
@@ -42,7 +37,7 @@ async def printed(request: web.Request) -> web.Response:
     async with store.db.transaction() as tx:
         report = await reports.read(tx, store, _report_id(request))
         number = _signed_version(report)
-        instance = await studies.instance(tx, store, pdf_uid(report.id, number))
+        instance = await paper.find_paper(tx, store, report, number)
         if instance is None:
             raise NodeError("the report is not printed yet", ErrorKind.NOT_FOUND)
         await audit.record(
@@ -55,11 +50,10 @@ async def printed(request: web.Request) -> web.Response:
                 entity=f"report/{report.id}/{number}",
             ),
         )
-    pdf = await asyncio.to_thread(_pdf, store, instance)
     name = f"report-{report.id}-{number}.pdf"
     return web.Response(
-        body=pdf,
-        content_type="application/pdf",
+        body=await paper.read_paper(store, instance),
+        content_type=paper.CONTENT_TYPE,
         headers={hdrs.CONTENT_DISPOSITION: f'inline; filename="{name}"'},
     )
 
@@ -72,16 +66,7 @@ def _report_id(request: web.Request) -> UUID:
 
 
 def _signed_version(report: Report) -> int:
-    if report.current.status is ReportStatus.ENTERED_IN_ERROR:
-        raise NodeError("the report was withdrawn", ErrorKind.GONE)
     signed = report.last_signed()
     if signed is None:
         raise NodeError("only signed reports are printed", ErrorKind.NOT_FOUND)
     return signed.number
-
-
-def _pdf(store: Store, instance: StoredInstance) -> bytes:
-    with studies.open_blob(store, instance) as reader:
-        document = dcmread(BytesIO(reader.read()))
-    content: bytes = document.EncapsulatedDocument
-    return content[: int(document.EncapsulatedDocumentLength)]

@@ -42,6 +42,7 @@ from node.store import models, orders, reports, studies
 from node.store.orders import StudyOrder
 from node.store.overlays import read_overlay
 from node.workflow.intake import KeptObject, Received, keep_object, store_result
+from node.workflow.reporting import publish_document_later
 
 if TYPE_CHECKING:
     from node.store.keys import Sealer
@@ -351,6 +352,8 @@ async def _store(job: _Job, results: Sequence[_Result]) -> None:
                 if outcome is not Received.STORED:
                     unused.append(result.kept.blob_name)
                     continue
+                if result.instance.origin is Origin.PDF:
+                    await publish_document_later(tx, store, report, job.version.number)
                 await route_result(
                     store,
                     tx,

@@ -26,6 +26,9 @@ TRANSLATION = "http://hl7.org/fhir/StructureDefinition/translation"
 NAME_REPRESENTATION = (
     "http://hl7.org/fhir/StructureDefinition/iso21090-EN-representation"
 )
+# Observation.bodySite is a code in R4; this points to the BodyStructure it means.
+BODY_SITE = "http://hl7.org/fhir/StructureDefinition/bodySite"
+DISTANCE_FROM_NIPPLE = f"{BASE}/StructureDefinition/distance-from-nipple"
 DATA_ABSENT = "http://hl7.org/fhir/StructureDefinition/data-absent-reason"
 
 DICOM_UID = "urn:dicom:uid"

@@ -11,7 +11,8 @@ from datetime import date
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
-from fhir.content import completeness, concepts, mapping, publish
+from fhir.content import completeness, concepts, mapping, publish, site
+from fhir.content.documents import retire_documents
 from fhir.content.masked import for_doctor, is_masked
 from fhir.content.publish import put, versioned
 from fhir.content.reading import (
@@ -24,6 +25,7 @@ from fhir.encoding.outcome import Issue, Refused
 from fhir.encoding.wire import (
     Json,
     as_list,
+    extension,
     extensions,
     instant,
     parse,
@@ -95,6 +97,7 @@ _FIXED = {
 }
 _FIXED_EXTENSIONS = concepts.ABOUT_STUDY | {
     concepts.NOT_READ,
+    concepts.BODY_SITE,
     concepts.LESION_REGION,
     concepts.HEAT_MAP,
 }
@@ -178,8 +181,7 @@ async def _author(tx: "Transaction", store: "Store", identity: Identity) -> Auth
     """Return the caller as an author, and make sure her Practitioner is there."""
     if identity.practitioner_id is None:
         raise NodeError("only a person edits reports", ErrorKind.FORBIDDEN)
-    practitioner = mapping.to_practitioner(identity.practitioner_id, identity.display)
-    await publish.write_once(tx, store, practitioner)
+    await publish.write_signer(tx, store, identity.practitioner_id, identity.display)
     return Author(AuthorKind.PHYSICIAN, identity.practitioner_id, identity.display)
 
 
@@ -369,6 +371,11 @@ class _Writer:
             if observation_id in self._sent or _differs(resource, stored):
                 written.add(await self._put(resource))
         await self._withdraw_lesions(written)
+        for stored in (
+            *await publish.write_places(self._tx, self._store, self._after),
+            *await retire_documents(self._tx, self._store, self._after),
+        ):
+            written.add(stored)
         written.add(await self._put(self._diagnostic_report()))
 
     async def _put(self, resource: Json) -> Stored:
@@ -400,6 +407,10 @@ class _Writer:
             resource["issued"] = instant(version.at)
             resource["meta"] = _without_ai_label(resource.get("meta", {}))
         resource["status"] = self._observation_status(known, changed)
+        place = extension(rendered, concepts.BODY_SITE)
+        if place is not None and extension(resource, concepts.BODY_SITE) is None:
+            # It was published by a release that had no BodyStructure.
+            resource["extension"] = [place, *as_list(resource.get("extension"))]
         return resource
 
     def _observation_status(self, known: Json, changed: bool) -> str:
@@ -419,6 +430,9 @@ class _Writer:
         resource = self._merged(self._report or known, known)
         resource["meta"] = _without_ai_label(resource.get("meta", {}))
         resource["status"] = version.status.value
+        # The paper says what an earlier version said; that of this one comes later.
+        resource.pop("presentedForm", None)
+        resource["performer"] = [site.DEPARTMENT]
         resource["result"] = mapping.results(self._after)
         if self._report is not None:  # she has seen the version that tells of them
             completeness.without_late_images(resource)

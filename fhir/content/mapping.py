@@ -10,7 +10,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from uuid import UUID
 
-from fhir.content import concepts
+from fhir.content import concepts, places, site
 from fhir.content.concepts import SUFFIX_OF_FIELD, codeable
 from fhir.encoding.wire import Json, instant
 from node.domain import lexicon
@@ -114,6 +114,7 @@ def to_patient(patient_id: UUID, identity: PatientIdentity, systems: Systems) ->
         patient["gender"] = _GENDER.get(identity.sex, "unknown")
     if identity.birth_date is not None:
         patient["birthDate"] = identity.birth_date.isoformat()
+    patient["managingOrganization"] = site.HOSPITAL
     return patient
 
 
@@ -168,6 +169,7 @@ def to_imaging_study(
     if study.study_date is not None:
         resource["started"] = study.study_date.isoformat()
     resource |= exam.based_on
+    resource["endpoint"] = [site.DICOM_WEB]
     series = _series(instances)
     resource["numberOfSeries"] = len(series)
     resource["numberOfInstances"] = len(instances)
@@ -189,6 +191,7 @@ def _series(instances: Sequence[InstanceOf]) -> list[Json]:
                 "uid": instance.series_instance_uid,
                 "modality": {"system": concepts.DCM, "code": instance.modality},
                 "numberOfInstances": 0,
+                "endpoint": [site.DICOM_WEB],
                 "instance": [],
             },
         )
@@ -274,6 +277,8 @@ def to_diagnostic_report(report: Report, exam: Exam, systems: Systems) -> Json:
     if exam.study_date is not None:
         resource["effectiveDateTime"] = exam.study_date.isoformat()
     resource |= signature(version)
+    # R4 has no Device here: who drafted is in Observation.device and Provenance.
+    resource["performer"] = [site.DEPARTMENT]
     resource["result"] = results(report)
     resource["imagingStudy"] = [
         {"reference": f"ImagingStudy/{report.study_instance_uid}"}
@@ -391,10 +396,9 @@ class _Observations:
             {"system": concepts.DICOM_UID, "value": f"urn:oid:{lesion.tracking_uid}"}
         ]
         root["hasMember"] = [{"reference": f"Observation/{m['id']}"} for m in members]
-        extensions = _region(lesion)
+        extensions = [places.reference_of(root_id), *_region(lesion)]
         extensions += _heat_maps(self._version.findings, lesion)
-        if extensions:
-            root["extension"] = extensions
+        root["extension"] = extensions
         return root
 
     def _make(self, observation_id: str, code: Json, value: Json) -> Json:

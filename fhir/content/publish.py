@@ -10,14 +10,23 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
-from fhir.content import completeness, concepts, mapping
+from fhir.content import completeness, concepts, mapping, places, site
 from fhir.content.mapping import Exam, InstanceOf
-from fhir.encoding.wire import Json, as_list, parse, with_identity
+from fhir.encoding.wire import Json, as_list, parse, to_bytes, with_identity
 from fhir.search.parameters import INDEX_VERSION, accession_criterion, index_of
 from fhir.settings import FhirSettings
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.report import Author, AuthorKind, Report
-from node.store import completion, models, orders, reports, resources, search, studies
+from node.store import (
+    completion,
+    models,
+    orders,
+    people,
+    reports,
+    resources,
+    search,
+    studies,
+)
 from node.store.resources import Stored
 
 if TYPE_CHECKING:
@@ -83,8 +92,10 @@ async def _publish(
         return
     exam = await write_exam(tx, store, settings, report)
     author = report.current.author
+    for resource in site.to_resources(settings.site):
+        await write_once(tx, store, resource)
     await write_once(tx, store, await _device(tx, author))
-    targets = []
+    targets = [versioned(written) for written in await write_places(tx, store, report)]
     for observation in mapping.to_observations(report, exam):
         written = await put(tx, store, observation, report.patient_id)
         targets.append(versioned(written))
@@ -115,6 +126,49 @@ async def _device(tx: "Transaction", author: Author) -> Json:
 def marker_of(report: Report) -> str:
     """Return the id of the Provenance that is written when a draft is published."""
     return str(uuid5(_PROVENANCE, f"{report.id}/{report.current.number}"))
+
+
+async def write_places(
+    tx: "Transaction", store: "Store", report: Report
+) -> list[Stored]:
+    """Write the BodyStructures of a report's lesions; return those that changed."""
+    numbers = mapping.lesion_numbers(report)
+    written = []
+    for resource in places.to_body_structures(report, numbers):
+        stored = await put_changed(tx, store, resource, report.patient_id)
+        if stored is not None:
+            written.append(stored)
+    return written
+
+
+async def keep_site_current(store: "Store", settings: FhirSettings) -> None:
+    """Bring what stands for the site and for the people who sign up to date.
+
+    Called at every start and every hour: settings and accounts change, and what is as
+    it was gets no new version.
+    """
+    async with store.db.transaction() as tx:
+        for resource in site.to_resources(settings.site):
+            await put_changed(tx, store, resource)
+        for user in await people.list_users(tx):
+            if user.practitioner_id is not None:
+                await write_signer(tx, store, user.practitioner_id, user.display)
+
+
+async def write_signer(
+    tx: "Transaction", store: "Store", practitioner_id: str, display: str
+) -> None:
+    """Make sure that a person who signs is there, and what she is at the department.
+
+    The Practitioner that an EHR has sent stays as it is.
+    """
+    await write_once(tx, store, mapping.to_practitioner(practitioner_id, display))
+    user = await people.find_practitioner(tx, practitioner_id)
+    if user is not None:
+        role = site.to_practitioner_role(
+            practitioner_id, user.roles, active=not user.disabled
+        )
+        await put_changed(tx, store, role)
 
 
 async def _withdraw_missing(
@@ -247,6 +301,36 @@ async def write_once(
                 await put(tx, store, resource, patient_id, expected=0)
         except resources.StaleVersion:
             return  # another worker has written the same in this moment
+
+
+async def put_changed(
+    tx: "Transaction",
+    store: "Store",
+    resource: Json,
+    patient_id: UUID | None = None,
+) -> Stored | None:
+    """Store a resource unless it says what is there already; return what was stored."""
+    kind, resource_id = resource["resourceType"], str(resource["id"])
+    known = await resources.find(tx, store, kind, resource_id)
+    if known is not None and _says(parse(known.body)) == _says(
+        parse(to_bytes(resource))
+    ):
+        return None
+    expected = 0 if known is None else known.version
+    try:
+        async with tx.transaction():
+            return await put(tx, store, resource, patient_id, expected=expected)
+    except resources.StaleVersion:
+        return None  # another process has brought it up to date in this moment
+
+
+def _says(resource: Json) -> Json:
+    meta = {
+        key: value
+        for key, value in resource.get("meta", {}).items()
+        if key not in ("versionId", "lastUpdated")
+    }
+    return {**resource, "meta": meta}
 
 
 def versioned(stored: Stored) -> str:

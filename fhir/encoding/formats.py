@@ -96,6 +96,33 @@ def negotiated(request: web.Request, form: Mapping[str, str] | None = None) -> W
     return Wanted(chosen.media_type, pretty, chosen.version)
 
 
+def wants_native(request: web.Request, media_type: str) -> bool:
+    """Tell whether content is wanted as it is, not inside a Binary (FHIR R4 2.39).
+
+    Only who names FHIR's own types, or JSON, wants the resource: a browser that
+    also takes XML wants to show what it opens. Refused (406) when neither will do.
+    """
+    if "_format" in request.query:
+        return request.query["_format"] == media_type
+    ranges = _ranges(request.headers.getall(hdrs.ACCEPT, []))
+    if not ranges:
+        return True
+    named = [
+        one.quality
+        for one in ranges
+        if one.media in (CONTENT_TYPE, "application/json", XML_CONTENT_TYPE)
+    ]
+    fitting = [one for one in ranges if one.rank(media_type)]
+    closest = max(fitting, key=lambda one: one.rank(media_type), default=None)
+    if closest is None or closest.quality <= 0:
+        if not any(named):
+            words = f"this is {media_type}, also as {CONTENT_TYPE}"
+            raise Refused([Issue("not-supported", words)], 406)
+        return False
+    exact = closest.media == media_type
+    return not named or (exact and closest.quality >= max(named))
+
+
 def readable(request: web.Request) -> Wanted:
     """Return the form in which a caller can read a failure, whatever it asked for."""
     try:

@@ -24,6 +24,7 @@ from fhir.encoding.formats import (
 )
 from fhir.encoding.outcome import Refused, refusal, render_error
 from fhir.export.operations import Exports
+from fhir.rest.documents import Documents
 from fhir.rest.exchange import PREFIX, answered
 from fhir.rest.reading import Reading
 from fhir.rest.subscription_operations import SubscriptionOperations
@@ -53,6 +54,7 @@ def route_group(store: "Store", settings: FhirSettings, version: str) -> RouteGr
         prefix=PREFIX,
         routes=[
             *Exports(store, settings).routes(),
+            *Documents(store).routes(),
             *(
                 web.route(r.method, r.path, _told(cast("Handler", r.handler)))
                 for r in routes

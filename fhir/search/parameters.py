@@ -28,7 +28,7 @@ Kind = Literal["token", "reference", "date", "string", "uri"]
 NAME_PREFIX_LENGTH = 16
 # One more whenever `index_of` finds something else: the worker then indexes anew
 # what was stored before.
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ _ACCESSION = Parameter(
     "identifier", "token", "identifier", identifying=True, accession=True
 )
 _STATUS = Parameter("status", "token", "status")
+_ENDPOINT = Parameter("endpoint", "reference", "endpoint", ("Endpoint",))
 _BASED_ON = Parameter(
     "based-on", "reference", "basedOn", ("ServiceRequest",), also="basedOn"
 )
@@ -81,9 +82,36 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
         _PRIVATE_IDENTIFIER,
         Parameter("name", "string", "name", identifying=True),
         Parameter("gender", "token", "gender"),
+        Parameter(
+            "organization", "reference", "managingOrganization", ("Organization",)
+        ),
     ),
     "Practitioner": (_IDENTIFIER,),
-    "Device": (_IDENTIFIER,),
+    "PractitionerRole": (
+        Parameter("active", "token", "active"),
+        Parameter("practitioner", "reference", "practitioner", ("Practitioner",)),
+        Parameter("organization", "reference", "organization", ("Organization",)),
+        Parameter("role", "token", "code"),
+    ),
+    "Organization": (
+        _IDENTIFIER,
+        Parameter("active", "token", "active"),
+        Parameter("type", "token", "type"),
+        Parameter("partof", "reference", "partOf", ("Organization",)),
+        _ENDPOINT,
+    ),
+    "Endpoint": (
+        _STATUS,
+        Parameter("connection-type", "token", "connectionType"),
+        Parameter("payload-type", "token", "payloadType"),
+        Parameter(
+            "organization", "reference", "managingOrganization", ("Organization",)
+        ),
+    ),
+    "Device": (
+        _IDENTIFIER,
+        Parameter("organization", "reference", "owner", ("Organization",)),
+    ),
     "ServiceRequest": (
         _ACCESSION,
         _STATUS,
@@ -99,6 +127,7 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
         ),
         Parameter("modality", "token", "modality"),
         Parameter("started", "date", "started", sorts=True),
+        _ENDPOINT,
     ),
     "DiagnosticReport": (
         _ACCESSION,
@@ -120,7 +149,7 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
         Parameter(
             "results-interpreter", "reference", "resultsInterpreter", ("Practitioner",)
         ),
-        Parameter("performer", "reference", "performer", ("Practitioner",)),
+        Parameter("performer", "reference", "performer", ("Organization",)),
     ),
     "Observation": (
         _IDENTIFIER,
@@ -135,8 +164,48 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
         Parameter("has-member", "reference", "hasMember", ("Observation",)),
         Parameter("derived-from", "reference", "derivedFrom", ("ImagingStudy",)),
     ),
+    "BodyStructure": (
+        _IDENTIFIER,
+        Parameter("location", "token", "location"),
+        Parameter("patient", "reference", "patient", ("Patient",)),
+    ),
+    "DocumentReference": (
+        _IDENTIFIER,
+        _STATUS,
+        *_patient("subject"),
+        Parameter("type", "token", "type"),
+        Parameter("category", "token", "category"),
+        Parameter("date", "date", "date", sorts=True),
+        Parameter("author", "reference", "author", ("Practitioner",)),
+        Parameter("authenticator", "reference", "authenticator", ("Practitioner",)),
+        Parameter("custodian", "reference", "custodian", ("Organization",)),
+        Parameter("contenttype", "token", "content.attachment.contentType"),
+        Parameter("language", "token", "content.attachment.language"),
+        Parameter(
+            "related",
+            "reference",
+            "context.related",
+            ("DiagnosticReport", "ImagingStudy"),
+        ),
+        Parameter("relatesto", "reference", "relatesTo.target", ("DocumentReference",)),
+    ),
+    # Read by its address only, as what it is: there is nothing to find it by.
+    "Binary": (),
+    "Consent": (
+        _STATUS,
+        Parameter("patient", "reference", "patient", ("Patient",)),
+        Parameter("scope", "token", "scope"),
+        Parameter("category", "token", "category"),
+        Parameter("date", "date", "dateTime", sorts=True),
+        Parameter("organization", "reference", "organization", ("Organization",)),
+    ),
     "Provenance": (
-        Parameter("target", "reference", "target", _REPORTED),
+        Parameter(
+            "target",
+            "reference",
+            "target",
+            (*_REPORTED, "BodyStructure", "DocumentReference"),
+        ),
         Parameter("agent", "reference", "agent.who", ("Device", "Practitioner")),
         Parameter("recorded", "date", "recorded", sorts=True),
     ),
@@ -224,7 +293,9 @@ def _values(element: Any, path: list[str]) -> Iterable[Any]:
 
 
 def _tokens(value: Any) -> Iterable[tuple[str, str]]:
-    if isinstance(value, str):
+    if isinstance(value, bool):
+        yield "", str(value).lower()
+    elif isinstance(value, str):
         yield "", value
     elif isinstance(value, dict):
         for item in as_list(value.get("coding")):

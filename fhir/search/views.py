@@ -26,6 +26,16 @@ _SUMMARY: Mapping[str, str] = {
     "Patient": "active address birthDate deceased gender identifier link"
     " managingOrganization name telecom",
     "Practitioner": "active address birthDate gender identifier name telecom",
+    "PractitionerRole": "active code identifier location organization period"
+    " practitioner specialty telecom",
+    "Organization": "active identifier name partOf type",
+    "Endpoint": "address connectionType identifier managingOrganization name"
+    " payloadMimeType payloadType period status",
+    "BodyStructure": "active description identifier location morphology patient",
+    "DocumentReference": "author category content context date description docStatus"
+    " identifier masterIdentifier relatesTo securityLabel status subject type",
+    "Consent": "category dateTime identifier organization patient performer"
+    " policyRule provision scope source status verification",
     "Device": "safety status udiCarrier",
     "ServiceRequest": "asNeeded authoredOn basedOn bodySite category code"
     " doNotPerform encounter identifier instantiatesCanonical instantiatesUri intent"
@@ -48,6 +58,10 @@ _SUMMARY: Mapping[str, str] = {
 }
 # Elements without which a resource of the type is none (minimum 1).
 _MANDATORY: Mapping[str, str] = {
+    "Endpoint": "address connectionType payloadType status",
+    "BodyStructure": "patient",
+    "DocumentReference": "content status",
+    "Consent": "category scope status",
     "ServiceRequest": "intent status subject",
     "ImagingStudy": "status subject",
     "DiagnosticReport": "code status",

@@ -72,8 +72,21 @@ PERMITS: Mapping[str, Mapping[Interaction, Action]] = {
         **_readable(Action.READ_REPORT),
         Interaction.CREATE: Action.WRITE_ORDER,
     },
-    "ImagingStudy": _readable(Action.READ_REPORT),
-    "Device": _readable(Action.READ_REPORT),
+    **dict.fromkeys(
+        (
+            "BodyStructure",
+            "Consent",
+            "Device",
+            "DocumentReference",
+            "Endpoint",
+            "ImagingStudy",
+            "Organization",
+            "PractitionerRole",
+        ),
+        _readable(Action.READ_REPORT),
+    ),
+    # The signed report on paper: with her whole name, whoever reads it.
+    "Binary": {Interaction.READ: Action.READ_DOCUMENT},
     "Provenance": {
         **_readable(Action.READ_REPORT),
         Interaction.CREATE: Action.EDIT_REPORT,

@@ -25,6 +25,8 @@ def understood(scope: Scope) -> bool:
         return not scope.narrowing
     if scope.kind not in PARAMETERS and scope.kind != "Task":
         return False
+    if scope.kind == "Binary":  # each is opened by what opens its report as well
+        return not scope.narrowing
     if scope.context is Context.PATIENT and not _has_patient(scope.kind):
         return False
     for name, value in scope.narrowing:

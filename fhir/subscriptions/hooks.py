@@ -89,14 +89,16 @@ async def report_changed(
     report: Report,
     *,
     revised: bool = True,
+    for_patients: bool = True,
 ) -> None:
     """Write the events that a change of a signed report causes, in the caller's `tx`.
 
     `revised` is False when only a disclosure was recorded: the patient's view
-    may have changed, the report has not.
+    may have changed, the report has not. `for_patients` is False when she would read
+    nothing new: the paper came, which no phone gets.
     """
     waiting = await subscriptions.of_topic(tx, store, RELEASED.url)
-    if waiting:
+    if waiting and for_patients:
         masked = await _masked(tx, store, settings, report)
         focus = f"DiagnosticReport/{masked['id']}"
         await _add(tx, store, waiting, report, focus, to_bytes(masked))

@@ -29,6 +29,7 @@ class Action(Enum):
     EDIT_REPORT = "edit_report"
     SIGN_REPORT = "sign_report"
     PRINT_REPORT = "print_report"  # on paper stands the whole identity
+    READ_DOCUMENT = "read_document"  # the same paper, taken into another system
     WRITE_PATIENT = "write_patient"
     WRITE_ORDER = "write_order"
     MANAGE_SUBSCRIPTION = "manage_subscription"
@@ -47,6 +48,7 @@ _DOCTOR = _READER | {
     Action.EDIT_REPORT,
     Action.SIGN_REPORT,
     Action.PRINT_REPORT,
+    Action.READ_DOCUMENT,
     Action.READ_AGREEMENT,
     Action.COMPARE_CASES,
     Action.RECORD_OUTCOME,
@@ -75,6 +77,7 @@ PERMISSIONS: dict[Role, frozenset[Action]] = {
         | {
             Action.RETRIEVE_INSTANCE,
             Action.EXPORT_RESOURCES,
+            Action.READ_DOCUMENT,
             Action.WRITE_PATIENT,
             Action.WRITE_ORDER,
             Action.MANAGE_SUBSCRIPTION,

@@ -406,6 +406,30 @@ CLOCK: Mapping[int, Concept] = MappingProxyType(
     }
 )
 
+# SNOMED CT of a side says left or right; these say where within (DICOM CID 6021).
+BREAST_QUADRANT: Mapping[str, Concept] = MappingProxyType(
+    {
+        "upper_outer": _sct("76365002", "Upper outer quadrant of breast", "外上象限"),
+        "upper_inner": _sct("77831004", "Upper inner quadrant of breast", "内上象限"),
+        "lower_outer": _sct("33564002", "Lower outer quadrant of breast", "外下象限"),
+        "lower_inner": _sct("19100000", "Lower inner quadrant of breast", "内下象限"),
+    }
+)
+
+
+def quadrant(laterality: str | None, clock: int | None) -> Concept | None:
+    """Return the quadrant of a clock position, None where two meet or none is named.
+
+    The clock is read as the examiner faces the patient: 3 o'clock is the outer side
+    of the left breast and the inner side of the right one.
+    """
+    if laterality not in LATERALITY or clock is None or clock % 3 == 0:
+        return None
+    height = "upper" if clock in (10, 11, 1, 2) else "lower"
+    outer = (clock < 6) == (laterality == "L")
+    return BREAST_QUADRANT[f"{height}_{'outer' if outer else 'inner'}"]
+
+
 # --- findings, numbers, advice -------------------------------------------------
 
 ABNORMAL_STRUCTURE = _sct(

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from node.store.store import Store
 
 
+PUBLISH_CONSENT = "publish_consent"
+
+
 async def give_consent(
     store: "Store", study_instance_uid: str, scope: ConsentScope, *, by: str
 ) -> None:
@@ -49,6 +52,15 @@ async def show_consents(store: "Store", study_instance_uid: str) -> list[Consent
         return await consent.consents(tx, await _patient_of(tx, study_instance_uid))
 
 
+async def publish_consent_later(
+    tx: "Transaction", store: "Store", patient_id: UUID
+) -> None:
+    """Promise that /fhir tells what the patient agreed to as it is now."""
+    await store.jobs.defer(
+        tx, PUBLISH_CONSENT, {"patient_id": str(patient_id)}, patient_id=patient_id
+    )
+
+
 async def _patient_of(tx: "Transaction", study_instance_uid: str) -> UUID:
     study = await studies.study(tx, study_instance_uid)
     if study is None:
@@ -64,6 +76,7 @@ async def _record(
     scope: ConsentScope,
     by: str,
 ) -> None:
+    await publish_consent_later(tx, store, patient_id)
     entry = AuditEntry(
         at=store.clock(),
         actor=by,

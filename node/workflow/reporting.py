@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from node.store.store import Store
 
 ASSESS_SHADOW = "assess_shadow"
+PUBLISH_DOCUMENT = "publish_document"
 
 
 async def draft_report(
@@ -153,6 +154,20 @@ async def record_disclosure(
         ),
     )
     return report
+
+
+async def publish_document_later(
+    tx: "Transaction", store: "Store", report: Report, number: int
+) -> None:
+    """Promise that the paper of a signed version is told of, now that it is stored."""
+    await store.jobs.defer(
+        tx,
+        PUBLISH_DOCUMENT,
+        {"report_id": str(report.id), "version": number},
+        key=f"{report.id}/{number}",
+        order_key=f"{PUBLISH_DOCUMENT}/{report.id}",
+        patient_id=report.patient_id,
+    )
 
 
 async def _write(store: "Store", tx: "Transaction", report: Report, role: str) -> None:

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from fhir.content.mapping import Systems
 from fhir.content.publish import publish_report
+from fhir.content.site import Site
 from fhir.encoding.wire import Json, parse, to_bytes
 from fhir.encoding.xml import from_xml
 from fhir.rest.server import route_group
@@ -177,6 +178,7 @@ def make_settings(base_url: str, **changes: Any) -> FhirSettings:
     settings = FhirSettings(
         base_url=base_url,
         systems=Systems(mrn="urn:oid:2.25.41", accession="urn:oid:2.25.42"),
+        site=Site("示范医院", "超声医学科", base_url.removesuffix("/fhir")),
         texts=TEXTS,
         department_phone="010-55551234",
         hook_hosts=frozenset({"127.0.0.1", "localhost"}),

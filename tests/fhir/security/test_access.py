@@ -12,6 +12,12 @@ from tests.fhir.rig import Rig, drafted, running_fhir
 
 READ = {Interaction.READ, Interaction.VREAD, Interaction.HISTORY, Interaction.SEARCH}
 CLINICAL = {
+    "BodyStructure",
+    "Consent",
+    "DocumentReference",
+    "Endpoint",
+    "Organization",
+    "PractitionerRole",
     "DiagnosticReport",
     "Observation",
     "Patient",
@@ -28,6 +34,7 @@ _TASK = {
 _LOOK = {(kind, i) for kind in CLINICAL for i in READ}
 _DOCTOR = _LOOK | _TASK
 _DOCTOR |= {
+    ("Binary", Interaction.READ),
     ("DiagnosticReport", Interaction.UPDATE),
     ("Observation", Interaction.UPDATE),
     ("Provenance", Interaction.CREATE),
@@ -48,6 +55,7 @@ EXPECTED: dict[Role, set[tuple[str, Interaction]]] = {
     Role.EHR: _LOOK
     | _SUBSCRIPTION
     | {
+        ("Binary", Interaction.READ),
         ("Patient", Interaction.CREATE),
         ("Patient", Interaction.UPDATE),
         ("ServiceRequest", Interaction.CREATE),

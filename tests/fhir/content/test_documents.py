@@ -1,0 +1,240 @@
+"""The signed report on paper: presentedForm, DocumentReference, Binary (FHIR R4 2.39).
+
+IHE RAD IMR: presentedForm tells content type, size and hash.
+"""
+
+import base64
+import hashlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from fhir.content.documents import publish_document
+from node.domain.access import Role
+from node.store import audit
+from node.store.store import Store
+from tests.fhir.content.test_life_cycle import because
+from tests.fhir.printing import draft_with_image, encode, tell_of_papers
+from tests.fhir.rig import Rig, running_fhir
+from tests.fhir.subscriptions.test_subscriptions import make_subscription
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.fixture
+async def signed(store: Store) -> AsyncIterator[Rig]:
+    """A live /fhir with a signed report whose paper is not made yet."""
+    roles = (Role.RADIOLOGIST, Role.EHR, Role.TECHNOLOGIST, Role.PACS)
+    async with running_fhir(store, roles=roles) as rig:
+        rig.report = await draft_with_image(rig)
+        assert (await rig.sign()).status == 200
+        yield rig
+
+
+async def print_it(rig: Rig) -> None:
+    assert rig.report is not None
+    rig.report = await encode(rig, rig.report)
+    await tell_of_papers(rig)
+
+
+async def amend(rig: Rig, status: str) -> None:
+    entry = await rig.edited(rig.report_path, status=status, conclusion=status)
+    assert (await rig.transact(entry, because(rig))).status == 200
+
+
+async def fetch(
+    rig: Rig, path: str, accept: str | None, role: Role = Role.EHR
+) -> tuple[int, str, bytes]:
+    """Return status, type and bytes as a client gets them that names no FHIR."""
+    headers = {"Authorization": f"Bearer {rig.tokens[role]}"}
+    headers |= {"Accept": accept} if accept else {}
+    skipped = () if accept else ("Accept",)
+    url = f"{rig.settings.base_url}{path}"
+    async with (
+        aiohttp.ClientSession(skip_auto_headers=skipped) as session,
+        session.get(url, headers=headers) as answer,
+    ):
+        return answer.status, answer.content_type, await answer.read()
+
+
+async def form_of(rig: Rig) -> dict[str, Any]:
+    (form,) = (await rig.read(rig.report_path))["presentedForm"]
+    return dict(form)
+
+
+async def test_the_paper_comes_with_a_version_that_says_nothing_else(
+    signed: Rig,
+) -> None:
+    before = await signed.read(signed.report_path)
+    assert "presentedForm" not in before
+    await print_it(signed)
+    after = await signed.read(signed.report_path)
+    form = after.pop("presentedForm")[0]
+    assert (after.pop("meta")["versionId"], before.pop("meta")["versionId"]) == (
+        "3",
+        "2",
+    )
+    assert after == before
+    assert form["contentType"] == "application/pdf"
+    assert form["language"] == "zh-CN"
+    assert form["creation"].endswith("Z")
+    status, kind, pdf = await fetch(signed, f"/{form['url']}", None)
+    assert (status, kind) == (200, "application/pdf")
+    assert pdf.startswith(b"%PDF-")
+    assert form["size"] == len(pdf)
+    sha1 = hashlib.sha1(pdf, usedforsecurity=False).digest()
+    assert base64.b64decode(form["hash"]) == sha1
+    target = f"{signed.report_path.strip('/')}/_history/3"
+    found = await signed.read(f"/Provenance?agent=Device/sononode&target={target}")
+    (provenance,) = [e["resource"] for e in found["entry"]]
+    assert provenance["agent"][0]["type"]["coding"][0]["code"] == "assembler"
+    assert {t["reference"] for t in provenance["target"]} == {
+        target,
+        f"DocumentReference/{signed.report_id}-v2/_history/1",
+    }
+
+
+async def test_the_document_names_who_signed_and_who_keeps_it(signed: Rig) -> None:
+    await print_it(signed)
+    report = await signed.read(signed.report_path)
+    subject = report["subject"]["reference"]
+    found = await signed.read(
+        f"/DocumentReference?patient={subject}&status=current"
+        f"&related=DiagnosticReport/{signed.report_id}"
+        "&_include=DocumentReference:custodian&_include=DocumentReference:author"
+    )
+    document, *others = [e["resource"] for e in found["entry"]]
+    assert document["docStatus"] == "final"
+    assert document["author"] == report["resultsInterpreter"]
+    assert document["content"][0]["attachment"] == await form_of(signed)
+    assert {o["resourceType"] for o in others} == {"Organization", "Practitioner"}
+
+
+FORMS = {
+    "application/pdf": "application/pdf",
+    "*/*": "application/pdf",
+    "text/html,application/xml;q=0.9,*/*;q=0.8": "application/pdf",
+    "application/pdf, application/fhir+json;q=0.5": "application/pdf",
+    "application/fhir+json": "application/fhir+json",
+    "application/fhir+xml, */*;q=0.1": "application/fhir+xml",
+    "application/json": "application/json",
+}
+
+
+async def test_a_paper_comes_in_the_form_that_was_named(signed: Rig) -> None:
+    await print_it(signed)
+    path = f"/Binary/{signed.report_id}-v2"
+    for accept, kind in FORMS.items():
+        status, told, body = await fetch(signed, path, accept)
+        assert (status, told) == (200, kind), accept
+        if kind == "application/pdf":
+            assert body.startswith(b"%PDF-")
+            continue
+        headers = {"Accept": accept}
+        binary = (await signed.get(path, role=Role.EHR, headers=headers)).body
+        assert base64.b64decode(binary["data"]).startswith(b"%PDF-")
+        assert binary["contentType"] == "application/pdf"
+        report = {"reference": signed.report_path.strip("/")}
+        assert binary["securityContext"] == report
+    answer = await fetch(signed, path, "image/png")
+    assert answer[:2] == (406, "application/fhir+json")
+
+
+async def test_only_who_may_have_the_whole_identity_reads_a_paper_and_it_is_audited(
+    signed: Rig,
+) -> None:
+    await print_it(signed)
+    path = f"/Binary/{signed.report_id}-v2"
+    for role, expected in {
+        Role.RADIOLOGIST: 200,
+        Role.EHR: 200,
+        Role.TECHNOLOGIST: 403,
+        Role.PACS: 403,
+    }.items():
+        assert (await fetch(signed, path, None, role))[0] == expected, role
+    async with signed.store.db.transaction() as tx:
+        entries = await audit.entries(tx, entity=path.strip("/"))
+    read = [(e.role, e.outcome.name) for e in entries if e.action == "fhir read"]
+    assert read[:2] == [("radiologist", "SUCCESS"), ("ehr", "SUCCESS")]
+    assert entries[0].detail["patients"]
+    headers = {"If-None-Match": 'W/"1"'}
+    assert (await signed.get(path, role=Role.EHR, headers=headers)).status == 304
+    for unknown in (f"{signed.report_id}-v9", f"{signed.report_id}", "x", "0-v1"):
+        assert (await signed.get(f"/Binary/{unknown}", role=Role.EHR)).status == 404
+
+
+async def test_an_amendment_takes_the_old_paper_off_and_the_new_one_replaces_it(
+    signed: Rig,
+) -> None:
+    await print_it(signed)
+    await amend(signed, "amended")
+    assert "presentedForm" not in await signed.read(signed.report_path)
+    old = f"/DocumentReference/{signed.report_id}-v2"
+    assert (await signed.read(old))["status"] == "superseded"
+    await print_it(signed)
+    new = await signed.read(f"/DocumentReference/{signed.report_id}-v3")
+    assert (new["status"], new["docStatus"]) == ("current", "amended")
+    assert new["relatesTo"][0]["code"] == "replaces"
+    assert new["relatesTo"][0]["target"]["reference"] == old.strip("/")
+    assert (await form_of(signed))["url"] == f"Binary/{signed.report_id}-v3"
+    assert (await signed.read(signed.report_path))["status"] == "amended"
+    # Somebody acted on the old one: it stays to be read.
+    old_paper = await fetch(signed, f"/Binary/{signed.report_id}-v2", None)
+    assert old_paper[0] == 200
+
+
+async def test_a_paper_that_comes_after_the_next_version_is_superseded_at_once(
+    signed: Rig,
+) -> None:
+    assert signed.report is not None
+    await encode(signed, signed.report)
+    await amend(signed, "corrected")
+    await tell_of_papers(signed)
+    assert "presentedForm" not in await signed.read(signed.report_path)
+    document = await signed.read(f"/DocumentReference/{signed.report_id}-v2")
+    assert document["status"] == "superseded"
+
+
+async def test_a_withdrawn_report_hands_out_no_paper(signed: Rig) -> None:
+    await print_it(signed)
+    await amend(signed, "entered-in-error")
+    assert "presentedForm" not in await signed.read(signed.report_path)
+    document = await signed.read(f"/DocumentReference/{signed.report_id}-v2")
+    assert (document["status"], document["docStatus"]) == (
+        "entered-in-error",
+        "entered-in-error",
+    )
+    answer = await signed.get(f"/Binary/{signed.report_id}-v2", role=Role.EHR)
+    assert answer.status == 410
+    payload = {"report_id": str(signed.report_id), "version": 2}
+    await publish_document(signed.store, signed.settings, payload)
+    assert "presentedForm" not in await signed.read(signed.report_path)
+
+
+async def test_telling_of_a_paper_twice_changes_nothing(signed: Rig) -> None:
+    await print_it(signed)
+    payload = {"report_id": str(signed.report_id), "version": 2}
+    await publish_document(signed.store, signed.settings, payload)
+    assert (await signed.read(signed.report_path))["meta"]["versionId"] == "3"
+    found = await signed.read("/Provenance?agent=Device/sononode")
+    assert len(found["entry"]) == 1
+
+
+async def test_who_waits_for_signed_reports_is_told_of_the_paper_too(
+    store: Store,
+) -> None:
+    async with running_fhir(store, roles=(Role.RADIOLOGIST, Role.EHR)) as rig:
+        rig.report = await draft_with_image(rig)
+        asked = make_subscription("http://127.0.0.1:9/hook")
+        made = await rig.ask("POST", "/Subscription", asked, role=Role.EHR)
+        assert made.status == 201, made.raw
+        assert (await rig.sign()).status == 200
+        await print_it(rig)
+        told = await rig.read(f"/Subscription/{made.body['id']}/$events", role=Role.EHR)
+        first, second = [e["resource"] for e in told["entry"][1:]]
+    assert (first["status"], second["status"]) == ("final", "final")
+    assert "presentedForm" not in first
+    assert second["presentedForm"][0]["hash"]
+    assert second["meta"]["versionId"] == "3"
