@@ -53,6 +53,7 @@ from dicom_scp.services.worklist import Stations, WorklistSettings, worklist_ser
 from dicom_scp.web import dicomweb, orders
 from fhir.content.consents import publish_consent
 from fhir.content.documents import publish_document
+from fhir.content.links import publish_links
 from fhir.content.mapping import Systems
 from fhir.content.publish import (
     index_older,
@@ -84,6 +85,7 @@ from node.outbound import (
     send_workers,
     senders_of,
 )
+from node.store import likeness
 from node.store.exports import EXPORT_RESOURCES, sweep
 from node.store.exports import LANE as EXPORT_LANE
 from node.store.jobs import Jobs
@@ -112,8 +114,9 @@ from node.workflow.completion import (
 )
 from node.workflow.consent import PUBLISH_CONSENT
 from node.workflow.intake import settle_abandoned
+from node.workflow.orders import PUBLISH_LINKS
 from node.workflow.reporting import ASSESS_SHADOW, PUBLISH_DOCUMENT
-from review_ui import agreement, launch, server
+from review_ui import agreement, launch, reconciliation, server
 from wechat.relay.settings import RelaySettings
 
 if TYPE_CHECKING:
@@ -622,6 +625,7 @@ def route_groups_of(
         orders.route_group(site_offset(settings)),
         *server.routes(store, review, throttle=throttle, grants=smart.grants),
         agreement.route_group(drift_settings_of(settings)),
+        reconciliation.route_group(),
     ]
 
 
@@ -675,6 +679,11 @@ async def _worker(settings: Settings) -> None:
                     "index older resources",
                     HOUSEKEEPING_EVERY_S,
                     partial(index_older, store),
+                ),
+                Periodic(
+                    "note who is like whom",
+                    HOUSEKEEPING_EVERY_S,
+                    partial(likeness.index_older, store),
                 ),
                 Periodic(
                     "settle abandoned objects",
@@ -771,6 +780,7 @@ def _worker_handlers(
         PUBLISH_STUDY: partial(publish_study, store, fhir_settings),
         PUBLISH_CONSENT: partial(publish_consent, store),
         PUBLISH_DOCUMENT: partial(publish_document, store, fhir_settings),
+        PUBLISH_LINKS: partial(publish_links, store, fhir_settings),
         "compare_report": partial(compare_report, store),
         "deliver_notifications": deliveries.deliver_notifications,
         "offer_binding": deliveries.offer_binding,

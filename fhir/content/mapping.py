@@ -564,6 +564,11 @@ def quantity(value: Decimal, unit: str) -> Json:
 # --- provenance ---------------------------------------------------------------------
 
 
+def participant(role: str) -> Json:
+    """Return how an agent of a Provenance took part."""
+    return {"coding": [{"system": concepts.PARTICIPANT_TYPE, "code": role}]}
+
+
 def to_provenance(
     targets: Sequence[str],
     *,
@@ -582,11 +587,7 @@ def to_provenance(
     if reason:
         resource["reason"] = [{"text": reason}]
     resource["agent"] = [
-        {
-            "type": {"coding": [{"system": concepts.PARTICIPANT_TYPE, "code": role}]},
-            "who": {"reference": who},
-        }
-        for role, who in agents
+        {"type": participant(role), "who": {"reference": who}} for role, who in agents
     ]
     entities = [("source", source), ("revision", revision_of)]
     if any(what for _, what in entities):

@@ -6,7 +6,7 @@ Ids follow from the report, and what is there already is not written again: a
 repeated job changes nothing. A physician's version is never overwritten.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
@@ -27,6 +27,7 @@ from node.store import (
     search,
     studies,
 )
+from node.store.orders import NamedBy
 from node.store.resources import Stored
 
 if TYPE_CHECKING:
@@ -215,9 +216,7 @@ async def write_exam(
     await write_once(tx, store, patient, study.patient_id)
     named = await orders.of_study(tx, store, report.study_instance_uid)
     hers = [one.order for one in named if one.agrees]
-    number = detail.accession_number or next(
-        filter(None, (order.step.accession_number for order in hers)), ""
-    )
+    number = await _accession(tx, store, report.study_instance_uid, detail, named)
     requests = tuple(order.source_id for order in hers if order.source_id)
     conflict = any(not one.agrees for one in named)
     if not requests and not conflict:
@@ -241,6 +240,27 @@ async def write_exam(
         imaging_study["extension"] = [completeness.completeness(verdict)]
     await put(tx, store, imaging_study, study.patient_id)
     return exam
+
+
+async def _accession(
+    tx: "Transaction",
+    store: "Store",
+    study_instance_uid: str,
+    detail: studies.StudyDetail,
+    named: Sequence[orders.StudyOrder],
+) -> str:
+    """Return the accession number of a study: a person's word before the headers'.
+
+    The number of an order that a person has taken from the study is none of its own.
+    """
+    hers = [one for one in named if one.agrees and one.order.step.accession_number]
+    hers.sort(key=lambda one: one.named_by is not NamedBy.PERSON)
+    if hers and hers[0].named_by is NamedBy.PERSON:
+        return hers[0].order.step.accession_number
+    number = detail.accession_number
+    if number and await orders.is_refuted(tx, store, study_instance_uid, number):
+        number = ""
+    return number or (hers[0].order.step.accession_number if hers else "")
 
 
 async def _order(

@@ -102,8 +102,14 @@ async def report_changed(
         masked = await _masked(tx, store, settings, report)
         focus = f"DiagnosticReport/{masked['id']}"
         await _add(tx, store, waiting, report, focus, to_bytes(masked))
+    if revised:
+        await hospital_told(tx, store, report)
+
+
+async def hospital_told(tx: "Transaction", store: "Store", report: Report) -> None:
+    """Write the events for hospital systems alone: for the patient nothing changed."""
     waiting = await subscriptions.of_topic(tx, store, SIGNED.url)
-    if waiting and revised:
+    if waiting:
         stored = await resources.read(tx, store, "DiagnosticReport", str(report.id))
         focus = f"DiagnosticReport/{report.id}"
         await _add(tx, store, waiting, report, focus, stored.body)

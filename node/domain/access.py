@@ -37,6 +37,7 @@ class Action(Enum):
     RECORD_OUTCOME = "record_outcome"
     RETRY_WORK = "retry_work"
     BIND_PATIENT = "bind_patient"  # print the desk QR code
+    RECONCILE = "reconcile"  # say whose study answers which order; sees identity
     READ_AGREEMENT = "read_agreement"  # counts of AI and doctors, no report
     EXPORT_RESOURCES = "export_resources"  # everything at once, by programs alone
     READ_AUDIT = "read_audit"
@@ -58,7 +59,7 @@ _DOCTOR = _READER | {
 
 PERMISSIONS: dict[Role, frozenset[Action]] = {
     Role.TECHNOLOGIST: frozenset(
-        _READER | {Action.RETRY_WORK, Action.BIND_PATIENT},
+        _READER | {Action.RETRY_WORK, Action.BIND_PATIENT, Action.RECONCILE},
     ),
     Role.RADIOLOGIST: frozenset(_DOCTOR),
     Role.SENIOR_RADIOLOGIST: frozenset(_DOCTOR),
@@ -68,6 +69,7 @@ PERMISSIONS: dict[Role, frozenset[Action]] = {
             Action.MANAGE_USERS,
             Action.MANAGE_SUBSCRIPTION,
             Action.READ_AGREEMENT,
+            Action.RECONCILE,
         },
     ),
     Role.AUDITOR: frozenset({Action.READ_AUDIT}),

@@ -174,13 +174,14 @@ def is_somebody_else(on_file: PatientIdentity, told: PatientIdentity) -> bool:
     One of name and birth date may be corrected by an order; where both differ,
     two women would become one.
     """
-    names = _bare(on_file.name), _bare(told.name)
+    names = bare_names(on_file.name), bare_names(told.name)
     births = on_file.birth_date, told.birth_date
     differs = all(names) and names[0].isdisjoint(names[1])
     return differs and None not in births and births[0] != births[1]
 
 
-def _bare(name: str) -> frozenset[str]:
+def bare_names(name: str) -> frozenset[str]:
+    """Return each group of a DICOM PN without blanks and case, as names compare."""
     groups = ("".join(g.replace("^", " ").split()) for g in name.casefold().split("="))
     return frozenset(group for group in groups if group)
 

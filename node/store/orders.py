@@ -7,7 +7,7 @@ transaction first, so that a verb of `node.workflow` is one commit.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import date, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,35 @@ class NamedBy(StrEnum):
     STUDY_UID = "study uid"  # the one that the worklist gave out
     REQUEST = "request"  # Request Attributes Sequence
     ACCESSION = "accession"
+    PERSON = "person"  # who has compared both said so
+
+
+class Verdict(StrEnum):
+    """What a person said about a study and an order, or about having one at all."""
+
+    LINKED = "linked"
+    UNLINKED = "unlinked"
+    NONE_EXPECTED = "none-expected"
+    EXPECTED = "expected"
+
+
+class Unmatched(StrEnum):
+    """Why a study stands on the list of those to be reconciled."""
+
+    NO_ORDER = "no-order"
+    UNKNOWN_ACCESSION = "unknown-accession"
+    OTHER_PATIENT = "other-patient"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a person said about a study and an order, and why; `by` is her account."""
+
+    order_id: UUID | None
+    verdict: Verdict
+    at: datetime
+    by: str
+    reason: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -264,6 +293,108 @@ async def unlink_others(
         " and order_id <> all($2::uuid[])",
         study_instance_uid,
         list(order_ids),
+    )
+
+
+async def studies_of(tx: "Transaction", order_id: UUID) -> list[str]:
+    """Return the studies that answer an order."""
+    rows = await tx.fetch(
+        "select study_instance_uid from study_orders where order_id = $1 and agrees",
+        order_id,
+    )
+    return [row["study_instance_uid"] for row in rows]
+
+
+async def decide(
+    tx: "Transaction",
+    store: "Store",
+    study_instance_uid: str,
+    order_id: UUID | None,
+    verdict: Verdict,
+    *,
+    by: str,
+    reason: str,
+) -> int:
+    """Keep what a person said; return its number. The newest of both counts."""
+    patient_id = await tx.fetchval(
+        "select patient_id from studies where study_instance_uid = $1",
+        study_instance_uid,
+    )
+    sealer = await store.ring.patient(tx, patient_id)
+    number: int = await tx.fetchval(
+        "insert into order_decisions"
+        " (study_instance_uid, order_id, verdict, at, by, reason)"
+        " values ($1, $2, $3, $4, $5, $6) returning sequence",
+        study_instance_uid,
+        order_id,
+        verdict.value,
+        store.clock(),
+        by,
+        sealer.seal(
+            reason.encode(),
+            table="order_decisions",
+            row=study_instance_uid,
+            column="reason",
+        ),
+    )
+    return number
+
+
+async def decision(tx: "Transaction", store: "Store", number: int) -> Decision:
+    """Return what a person said under this number; NOT_FOUND when nobody did."""
+    row = await tx.fetchrow(
+        "select d.*, s.patient_id from order_decisions d"
+        " join studies s using (study_instance_uid) where sequence = $1",
+        number,
+    )
+    if row is None:
+        raise NodeError("there is no such decision", ErrorKind.NOT_FOUND)
+    sealer = await store.ring.patient(tx, row["patient_id"])
+    reason = sealer.open(
+        row["reason"],
+        table="order_decisions",
+        row=row["study_instance_uid"],
+        column="reason",
+    )
+    return Decision(
+        row["order_id"], Verdict(row["verdict"]), row["at"], row["by"], reason.decode()
+    )
+
+
+async def decisions(
+    tx: "Transaction", study_instance_uid: str
+) -> dict[UUID | None, Verdict]:
+    """Return what counts of what people said, by order; None: about having one."""
+    rows = await tx.fetch(
+        "select distinct on (order_id) order_id, verdict from order_decisions"
+        " where study_instance_uid = $1 order by order_id, sequence desc",
+        study_instance_uid,
+    )
+    return {row["order_id"]: Verdict(row["verdict"]) for row in rows}
+
+
+async def is_refuted(
+    tx: "Transaction", store: "Store", study_instance_uid: str, number: str
+) -> bool:
+    """Tell whether a person took from a study the order with this accession number."""
+    for order_id, verdict in (await decisions(tx, study_instance_uid)).items():
+        if order_id is None or verdict is not Verdict.UNLINKED:
+            continue
+        listed = await find(tx, store, order_id)
+        if listed is not None and listed.order.step.accession_number == number.strip():
+            return True
+    return False
+
+
+async def note_unmatched(
+    tx: "Transaction", study_instance_uid: str, why: Unmatched | None
+) -> None:
+    """Put a study on the list of those to be reconciled, or take it off."""
+    await tx.execute(
+        "update studies set unmatched = $2"
+        " where study_instance_uid = $1 and unmatched is distinct from $2",
+        study_instance_uid,
+        None if why is None else why.value,
     )
 
 

@@ -210,6 +210,12 @@ async def find(tx: "Transaction", user_id: UUID) -> User | None:
     return None if row is None else _user(row)
 
 
+async def find_account(tx: "Transaction", user_id: str) -> User | None:
+    """Return the account with this id, None when it is nobody's."""
+    row = await tx.fetchrow("select * from people where user_id::text = $1", user_id)
+    return None if row is None else _user(row)
+
+
 async def find_practitioner(tx: "Transaction", practitioner_id: str) -> User | None:
     """Return the account behind a FHIR Practitioner, None when there is none."""
     row = await tx.fetchrow(

@@ -140,6 +140,16 @@ async def version_count(tx: "Transaction", report_id: UUID) -> int:
     return count
 
 
+async def newest_status(tx: "Transaction", study_instance_uid: str) -> str:
+    """Return the status of a study's report, empty while there is none."""
+    status = await tx.fetchval(
+        "SELECT status FROM report_version WHERE report_id = $1"
+        " ORDER BY number DESC LIMIT 1",
+        report_id_for(study_instance_uid),
+    )
+    return status or ""
+
+
 async def append_version(
     tx: "Transaction", store: "Store", report: Report, version: ReportVersion
 ) -> None:

@@ -25,7 +25,7 @@ from node.domain.study import (
     StudyRecord,
     StudyStatus,
 )
-from node.store import audit
+from node.store import audit, likeness
 
 if TYPE_CHECKING:
     import asyncpg
@@ -165,6 +165,12 @@ async def upsert_patient(
         )
     else:
         await _complete_patient(tx, store, patient_id, identity, at, replace)
+    if replace:
+        await tx.execute(
+            "update patients set named_by_ehr = true"
+            " where patient_id = $1 and not named_by_ehr",
+            patient_id,
+        )
     return UUID(str(patient_id))
 
 
@@ -311,6 +317,7 @@ async def _write_identity(
         at,
         number_blind(store.ring, identity.patient_id),
     )
+    await likeness.note(tx, store, patient_id, identity)
 
 
 def _filled(on_file: PatientIdentity, told: PatientIdentity) -> PatientIdentity:

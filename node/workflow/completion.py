@@ -22,6 +22,7 @@ from node.domain.study import StudyRecord, StudyStatus
 from node.store import audit, completion, measurements, reports, studies
 from node.store.completion import WeighedStudy
 from node.store.studies import EndedHow
+from node.workflow.orders import match_study
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
@@ -225,6 +226,7 @@ async def _close(tx: "Transaction", store: "Store", uid: str, verdict: Verdict) 
     if closed is None:
         return
     await completion.write_verdict(tx, uid, verdict, evidence)
+    await match_study(store, tx, uid)
     if status is StudyStatus.CLOSED:
         await _ask_for_reading(tx, store, closed)
     for document in await measurements.unread(tx, uid):

@@ -1,7 +1,7 @@
 """Orders are placed, changed and cancelled, and find the studies that answer them."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,15 @@ from node.domain.order import (
 )
 from node.domain.study import Origin, PatientIdentity
 from node.store import audit, orders, studies
-from node.store.orders import ListedOrder, NamedBy, StudyOrder
+from node.store.orders import ListedOrder, NamedBy, StudyOrder, Unmatched, Verdict
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
     from node.store.store import Store
 
 log = structlog.get_logger(__name__)
+
+PUBLISH_LINKS = "publish_order_links"
 
 _REQUEST_ATTRIBUTES = "00400275"
 _ACCESSION, _PROCEDURE, _STEP = "00080050", "00401001", "00400009"
@@ -131,6 +133,8 @@ async def place_order(
             return order, Placed.SAME
         await orders.update(tx, store, order, identity, at=store.clock())
     placed = Placed.NEW if known is None else Placed.CHANGED
+    if order.step.accession_number:
+        await _match_waiting_studies(store, tx, order.step.accession_number)
     if by is not None:
         await _record(store, tx, by, placed.value, order)
     return order, placed
@@ -296,7 +300,8 @@ async def match_study(
     """Link a study to the orders that it answers; return all that it names.
 
     An order of another patient is never taken for hers: it is noted as a conflict,
-    in the audit trail too, and stays as it was. Call it again whenever orders or
+    in the audit trail too, and stays as it was. What a person has said of a study and
+    an order counts more than what the headers name. Call it again whenever orders or
     instances may have come since.
     """
     study = await studies.study(tx, study_instance_uid)
@@ -306,6 +311,8 @@ async def match_study(
     matches = await find_named_orders(
         store, tx, study_instance_uid=study_instance_uid, named=named
     )
+    decided = await orders.decisions(tx, study_instance_uid)
+    matches = await _as_decided(store, tx, matches, decided)
     known = [listed.order.order_id for listed, _ in matches]
     await orders.unlink_others(tx, study_instance_uid, known)
     new = []
@@ -313,7 +320,7 @@ async def match_study(
     for listed, how in matches:
         order = listed.order
         same = order.patient_id == study.patient_id
-        agrees = same or _is_same_patient(listed.identity, hers)
+        agrees = same or is_same_patient(listed.identity, hers)
         if await orders.link(
             tx,
             study_instance_uid,
@@ -327,10 +334,82 @@ async def match_study(
             await move_order(store, tx, order, OrderStatus.IN_PROGRESS)
     for order, how, agrees in new:
         await _record_link(store, tx, study_instance_uid, order, how, agrees)
-    return await orders.of_study(tx, store, study_instance_uid)
+    found = await orders.of_study(tx, store, study_instance_uid)
+    why = _unmatched(found, decided, any(ids.accession_number for ids in named))
+    await orders.note_unmatched(tx, study_instance_uid, why)
+    return found
 
 
-def _is_same_patient(one: PatientIdentity, other: PatientIdentity) -> bool:
+async def _as_decided(
+    store: "Store",
+    tx: "Transaction",
+    matches: list[tuple[ListedOrder, NamedBy]],
+    decided: Mapping[UUID | None, Verdict],
+) -> list[tuple[ListedOrder, NamedBy]]:
+    """Return the matches without those that a person undid, with those she made."""
+    kept = [
+        (listed, how)
+        for listed, how in matches
+        if decided.get(listed.order.order_id) is not Verdict.UNLINKED
+    ]
+    known = {listed.order.order_id for listed, _ in kept}
+    for order_id, verdict in decided.items():
+        if order_id is None or order_id in known or verdict is not Verdict.LINKED:
+            continue
+        listed = await orders.find(tx, store, order_id)
+        if listed is not None:
+            kept.append((listed, NamedBy.PERSON))
+    return kept
+
+
+def _unmatched(
+    found: Sequence[StudyOrder],
+    decided: Mapping[UUID | None, Verdict],
+    names_accession: bool,
+) -> Unmatched | None:
+    """Return why a study needs somebody's eyes; None when it has what it needs."""
+    if any(not one.agrees for one in found):
+        return Unmatched.OTHER_PATIENT
+    if found or decided.get(None) is Verdict.NONE_EXPECTED:
+        return None
+    return Unmatched.UNKNOWN_ACCESSION if names_accession else Unmatched.NO_ORDER
+
+
+async def _match_waiting_studies(
+    store: "Store", tx: "Transaction", accession_number: str
+) -> None:
+    """Match the studies that came before their order, and let readers see it."""
+    for uid in await studies.find_studies_by_accession(tx, store, accession_number):
+        before = await orders.of_study(tx, store, uid)
+        after = await match_study(store, tx, uid)
+        if before != after:
+            await publish_links_later(store, tx, uid)
+
+
+async def publish_links_later(
+    store: "Store",
+    tx: "Transaction",
+    study_instance_uid: str,
+    decision: int | None = None,
+) -> None:
+    """Let the readers of a study and its report see which orders it answers now.
+
+    `decision` is the number of what a person said, where it was one.
+    """
+    study = await studies.study(tx, study_instance_uid)
+    if study is None:
+        return
+    await store.jobs.defer(
+        tx,
+        PUBLISH_LINKS,
+        {"study_instance_uid": study_instance_uid, "decision": decision},
+        key=f"{study_instance_uid}/{uuid4()}",
+        order_key=f"{PUBLISH_LINKS}/{study_instance_uid}",
+        patient_id=study.patient_id,
+    )
+
+
+def is_same_patient(one: PatientIdentity, other: PatientIdentity) -> bool:
     """Tell whether one number stands for one woman though only one side has an issuer.
 
     Many machines do not copy Issuer of Patient ID from the worklist.
