@@ -20,6 +20,7 @@ from node.workflow.reconciliation import (
     LikePatients,
     UnmatchedStudy,
     compare,
+    find_studies,
     link_order,
     read_unreconciled,
     record_look,
@@ -46,7 +47,15 @@ def route_group() -> RouteGroup:
 
 
 async def read_list(request: web.Request) -> web.Response:
-    """Answer a page of what does not fit; `after` is the `more` of the page before."""
+    """Answer a page of what does not fit; `after` is the `more` of the page before.
+
+    With `find`, an accession number or a Study Instance UID, answer those studies.
+    """
+    if "find" in request.query:
+        lines = await find_studies(
+            request.app[STORE], identity(request), request.query["find"]
+        )
+        return web.json_response({"studies": [_line(one) for one in lines]})
     found = await read_unreconciled(
         request.app[STORE], identity(request), after=request.query.get("after", "")
     )

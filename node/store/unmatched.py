@@ -1,5 +1,6 @@
 """The list of studies that wait for somebody to compare them with their orders."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import TYPE_CHECKING
@@ -8,22 +9,30 @@ from uuid import UUID
 from node.store.orders import Unmatched
 
 if TYPE_CHECKING:
+    import asyncpg
+
     from node.store.database import Transaction
 
 # Studies that are being received still find their order by themselves. Those of erased
 # patients have nobody to be compared with.
-_PAGE = """
+_SELECT = """
 select s.study_instance_uid, s.study_date, s.opened_at, s.unmatched, s.patient_id,
-    $4 and not p.named_by_ehr as unknown_to_ehr
+    not p.named_by_ehr as unknown_to_ehr
 from studies s join patients p using (patient_id)
 join data_keys k on k.domain = 'patient' and k.subject = s.patient_id
     and k.wrapped is not null
+"""
+_BEHIND = """
 where s.unmatched is not null and s.status <> 'receiving'
     and ($1 = '' or (s.opened_at, s.study_instance_uid) <
         (select opened_at, study_instance_uid from studies
             where study_instance_uid = $1))
     and (s.unmatched <> 'no-order' or $3)
 order by s.opened_at desc, s.study_instance_uid desc limit $2
+"""
+_NAMED = """
+where s.study_instance_uid = any($1)
+order by s.opened_at desc, s.study_instance_uid desc limit 50
 """
 
 
@@ -44,18 +53,29 @@ async def page(tx: "Transaction", *, after: str, limit: int, ehr: bool) -> list[
 
     A study without any number is missed an order only where orders are placed at all.
     """
-    rows = await tx.fetch(_PAGE, after, limit, await orders_known(tx), ehr)
-    return [
-        Row(
-            row["study_instance_uid"],
-            row["study_date"],
-            row["opened_at"],
-            Unmatched(row["unmatched"]),
-            row["patient_id"],
-            row["unknown_to_ehr"],
-        )
-        for row in rows
-    ]
+    rows = await tx.fetch(_SELECT + _BEHIND, after, limit, await orders_known(tx))
+    return [_row(row, ehr) for row in rows]
+
+
+async def named(tx: "Transaction", uids: Sequence[str]) -> list[Row]:
+    """Return these studies, on the list or not, newest first."""
+    rows = await tx.fetch(
+        _SELECT + _NAMED,
+        list(uids),
+    )
+    return [_row(row, await ehr_names_patients(tx)) for row in rows]
+
+
+def _row(row: "asyncpg.Record", ehr: bool) -> Row:
+    told = row["unmatched"]
+    return Row(
+        row["study_instance_uid"],
+        row["study_date"],
+        row["opened_at"],
+        None if told is None else Unmatched(told),
+        row["patient_id"],
+        ehr and row["unknown_to_ehr"],
+    )
 
 
 async def why(tx: "Transaction", study_instance_uid: str) -> Unmatched | None:

@@ -130,6 +130,23 @@ async def read_unreconciled(
     return Unreconciled(tuple(lines), more, alike, known)
 
 
+async def find_studies(
+    store: "Store", identity: Identity, number: str
+) -> tuple[UnmatchedStudy, ...]:
+    """Return the studies with this accession number or Study Instance UID.
+
+    On the list or not: an act is undone where it was done.
+    """
+    identity.require(Action.RECONCILE)
+    async with store.db.transaction() as tx:
+        uids = [number.strip()]
+        uids += await studies.find_studies_by_accession(tx, store, number)
+        rows = await unmatched.named(tx, uids)
+        lines = [await _line(tx, store, row) for row in rows]
+        await _record(tx, store, identity, "reconcile-list", "studies", {})
+    return tuple(lines)
+
+
 async def _line(
     tx: "Transaction", store: "Store", row: unmatched.Row
 ) -> UnmatchedStudy:

@@ -54,7 +54,7 @@ from node.store.overlays import write_overlay
 from node.store.store import Store
 from node.workflow.agreement import DriftSettings
 from node.workflow.reporting import draft_report, revise_report
-from review_ui import agreement, server
+from review_ui import agreement, reconciliation, server
 from tests.factories import ALGORITHM, DOCTOR
 from tests.fhir.rig import TEXTS, make_settings
 from tests.intake import receive_object
@@ -176,6 +176,7 @@ async def running_node(store: Store, assets: Path) -> AsyncIterator[Node]:
             images,
             *server.routes(store, review),
             agreement.route_group(DriftSettings(window=60)),
+            reconciliation.route_group(),
         ]
         runner = web.AppRunner(make_app(store, HttpSettings(), groups), access_log=None)
         await runner.setup()

@@ -1,6 +1,7 @@
 import { useEffect } from 'preact/hooks';
 import { AgreementPage } from '../agreement/page';
 import { language, switchLanguage, t } from '../i18n';
+import { ReconciliationPage } from '../reconciliation/page';
 import { Review } from '../report/review';
 import { Login } from '../session/login';
 import { Worklist } from '../worklist/worklist';
@@ -36,7 +37,9 @@ export function App() {
 function Screen() {
   const to = route.value;
   if (to.screen === 'report') return <Review key={to.id} id={to.id} />;
-  return to.screen === 'agreement' && may('read_agreement') ? <AgreementPage /> : <Worklist />;
+  if (to.screen === 'agreement' && may('read_agreement')) return <AgreementPage />;
+  if (to.screen === 'reconciliation' && may('reconcile')) return <ReconciliationPage />;
+  return <Worklist />;
 }
 
 function TopBar() {
@@ -48,6 +51,15 @@ function TopBar() {
       </a>
       <div id="top-slot" class="slot" />
       <nav aria-label={t('app.name')}>
+        {may('reconcile') && (
+          <a
+            class="button quiet"
+            href={hrefOf({ screen: 'reconciliation' })}
+            aria-current={route.value.screen === 'reconciliation' ? 'page' : undefined}
+          >
+            {t('reconcile.menu')}
+          </a>
+        )}
         {may('read_agreement') && (
           <a
             class="button quiet"

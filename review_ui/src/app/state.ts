@@ -14,17 +14,20 @@ export const lettersOn = signal(true);
 /** Set while a screen holds work that would be lost. */
 export const holdsWork = signal(false);
 
-export type Route = { screen: 'worklist' } | { screen: 'agreement' } | { screen: 'report'; id: string };
+export type Route =
+  | { screen: 'worklist' | 'agreement' | 'reconciliation' }
+  | { screen: 'report'; id: string };
 
 function readRoute(): Route {
   if (globalThis.location?.hash === '#/agreement') return { screen: 'agreement' };
+  if (globalThis.location?.hash === '#/reconciliation') return { screen: 'reconciliation' };
   const found = /^#\/report\/([A-Za-z0-9.-]{1,64})$/.exec(globalThis.location?.hash ?? '');
   return found ? { screen: 'report', id: found[1]! } : { screen: 'worklist' };
 }
 
 export function hrefOf(to: Route): string {
   if (to.screen === 'report') return `#/report/${to.id}`;
-  return to.screen === 'agreement' ? '#/agreement' : '#/';
+  return to.screen === 'worklist' ? '#/' : `#/${to.screen}`;
 }
 
 /** Go somewhere, unless the doctor would rather keep her unsaved work. */

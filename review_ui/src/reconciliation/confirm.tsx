@@ -1,0 +1,58 @@
+import { useState } from 'preact/hooks';
+import type { Act, Comparison } from '../api/reconciliation';
+import { Modal } from '../app/modal';
+import { type MessageKey, t } from '../i18n';
+import { OrderSide, StudySide } from './compare';
+import { carryOut } from './live';
+
+/** The second step: both sides once more, what will happen, and why it is done. */
+export function ConfirmSheet({ both, what, onClose }: { both: Comparison; what: Act; onClose: () => void }) {
+  const [reason, setReason] = useState('');
+  const [busy, setBusy] = useState(false);
+  const [fault, setFault] = useState<string | null>(null);
+  const order = what.kind === 'settle' ? undefined : both.orders.find((one) => one.orderId === what.orderId);
+  const ready = reason.trim() !== '' && !busy;
+  const submit = async (event: SubmitEvent) => {
+    event.preventDefault();
+    if (!ready) return;
+    setBusy(true);
+    const said = await carryOut(both, what, reason);
+    setBusy(false);
+    if (said === null) onClose();
+    else setFault(said);
+  };
+  const title = what.kind === 'settle' && what.expected ? 'reconcile.expect' : `reconcile.confirm.${what.kind}`;
+  return (
+    <Modal title={t(title as MessageKey)} onClose={onClose} wide>
+      <form class="reconcile-confirm" onSubmit={(event) => void submit(event)}>
+        <div class="two">
+          <StudySide both={both} />
+          {order && <OrderSide both={both} order={order} />}
+        </div>
+        <p class="hint">{t(`reconcile.effect.${what.kind}` as MessageKey)}</p>
+        <label>
+          {t('reconcile.reason')}
+          <textarea
+            data-first
+            rows={2}
+            maxLength={500}
+            required
+            value={reason}
+            onInput={(event) => setReason(event.currentTarget.value)}
+          />
+        </label>
+        <p class="fault" role="alert">
+          {fault}
+        </p>
+        <div class="actions">
+          <button type="button" onClick={onClose}>
+            {t('app.cancel')}
+          </button>
+          <button type="submit" class="primary" disabled={!ready}>
+            {t('reconcile.do')}
+          </button>
+        </div>
+      </form>
+    </Modal>
+  );
+}
