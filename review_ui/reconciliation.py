@@ -23,13 +23,12 @@ from node.workflow.reconciliation import (
     find_studies,
     link_order,
     read_unreconciled,
-    record_look,
     settle_study,
     unlink_order,
 )
 
 PREFIX: Final = "/review/reconciliation"
-_STUDY: Final = PREFIX + "/studies/{uid:[0-9.]{1,64}}"
+_STUDY: Final = PREFIX + "/studies/{uid}"
 
 
 def route_group() -> RouteGroup:
@@ -121,7 +120,6 @@ async def _shown(request: web.Request) -> dict[str, Any]:
     caller.require(Action.RECONCILE)
     async with store.db.transaction() as tx:
         shown = await compare(store, tx, request.match_info["uid"])
-        await record_look(tx, store, caller, request.match_info["uid"])
     return _comparison(shown)
 
 

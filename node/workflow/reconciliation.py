@@ -117,7 +117,7 @@ class Comparison:
 async def read_unreconciled(
     store: "Store", identity: Identity, *, after: str = "", limit: int = 50
 ) -> Unreconciled:
-    """Return a page of the list, newest studies first; reading it is audited."""
+    """Return a page of the list, newest studies first."""
     identity.require(Action.RECONCILE)
     async with store.db.transaction() as tx:
         known = await unmatched.orders_known(tx)
@@ -125,7 +125,6 @@ async def read_unreconciled(
         rows = await unmatched.page(tx, after=after, limit=limit + 1, ehr=ehr)
         lines = [await _line(tx, store, row) for row in rows[:limit]]
         alike = () if after else await _alike(tx, store)
-        await _record(tx, store, identity, "reconcile-list", "studies", {})
     more = lines[-1].study_instance_uid if len(rows) > limit and lines else ""
     return Unreconciled(tuple(lines), more, alike, known)
 
@@ -143,7 +142,6 @@ async def find_studies(
         uids += await studies.find_studies_by_accession(tx, store, number)
         rows = await unmatched.named(tx, uids)
         lines = [await _line(tx, store, row) for row in rows]
-        await _record(tx, store, identity, "reconcile-list", "studies", {})
     return tuple(lines)
 
 
@@ -427,14 +425,6 @@ async def _decide(
     if order_id is not None:
         detail["order"] = str(order_id)
     await _record(tx, store, identity, action, f"study/{uid}", detail)
-
-
-async def record_look(
-    tx: "Transaction", store: "Store", identity: Identity, study_instance_uid: str
-) -> None:
-    """Note that somebody saw both sides of a study with their names."""
-    entity = f"study/{study_instance_uid}"
-    await _record(tx, store, identity, "reconcile-compare", entity, {})
 
 
 async def _record(
