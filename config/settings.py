@@ -269,6 +269,34 @@ class Fhir:
 
 
 @dataclass(frozen=True)
+class Oidc:
+    """The table `auth.oidc`: the hospital's identity provider; no issuer: none."""
+
+    issuer: str = ""
+    client_id: str = ""
+    client_secret_file: str = ""
+    private_key_file: str = ""
+    scope: str = "openid profile"
+    username_claim: str = "preferred_username"
+    display_claim: str = "name"
+    role_claim: str = "roles"
+    roles: list[str] = field(default_factory=list)
+    hosts: list[str] = field(default_factory=list)
+
+    @property
+    def role_of(self) -> dict[str, str]:
+        """Return the role here of each value of the role claim."""
+        pairs = (entry.rpartition("=") for entry in self.roles)
+        return {word.strip(): role.strip() for word, _, role in pairs}
+
+
+@dataclass(frozen=True)
+class Auth:
+    local_logins: list[str]
+    oidc: Oidc
+
+
+@dataclass(frozen=True)
 class Inference:
     weights: str
     engine: str
@@ -326,12 +354,22 @@ class Settings:
     results: Results
     http: Http
     fhir: Fhir
+    auth: Auth
     inference: Inference
     relay: Relay
     wechat: WeChat
     log: Log
 
 
+# What a person can be; the roles of machines are given by hand.
+PEOPLE_ROLES = (
+    "technologist",
+    "radiologist",
+    "senior_radiologist",
+    "administrator",
+    "auditor",
+    "researcher",
+)
 PEER_SERVICES = ("store", "commitment", "worklist", "mpps", "query", "retrieve")
 DUPLICATES = ("reject", "keep-both")
 # What answers to a machine can be written in, whatever it asks for.
@@ -381,6 +419,7 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
     if not faults:
         _check_peers(sections["dicom"], faults)
         _check_routing(sections["routing"], sections["pacs"], faults)
+        _check_auth(sections["auth"], faults)
     if faults:
         raise SettingsError(faults)
     return Settings(data=data, **sections)
@@ -468,6 +507,8 @@ def _convert(name: str, value: Any, wanted: Any, data: Path, faults: list[str]) 
     try:
         if wanted is bool:
             return _boolean(value)
+        if is_dataclass(wanted) and isinstance(value, str):
+            value = json.loads(value)
         if is_dataclass(wanted) and isinstance(value, Mapping):
             return _table(name, value, wanted, data, faults)
         if wanted is Path:
@@ -531,6 +572,30 @@ def _check(values: Mapping[str, Any], faults: list[str]) -> None:
         section, key = name.split(".")
         if _outside(values.get(section, {}).get(key), least, most):
             faults.append(f"{name}: must be from {least:g} to {most:g}")
+
+
+def _check_auth(auth: Auth, faults: list[str]) -> None:
+    oidc = auth.oidc
+    if not oidc.issuer:
+        if oidc != Oidc():
+            faults.append("auth.oidc.issuer: is needed with the rest of it")
+        if not auth.local_logins:
+            faults.append("auth.local_logins: is empty, and auth.oidc has no issuer")
+        return
+    if not re.match(r"https://[^/?#]+|http://(127\.0\.0\.1|localhost)\b", oidc.issuer):
+        faults.append("auth.oidc.issuer: is an https address")
+    if not oidc.client_id:
+        faults.append("auth.oidc.client_id: is needed, as the provider calls us")
+    if oidc.client_secret_file and oidc.private_key_file:
+        faults.append("auth.oidc.private_key_file: or client_secret_file, not both")
+    if "openid" not in oidc.scope.split():
+        faults.append("auth.oidc.scope: has openid in it")
+    if not oidc.roles:
+        faults.append("auth.oidc.roles: is empty, so that nobody could sign in")
+    for word, role in oidc.role_of.items():
+        if not word or role not in PEOPLE_ROLES:
+            known = ", ".join(PEOPLE_ROLES)
+            faults.append(f"auth.oidc.roles: value=role, the role one of {known}")
 
 
 def _check_peers(dicom: Dicom, faults: list[str]) -> None:

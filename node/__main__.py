@@ -167,6 +167,18 @@ def disable_user(login: str) -> None:
     console.print(f"{login}: disabled")
 
 
+@users.command("link")
+def link_user(login: str, subject: str) -> None:
+    """Let somebody of the hospital's sign-on (its `sub`) use an account of the node."""
+    from node import administration
+
+    issuer = read_settings().auth.oidc.issuer
+    if not issuer:
+        raise NodeError("auth.oidc.issuer: is not set", ErrorKind.SETTING)
+    _with_store(lambda store: administration.link_user(store, login, issuer, subject))
+    console.print(f"{login}: linked")
+
+
 @users.command("list")
 def list_users() -> None:
     """List the accounts."""

@@ -294,6 +294,13 @@ async def disable_user(store: Store, login: str) -> None:
         await _record(store, tx, "user-disable", f"user/{login}")
 
 
+async def link_user(store: Store, login: str, issuer: str, subject: str) -> None:
+    """Let an account be that of a subject of the hospital's sign-on."""
+    async with store.db.transaction() as tx:
+        await people.link(tx, login, issuer, subject)
+        await _record(store, tx, "user-link", f"user/{login}")
+
+
 async def user_rows(store: Store) -> list[tuple[str, str, str]]:
     """Return (login, roles, state) of every account."""
     async with store.db.connection() as connection:

@@ -67,10 +67,12 @@ from fhir.rest.server import route_group as fhir_routes
 from fhir.security import registration
 from fhir.security.assertions import Keys
 from fhir.security.authorize import Desk
+from fhir.security.sign_on import SignOn, SignOnSettings
 from fhir.security.smart import Smart
 from fhir.settings import FhirSettings
 from fhir.subscriptions import hooks
 from inference.models import ModelFolder, Shelf
+from node.domain.access import Role
 from node.domain.completion import CompletionRules, EvidenceKind
 from node.domain.disclosure import TierText
 from node.domain.errors import ErrorKind, NodeError
@@ -591,6 +593,8 @@ def route_groups_of(
         secure=settings.http.secure_cookies,
         texts=fhir_settings.texts,
         department_phone=settings.site.department_phone,
+        local_logins=settings.auth.local_logins,
+        sign_on=bool(settings.auth.oidc.issuer),
     )
     key_hosts = frozenset(settings.fhir.key_hosts)
     throttle = server.throttle_of(store, review)
@@ -600,12 +604,15 @@ def route_groups_of(
         settings.http.base_url,
         throttle,
         secure=settings.http.secure_cookies,
+        local_logins=review.local_logins,
+        sign_on=review.sign_on,
     )
     smart = Smart(store, settings.http.base_url, keys, desk)
     return [
         fhir_routes(store, fhir_settings, product_version()),
         *smart.route_groups(),
         registration.route_group(store, key_hosts),
+        *sign_on_groups(store, settings, session, desk),
         launch.route_group(
             settings.http.base_url,
             [
@@ -627,6 +634,52 @@ def route_groups_of(
         agreement.route_group(drift_settings_of(settings)),
         reconciliation.route_group(),
     ]
+
+
+def sign_on_groups(
+    store: Store, settings: Settings, session: aiohttp.ClientSession, desk: Desk
+) -> list[RouteGroup]:
+    """Return what lets people in by the hospital's sign-on, if it has one."""
+    if not settings.auth.oidc.issuer:
+        return []
+    door = SignOn(
+        store,
+        settings.http.base_url,
+        sign_on_settings_of(settings),
+        session,
+        secure=settings.http.secure_cookies,
+        consent=desk.welcome,
+    )
+    return [door.route_group()]
+
+
+def sign_on_settings_of(settings: Settings) -> SignOnSettings:
+    """Return how the hospital's sign-on is reached; SETTING names a missing file."""
+    oidc = settings.auth.oidc
+    return SignOnSettings(
+        oidc.issuer,
+        oidc.client_id,
+        {word: Role(role) for word, role in oidc.role_of.items()},
+        oidc.scope,
+        oidc.username_claim,
+        oidc.display_claim,
+        oidc.role_claim,
+        secret=_credential(settings, "client_secret_file", oidc.client_secret_file),
+        private_key=_credential(settings, "private_key_file", oidc.private_key_file),
+        hosts=frozenset(oidc.hosts),
+    )
+
+
+def _credential(settings: Settings, key: str, name: str) -> str | None:
+    if not name:
+        return None
+    path = settings.data / name
+    try:
+        return path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        raise NodeError(
+            f"auth.oidc.{key}: {path} cannot be read", ErrorKind.SETTING
+        ) from None
 
 
 def run_worker_role(settings: Settings) -> None:

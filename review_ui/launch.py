@@ -7,10 +7,8 @@ the node, so that what she signs is hers. Only EHRs that the site has entered ar
 spoken to, at their own host, by https.
 """
 
-import asyncio
 import hashlib
 import hmac
-import json
 import re
 import secrets
 from base64 import urlsafe_b64encode
@@ -25,13 +23,13 @@ from aiohttp import hdrs, web
 
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
+from node.fetching import Unfetched, fetch_json, may_call
 from node.http import STORE, RouteGroup
 from node.store import audit, launches, reports, studies
 from node.store.store import Store
 
 COOKIE = "sononode_launch"
 CALLBACK = "/launch/callback"
-_LOCAL = ("127.0.0.1", "localhost")
 _MAX_BODY = 1 << 20
 _TIMEOUT_S = 10.0
 _MAX_REFERENCES = 20
@@ -168,7 +166,9 @@ class _Door:
         endpoints = {}
         for name in ("authorization_endpoint", "token_endpoint"):
             endpoint = body.get(name)
-            if not isinstance(endpoint, str) or not _may_call(ehr, endpoint):
+            if not isinstance(endpoint, str) or not may_call(
+                endpoint, {urlsplit(ehr.iss).netloc, *ehr.hosts}
+            ):
                 raise _faulty(f"its {name} is not at one of its hosts")
             endpoints[name] = endpoint
         if "S256" not in (body.get("code_challenge_methods_supported") or ()):
@@ -219,52 +219,24 @@ class _Door:
         self, ehr: Ehr, method: str, url: str, **sent: Any
     ) -> Mapping[str, Any]:
         """Return the JSON object that an EHR answers; UNAVAILABLE when it does not."""
-        if not _may_call(ehr, url):
+        if not may_call(url, {urlsplit(ehr.iss).netloc, *ehr.hosts}):
             raise _faulty("its address is not https")
-        sent["headers"] = {hdrs.ACCEPT: "application/json", **sent.get("headers", {})}
         try:
-            async with asyncio.timeout(_TIMEOUT_S):
-                async with self._session.request(
-                    method, url, allow_redirects=False, **sent
-                ) as answer:
-                    raw = b""
-                    async for part in answer.content.iter_chunked(65_536):
-                        raw += part
-                        if len(raw) > _MAX_BODY:
-                            raise _faulty("its answer is too long")
-                    status = answer.status
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            raise _faulty("it does not answer") from None
-        if status != 200:
-            raise _faulty(f"it answers {status}")
-        try:
-            body = json.loads(raw)
-        except (ValueError, RecursionError):
-            raise _faulty("it does not answer in JSON") from None
-        if not isinstance(body, dict):
-            raise _faulty("it does not answer in JSON")
-        return body
+            return await fetch_json(
+                self._session,
+                method,
+                url,
+                limit_bytes=_MAX_BODY,
+                timeout_s=_TIMEOUT_S,
+                **sent,
+            )
+        except Unfetched as error:
+            raise _faulty(error.reason) from None
 
 
 def _faulty(reason: str) -> NodeError:
     log.warning("launch_failed", reason=reason)
     return NodeError(f"the EHR cannot be used: {reason}", ErrorKind.UNAVAILABLE)
-
-
-def _may_call(ehr: Ehr, url: str) -> bool:
-    try:
-        parts, own = urlsplit(url), urlsplit(ehr.iss)
-    except ValueError:
-        return False
-    if parts.username is not None or not parts.hostname:
-        return False
-    if parts.scheme != "https" and not (
-        parts.scheme == "http" and parts.hostname in _LOCAL
-    ):
-        return False
-    return parts.netloc == own.netloc or bool(
-        {parts.hostname, parts.netloc} & ehr.hosts
-    )
 
 
 def _dicts(value: object) -> list[Mapping[str, Any]]:

@@ -8,7 +8,7 @@ import gzip
 import io
 import mimetypes
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -55,7 +55,8 @@ class ReviewSettings:
     `secure` tells that browsers reach us by https: the cookie then never
     travels without. `assets` is where the built page lies. `texts` (one for
     every BI-RADS category) and `department_phone` are what the patient will
-    read; the page shows them to the doctor before she signs.
+    read; the page shows them to the doctor before she signs. `sign_on` tells whether
+    the hospital's sign-on lets people in; `local_logins` may use a password here.
     """
 
     secure: bool = False
@@ -65,6 +66,8 @@ class ReviewSettings:
     attempts: int = 5
     attempts_from_one_address: int = 50
     attempts_window: timedelta = timedelta(minutes=15)
+    local_logins: Collection[str] = (people.EVERYBODY,)
+    sign_on: bool = False
 
 
 # Answers a token request whose grant_type is not the password's.
@@ -175,13 +178,14 @@ def _auth_group(
     return RouteGroup(
         prefix="/auth",
         routes=[
+            web.get("/auth/sign-in", desk.ways_in),
             web.post("/auth/login", desk.login),
             web.post("/auth/logout", desk.logout),
             web.get("/auth/me", desk.me),
             web.post("/auth/token", desk.token),
             web.post("/auth/bindings", print_binding),
         ],
-        public=frozenset({"/auth/login", "/auth/token"}),
+        public=frozenset({"/auth/sign-in", "/auth/login", "/auth/token"}),
         unrecorded=frozenset({"/auth/me"}),
     )
 
@@ -194,6 +198,8 @@ class _SignIn:
         grants: Mapping[str, Grant],
     ) -> None:
         self._secure = settings.secure
+        self._local_logins = settings.local_logins
+        self._sign_on = settings.sign_on
         self._site = {
             "department_phone": settings.department_phone,
             "patient_texts": {
@@ -202,6 +208,15 @@ class _SignIn:
         }
         self._throttle = throttle
         self._grants = grants
+
+    async def ways_in(self, request: web.Request) -> web.Response:
+        """Tell the page, before anybody is known, how people sign in here."""
+        told = {
+            "sign_on": self._sign_on,
+            "passwords": bool(self._local_logins),
+            "locale": _locale(request),
+        }
+        return web.json_response(told)
 
     async def login(self, request: web.Request) -> web.Response:
         """Open a session for a person at a browser."""
@@ -250,7 +265,9 @@ class _SignIn:
         self._throttle.begin(name, address)
         try:
             async with store.db.transaction() as tx:
-                user = await people.check_password(tx, login, password)
+                user = await people.check_password(
+                    tx, login, password, among=self._local_logins
+                )
                 token = await people.open_session(tx, user, kind, now=store.clock())
                 await _record(
                     store, tx, user.identity, f"login {kind.value}", "session"
@@ -272,11 +289,13 @@ class _SignIn:
         store = request.app[STORE]
         token = request.cookies.get(SESSION_COOKIE, "")
         async with store.db.transaction() as tx:
-            await people.close_session(tx, token)
+            by_sign_on = await people.close_session(tx, token)
             await refreshes.end_online(tx, UUID(identity(request).user_id))
             await _record(store, tx, identity(request), "logout", "session")
         request.app[KNOWN_CALLERS].forget(token)
         response = web.Response(status=204)
+        if by_sign_on and self._sign_on:
+            response = web.json_response({"leave": "/auth/oidc/leave"})
         clear_session_cookie(response, secure=self._secure)
         response.headers["Clear-Site-Data"] = '"cache"'
         return response

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 from joserfc import jws
@@ -20,16 +19,17 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, KeySet, RSAKey
 
 from node.domain.errors import ErrorKind, NodeError
+from node.fetching import Unfetched, fetch_json, may_call
 from node.store.clients import Client
 
 TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-ALGORITHMS: Mapping[str, str] = {"RS384": "RSA", "ES384": "EC"}
+ALGORITHMS = ("RS384", "ES384")
 MAX_LENGTH = 8192
 LONGEST = timedelta(minutes=5)
 # Clocks of two machines differ; five minutes are five minutes on the other one.
 SKEW = timedelta(seconds=10)
 RSA_BITS = range(2048, 8193)
-_CURVE = "P-384"
+_CURVES = {"ES256": "P-256", "ES384": "P-384"}
 _MAX_JWKS = 65_536
 _MAX_KEYS = 50
 _FETCH_S = 5.0
@@ -58,7 +58,7 @@ def claimed_client(assertion: str) -> str:
     parts = assertion.split(".")
     if len(parts) != 3:
         raise Unproven("malformed")
-    issuer = _decoded(parts[1]).get("iss")
+    issuer = decoded(parts[1]).get("iss")
     if not isinstance(issuer, str) or len(issuer) > 64:
         raise Unproven("iss")
     return issuer
@@ -73,7 +73,7 @@ async def verify(
     `x5c` in the header are not looked at. Neither is a curve or algorithm other
     than those of ALGORITHMS, whatever the key could do.
     """
-    header = _decoded(assertion.partition(".")[0])
+    header = decoded(assertion.partition(".")[0])
     algorithm, key_id = header.get("alg"), header.get("kid")
     if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
         raise Unproven("alg")
@@ -129,7 +129,8 @@ def _time(claims: Mapping[str, Any], name: str) -> datetime | None:
         raise Unproven(name) from None
 
 
-def _decoded(part: str) -> Mapping[str, Any]:
+def decoded(part: str) -> Mapping[str, Any]:
+    """Return one part of a token as an object; nothing is proven by that."""
     try:
         raw = base64.b64decode(part + "=" * (-len(part) % 4), b"-_", validate=True)
     except (binascii.Error, ValueError):
@@ -188,10 +189,9 @@ def _faulty(message: str) -> NodeError:
 def fit_for(key: object, algorithm: str) -> bool:
     """Tell whether a key is of the kind and strength that an algorithm needs."""
     if isinstance(key, RSAKey):
-        fits = ALGORITHMS[algorithm] == "RSA"
-        fits = fits and key.public_key.key_size in RSA_BITS
+        fits = algorithm[:2] in ("RS", "PS") and key.public_key.key_size in RSA_BITS
     elif isinstance(key, ECKey):
-        fits = ALGORITHMS[algorithm] == "EC" and key.curve_name == _CURVE
+        fits = key.curve_name == _CURVES.get(algorithm)
     else:
         return False
     told = key.as_dict(private=False)
@@ -241,7 +241,7 @@ class Keys:
         if client.jwks is not None:
             found = _named(read_jwks(client.jwks), key_id)
         elif client.jwks_uri is not None:
-            found = await self._fetched_key(client.jwks_uri, key_id)
+            found = await self.fetched(client.jwks_uri, key_id)
         else:
             raise Unproven("public-client")
         if found is None:
@@ -250,7 +250,8 @@ class Keys:
             raise Unproven("key")
         return found
 
-    async def _fetched_key(self, uri: str, key_id: str) -> RSAKey | ECKey | None:
+    async def fetched(self, uri: str, key_id: str) -> RSAKey | ECKey | None:
+        """Return the key with a `kid` that is published at an address."""
         entry = self._fetched.setdefault(
             uri, _Fetched(None, self._clock() - self._keep)
         )
@@ -265,43 +266,22 @@ class Keys:
         return found
 
     async def _fetch(self, uri: str) -> KeySet:
-        if self._session is None or not may_fetch(uri, self._hosts):
+        if self._session is None or not may_call(uri, self._hosts):
             raise Unproven("jwks-host")
         try:
-            async with self._session.get(
+            document = await fetch_json(
+                self._session,
+                "GET",
                 uri,
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=_FETCH_S),
-                headers={"Accept": "application/json"},
-            ) as answer:
-                if answer.status != 200:
-                    raise Unproven("jwks-status")
-                raw = await answer.content.read(_MAX_JWKS + 1)
-                while len(raw) <= _MAX_JWKS and not answer.content.at_eof():
-                    raw += await answer.content.read(_MAX_JWKS + 1 - len(raw))
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            raise Unproven("jwks-away") from None
-        if len(raw) > _MAX_JWKS:
-            raise Unproven("jwks-size")
-        try:
-            return read_jwks(raw)
+                limit_bytes=_MAX_JWKS,
+                timeout_s=_FETCH_S,
+            )
+            return read_jwks(json.dumps(document))
+        except Unfetched as error:
+            word = "jwks" if error.kind == "json" else f"jwks-{error.kind}"
+            raise Unproven(word) from None
         except NodeError:
             raise Unproven("jwks") from None
-
-
-def may_fetch(uri: str, hosts: frozenset[str]) -> bool:
-    """Tell whether the node may call an address: a listed host, by https."""
-    try:
-        parts = urlsplit(uri)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        return False
-    if parts.username is not None or parts.password is not None:
-        return False
-    plain = parts.scheme == "http" and host in ("127.0.0.1", "localhost", "::1")
-    if parts.scheme != "https" and not plain:
-        return False
-    return bool({host, f"{host}:{port}"} & hosts)
 
 
 def _named(keys: KeySet, key_id: str) -> RSAKey | ECKey | None:

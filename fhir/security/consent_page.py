@@ -62,6 +62,38 @@ _WORDS = {
         "female": "female",
     },
 }
+_NOTICES = {
+    "zh": {
+        "title": "未能登录",
+        "again": "返回登录页",
+        "no-role": "您的账号在本系统没有任何角色。请联系管理员。",
+        "closed": "您在本系统的账号已停用。请联系管理员。",
+        "login-taken": "该登录名属于本系统已有的账号。请管理员将其与您的统一身份关联。",
+        "denied": "统一身份系统拒绝了本次登录。",
+        "state": "本次登录已过期，或不是在此浏览器中开始的。请重新登录。",
+        "away": "医院统一身份系统没有响应。请稍后再试，或使用本地账号。",
+        "other": "统一身份系统的回答不可信，未予登录。管理员可在日志中查看原因。",
+    },
+    "en": {
+        "title": "You are not signed in",
+        "again": "Back to the sign-in page",
+        "no-role": "Your account has no role in this system. Ask an administrator.",
+        "closed": "Your account in this system is disabled. Ask an administrator.",
+        "login-taken": "This login belongs to an account of this system. Ask an"
+        " administrator to link it with your hospital account.",
+        "denied": "The hospital's sign-on refused.",
+        "state": "This sign-in took too long, or was begun in another browser. Sign in"
+        " again.",
+        "away": "The hospital's sign-on does not answer. Try later, or use a local"
+        " account.",
+        "other": "The answer of the hospital's sign-on cannot be trusted."
+        " Administrators find the reason in the log.",
+    },
+}
+_POLICY = (
+    "default-src 'none'; style-src 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_UNAVAILABLE = frozenset({"away", "host"})
 _STYLE = """
 body { background: #14171c; color: #e8eaee; font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 28rem; margin: 10vh auto; padding: 0 1rem; }
@@ -103,15 +135,28 @@ async def style(_: web.Request) -> web.Response:
     return web.Response(text=_STYLE, content_type="text/css")
 
 
-def render(request: web.Request, shown: Shown) -> web.Response:
-    """Return the page in the language of the browser."""
+def _language(request: web.Request) -> str:
     accepted = request.headers.get(hdrs.ACCEPT_LANGUAGE, "zh")
-    language = "en" if accepted.strip().lower().startswith("en") else "zh"
-    words = _WORDS[language]
-    picking = shown.choices is not None
-    body = _picker(words, shown) if picking else _consent(words, shown)
-    title = words["pick" if picking else "title"]
-    page = f"""<!doctype html>
+    return "en" if accepted.strip().lower().startswith("en") else "zh"
+
+
+def notice(request: web.Request, reason: str) -> web.Response:
+    """Return the page that says why somebody was not signed in."""
+    language = _language(request)
+    words = _NOTICES[language]
+    told = words.get(reason, words["other"])
+    body = f"""<p class="fault" role="alert">{told}</p>
+<p><a class="button" href="/">{words["again"]}</a></p>"""
+    return web.Response(
+        text=_whole(language, words["title"], body),
+        content_type="text/html",
+        status=503 if reason in _UNAVAILABLE else 403,
+        headers={"Content-Security-Policy": _POLICY},
+    )
+
+
+def _whole(language: str, title: str, body: str) -> str:
+    return f"""<!doctype html>
 <html lang="{"zh-CN" if language == "zh" else "en"}"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
@@ -119,14 +164,20 @@ def render(request: web.Request, shown: Shown) -> web.Response:
 <h1>{title}</h1>
 {body}
 </main></body></html>"""
+
+
+def render(request: web.Request, shown: Shown) -> web.Response:
+    """Return the page in the language of the browser."""
+    language = _language(request)
+    words = _WORDS[language]
+    picking = shown.choices is not None
+    body = _picker(words, shown) if picking else _consent(words, shown)
+    title = words["pick" if picking else "title"]
     # A browser holds the way back after the form against form-action, too.
     target = urlsplit(shown.redirect_uri)
-    policy = (
-        "default-src 'none'; style-src 'self'; base-uri 'none'; frame-ancestors 'none';"
-        f" form-action 'self' {target.scheme}://{target.netloc}"
-    )
+    policy = f"{_POLICY}; form-action 'self' {target.scheme}://{target.netloc}"
     return web.Response(
-        text=page,
+        text=_whole(language, title, body),
         content_type="text/html",
         status=401 if shown.wrong else 200,
         headers={"Content-Security-Policy": policy},

@@ -8,12 +8,13 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from fhir.security.assertions import may_fetch, read_jwks
+from fhir.security.assertions import read_jwks
 from fhir.security.scoping import understood
 from node.domain.access import Action, Identity, Role
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.scopes import BESIDE, read_scope
+from node.fetching import may_call
 from node.http import KNOWN_CALLERS, RouteGroup, identity, read_json_object
 from node.store import audit, clients, refreshes
 from node.store.clients import Client
@@ -239,7 +240,7 @@ def _check_keys(
 ) -> None:
     if jwks is not None:
         read_jwks(jwks)
-    if jwks_uri is not None and not may_fetch(jwks_uri, key_hosts):
+    if jwks_uri is not None and not may_call(jwks_uri, key_hosts):
         raise NodeError(
             "jwks_uri: https, and its host in fhir.key_hosts",
             ErrorKind.INVALID,

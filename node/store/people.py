@@ -188,6 +188,106 @@ async def end_all(tx: "Transaction", user_id: UUID) -> None:
         )
 
 
+async def arrive(
+    tx: "Transaction",
+    *,
+    issuer: str,
+    subject: str,
+    login: str,
+    display: str,
+    roles: Iterable[Role],
+    now: datetime,
+) -> User:
+    """Return the account of somebody whom the hospital's sign-on vouches for.
+
+    The first time one is made, without a password. Her roles are those of today.
+    CONFLICT when the login is another account's: whose it is only an administrator
+    can say (`link`). FORBIDDEN when her account here is closed.
+    """
+    row = await tx.fetchrow(
+        "select * from people where sign_on_issuer = $1 and sign_on_subject = $2"
+        " for update",
+        issuer,
+        subject,
+    )
+    given, name = frozenset(roles), normalise_login(login)
+    if row is None:
+        return await _make(tx, issuer, subject, name, display.strip(), given, now)
+    if row["disabled_at"] is not None:
+        raise NodeError("the account is closed", ErrorKind.FORBIDDEN)
+    # A name with its parts was entered by hand: documents need them.
+    told = display.strip()
+    shown = told if told and "^" not in row["display"] else row["display"]
+    # The row is locked: it is there.
+    (changed,) = await tx.fetch(
+        "update people set display = $2, roles = $3,"
+        " practitioner_id = coalesce(practitioner_id, $4)"
+        " where user_id = $1 returning *",
+        row["user_id"],
+        shown,
+        sorted(role.value for role in given),
+        str(uuid4()) if given & _SIGNERS else None,
+    )
+    return _user(changed)
+
+
+async def _make(
+    tx: "Transaction",
+    issuer: str,
+    subject: str,
+    login: str,
+    display: str,
+    roles: frozenset[Role],
+    now: datetime,
+) -> User:
+    row = await tx.fetchrow(
+        "insert into people (user_id, login, display, password_hash, roles,"
+        " practitioner_id, created_at, sign_on_issuer, sign_on_subject)"
+        " values ($1, $2, $3, '', $4, $5, $6, $7, $8) on conflict do nothing"
+        " returning *",
+        uuid4(),
+        login,
+        display or login,
+        sorted(role.value for role in roles),
+        str(uuid4()) if roles & _SIGNERS else None,
+        now,
+        issuer,
+        subject,
+    )
+    if row is None:
+        raise NodeError(f"the login {login!r} is taken", ErrorKind.CONFLICT)
+    return _user(row)
+
+
+async def link(tx: "Transaction", login: str, issuer: str, subject: str) -> None:
+    """Let an account be that of a subject of the hospital's sign-on from now on."""
+    try:
+        user_id = await tx.fetchval(
+            "update people set sign_on_issuer = $2, sign_on_subject = $3"
+            " where login = $1 returning user_id",
+            normalise_login(login),
+            issuer,
+            subject,
+        )
+    except asyncpg.UniqueViolationError:
+        raise NodeError(
+            "the subject has an account here already", ErrorKind.CONFLICT
+        ) from None
+    if user_id is None:
+        raise NodeError("no such account", ErrorKind.NOT_FOUND)
+
+
+async def end_of_subject(tx: "Transaction", issuer: str, subject: str) -> None:
+    """End all sessions of somebody who has lost her roles at the hospital's sign-on."""
+    user_id = await tx.fetchval(
+        "select user_id from people where sign_on_issuer = $1 and sign_on_subject = $2",
+        issuer,
+        subject,
+    )
+    if user_id is not None:
+        await end_all(tx, user_id)
+
+
 async def list_users(tx: "Transaction") -> list[User]:
     """Return every account, closed ones too, by login."""
     rows = await tx.fetch("select * from people order by login")
@@ -301,19 +401,25 @@ async def _beside_the_loop(
 
 
 async def open_session(
-    tx: "Transaction", user: User, kind: SessionKind, *, now: datetime
+    tx: "Transaction",
+    user: User,
+    kind: SessionKind,
+    *,
+    now: datetime,
+    by_sign_on: bool = False,
 ) -> str:
     """Return the token of a new session; it is told once and stored as a hash."""
     token = secrets.token_urlsafe(32)
     await tx.execute("delete from sessions where expires_at < $1", now)
     await tx.execute(
         "insert into sessions (token_hash, user_id, kind, created_at, last_used_at,"
-        " expires_at) values ($1, $2, $3, $4, $4, $5)",
+        " expires_at, by_sign_on) values ($1, $2, $3, $4, $4, $5, $6)",
         _token_hash(token),
         user.user_id,
         kind.value,
         now,
         now + _LIFETIME[kind],
+        by_sign_on,
     )
     return token
 
@@ -354,9 +460,16 @@ async def read_session(
     return Session(_user(row).identity, row["expires_at"])
 
 
-async def close_session(tx: "Transaction", token: str) -> None:
-    """End the session of `token`; ending it twice is fine."""
-    await tx.execute("delete from sessions where token_hash = $1", _token_hash(token))
+async def close_session(tx: "Transaction", token: str) -> bool:
+    """End the session of `token`; ending it twice is fine.
+
+    Tell whether it began at the hospital's sign-on, where another one goes on.
+    """
+    by_sign_on = await tx.fetchval(
+        "delete from sessions where token_hash = $1 returning by_sign_on",
+        _token_hash(token),
+    )
+    return bool(by_sign_on)
 
 
 def _token_hash(token: str) -> bytes:

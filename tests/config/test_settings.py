@@ -1,5 +1,6 @@
 """Settings come from three places; every fault is told at once, by name."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,43 @@ def test_each_machine_has_its_own_rules_for_the_end_of_a_study() -> None:
         "dicom.peers[1].completion",
         "dicom.peers[1].quiet_period_s",
     ]
+
+
+@pytest.mark.parametrize(
+    ("told", "fault"),
+    [
+        ('{"client_id": "x"}', "auth.oidc.issuer"),
+        ('{"issuer": "http://idp.test"}', "auth.oidc.issuer: is an https"),
+        ('{"issuer": "https://idp.test"}', "auth.oidc.client_id"),
+        ('{"scope": "profile"}', "auth.oidc.scope"),
+        ('{"roles": []}', "auth.oidc.roles: is empty"),
+        ('{"roles": ["EHR=ehr"]}', "auth.oidc.roles: value=role"),
+        ('{"roles": ["doctor"]}', "auth.oidc.roles: value=role"),
+        ('{"client_secret_file": "a", "private_key_file": "b"}', "not both"),
+        ('{"claim": "x"}', "auth.oidc.claim: is set, but it is unknown"),
+        ("{", "auth.oidc"),
+    ],
+)
+def test_a_wrong_sign_on_is_named(told: str, fault: str) -> None:
+    right = {"issuer": "https://idp.test", "client_id": "n", "roles": ["D=radiologist"]}
+    whole = told
+    if "issuer" not in told and "client_id" not in told and told != "{":
+        whole = json.dumps(right | json.loads(told))
+    with pytest.raises(SettingsError) as raised:
+        load_settings({"SONONODE_AUTH__OIDC": whole})
+    assert fault in str(raised.value)
+
+
+def test_a_group_of_a_directory_gives_a_role() -> None:
+    oidc = {
+        "issuer": "https://idp.test",
+        "client_id": "n",
+        "roles": ["CN=US,OU=Radiology=radiologist", "IT = administrator"],
+    }
+    settings = load_settings({"SONONODE_AUTH__OIDC": json.dumps(oidc)})
+    assert settings.auth.oidc.role_of == {
+        "CN=US,OU=Radiology": "radiologist",
+        "IT": "administrator",
+    }
+    with pytest.raises(SettingsError, match=r"auth\.local_logins"):
+        load_settings({"SONONODE_AUTH__LOCAL_LOGINS": ""})

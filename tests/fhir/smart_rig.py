@@ -5,7 +5,7 @@ import hashlib
 import json
 import secrets
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +20,7 @@ from fhir.rest.server import route_group as fhir_routes
 from fhir.security import registration
 from fhir.security.assertions import TYPE, Keys
 from fhir.security.authorize import Desk
+from fhir.security.sign_on import SignOn
 from fhir.security.smart import Smart
 from node.domain.access import Role
 from node.http import HttpSettings, RouteGroup, make_app
@@ -137,7 +138,10 @@ def pkce() -> tuple[str, str]:
 
 @asynccontextmanager
 async def running_smart(
-    store: Store, *groups: RouteGroup, roles: tuple[Role, ...] = ()
+    store: Store,
+    *groups: RouteGroup,
+    roles: tuple[Role, ...] = (),
+    sign_on: Callable[[str, Desk], SignOn] | None = None,
 ) -> AsyncIterator[SmartRig]:
     """Serve a whole /fhir and /auth on a free port of this machine."""
     with socket.socket() as listening:
@@ -147,9 +151,11 @@ async def running_smart(
         async with aiohttp.ClientSession() as session:
             hosts = frozenset({"127.0.0.1"})
             keys = Keys(session, store.clock, hosts)
-            review = server.ReviewSettings()
+            review = server.ReviewSettings(sign_on=sign_on is not None)
             throttle = server.throttle_of(store, review)
-            smart = Smart(store, root, keys, Desk(store, root, throttle))
+            desk = Desk(store, root, throttle, sign_on=review.sign_on)
+            smart = Smart(store, root, keys, desk)
+            more = [] if sign_on is None else [sign_on(root, desk).route_group()]
             app = make_app(
                 store,
                 HttpSettings(max_body_bytes=1024 * 1024),
@@ -160,6 +166,7 @@ async def running_smart(
                     *server.routes(
                         store, review, throttle=throttle, grants=smart.grants
                     ),
+                    *more,
                     *groups,
                 ],
             )

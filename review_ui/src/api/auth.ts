@@ -1,5 +1,5 @@
 // Signing in, and the desk QR code.
-import { json, send, useCsrf } from './http';
+import { json, useCsrf } from './http';
 
 export interface PatientText {
   text_zh: string;
@@ -43,12 +43,35 @@ export async function readMe(): Promise<Me> {
   return toMe(await json('/auth/me'));
 }
 
+/** How people sign in here: by the hospital's sign-on, by a password, or both. */
+export interface WaysIn {
+  signOn: boolean;
+  passwords: boolean;
+  locale: 'zh' | 'en';
+}
+
+export async function readWaysIn(): Promise<WaysIn> {
+  const body = await json('/auth/sign-in');
+  return {
+    signOn: body.sign_on === true,
+    passwords: body.passwords !== false,
+    locale: body.locale === 'en' ? 'en' : 'zh',
+  };
+}
+
+/** Where the hospital's sign-on begins; afterwards the page shows `hash` again. */
+export function signOnHref(hash: string): string {
+  return `/auth/oidc/start?back=${encodeURIComponent(hash.startsWith('#/') ? hash : '#/')}`;
+}
+
 export async function signIn(login: string, password: string): Promise<Me> {
   return toMe(await json('/auth/login', { method: 'POST', body: { login, password } }));
 }
 
-export async function signOut(): Promise<void> {
-  await send('/auth/logout', { method: 'POST' });
+/** End the session; the address at which the hospital's own goes on to be ended, if it does. */
+export async function signOut(): Promise<string | null> {
+  const body = await json('/auth/logout', { method: 'POST' });
+  return typeof body?.leave === 'string' && body.leave.startsWith('/') ? body.leave : null;
 }
 
 export async function printDeskCode(patientId: string): Promise<DeskCode> {

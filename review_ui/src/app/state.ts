@@ -61,11 +61,12 @@ export function listen(): () => void {
   };
 }
 
-export async function resume(): Promise<void> {
+/** Go on with the session that the browser has; with `again` one that may have come back. */
+export async function resume(again = false): Promise<void> {
   try {
     entered(await readMe());
   } catch {
-    session.value = 'out';
+    if (!again) session.value = 'out';
   }
 }
 
@@ -80,11 +81,13 @@ export function entered(who: Me): void {
 
 export async function leave(): Promise<void> {
   if (!mayLeave()) return;
+  let elsewhere: string | null = null;
   try {
-    await endSession();
+    elsewhere = await endSession();
   } finally {
     location.hash = '#/';
-    location.reload();
+    if (elsewhere === null) location.reload();
+    else location.assign(elsewhere);
   }
 }
 

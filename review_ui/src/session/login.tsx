@@ -1,14 +1,37 @@
 import { useEffect, useRef, useState } from 'preact/hooks';
-import { signIn } from '../api/auth';
+import { readWaysIn, signIn, signOnHref, type WaysIn } from '../api/auth';
 import { ApiError } from '../api/http';
-import { entered, explain } from '../app/state';
-import { switchLanguage, t } from '../i18n';
+import { entered, explain, resume } from '../app/state';
+import { suggestLanguage, switchLanguage, t } from '../i18n';
+
+const PASSWORD_ONLY: WaysIn = { signOn: false, passwords: true, locale: 'zh' };
 
 export function Login({ expired }: { expired: boolean }) {
   const [fault, setFault] = useState<unknown>(null);
   const [busy, setBusy] = useState(false);
+  const [ways, setWays] = useState<WaysIn>(PASSWORD_ONLY);
   const field = useRef<HTMLInputElement>(null);
-  useEffect(() => field.current?.focus(), []);
+  const other = useRef<HTMLAnchorElement>(null);
+  useEffect(() => {
+    void readWaysIn().then(
+      (found) => {
+        setWays(found);
+        suggestLanguage(found.locale);
+      },
+      () => {}, // The form still works, and says what is wrong.
+    );
+  }, []);
+  useEffect(() => {
+    if (!ways.signOn) field.current?.focus();
+    else if (!field.current?.value) other.current?.focus();
+  }, [ways.signOn]);
+  useEffect(() => {
+    if (!expired) return;
+    // She may have signed in again in another tab; what she typed here is kept.
+    const seen = () => void resume(true);
+    addEventListener('focus', seen);
+    return () => removeEventListener('focus', seen);
+  }, [expired]);
 
   const submit = async (event: SubmitEvent) => {
     event.preventDefault();
@@ -32,20 +55,35 @@ export function Login({ expired }: { expired: boolean }) {
         </h1>
         <p class="lead">{t('login.lead')}</p>
         {expired && <p class="banner">{t('login.expired')}</p>}
-        <label>
-          {t('login.login')}
-          <input ref={field} name="login" autocomplete="username" required spellcheck={false} />
-        </label>
-        <label>
-          {t('login.password')}
-          <input name="password" type="password" autocomplete="current-password" required />
-        </label>
-        <p class="fault" role="alert">
-          {fault !== null && wording(fault)}
-        </p>
-        <button type="submit" class="primary" disabled={busy}>
-          {t('login.submit')}
-        </button>
+        {ways.signOn && (
+          <a
+            ref={other}
+            class="button primary sign-on"
+            href={signOnHref(location.hash)}
+            target={expired ? 'sononode-sign-on' : undefined}
+          >
+            {t('login.signOn')}
+          </a>
+        )}
+        {ways.passwords && (
+          <>
+            {ways.signOn && <p class="hint">{t('login.orHere')}</p>}
+            <label>
+              {t('login.login')}
+              <input ref={field} name="login" autocomplete="username" required spellcheck={false} />
+            </label>
+            <label>
+              {t('login.password')}
+              <input name="password" type="password" autocomplete="current-password" required />
+            </label>
+            <p class="fault" role="alert">
+              {fault !== null && wording(fault)}
+            </p>
+            <button type="submit" class={ways.signOn ? '' : 'primary'} disabled={busy}>
+              {t('login.submit')}
+            </button>
+          </>
+        )}
         <p class="hint">{t('login.masked')}</p>
         <button type="button" class="quiet" onClick={switchLanguage}>
           {t('app.language')}

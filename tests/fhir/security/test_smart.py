@@ -23,12 +23,12 @@ from fhir.security.assertions import (
     Keys,
     Unproven,
     claimed_client,
-    may_fetch,
     verify,
 )
 from node.domain.access import PERMISSIONS, Role
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.scopes import LETTERS
+from node.fetching import may_call
 from node.store import audit, clients
 from node.store.clients import Client
 from node.store.store import Store
@@ -384,11 +384,11 @@ async def test_fetched_keys_follow_a_rotation_and_nobody_makes_us_fetch_often(
     ],
 )
 def test_keys_are_fetched_from_listed_hosts_only(uri: str) -> None:
-    assert not may_fetch(uri, frozenset({"ehr.test:443"}))
+    assert not may_call(uri, frozenset({"ehr.test:443"}))
 
 
 def test_keys_are_fetched_by_https_from_a_listed_host() -> None:
-    assert may_fetch("https://ehr.test/jwks", frozenset({"ehr.test"}))
+    assert may_call("https://ehr.test/jwks", frozenset({"ehr.test"}))
 
 
 async def test_registration_refuses_what_could_not_be_held(smart: SmartRig) -> None:

@@ -1,0 +1,543 @@
+"""People sign in by the hospital's own sign-on (OpenID Connect, code with PKCE).
+
+The node is the relying party: it sends the browser to the identity provider, redeems
+the code, and believes an id_token only when issuer, audience, signature, time and
+nonce are right. What she may do comes from one claim and the site's list of roles;
+what is not in the list gives nothing. Only the provider that the site has entered is
+spoken to, at its own hosts, by https.
+"""
+
+import hashlib
+import hmac
+import json
+import re
+import secrets
+from base64 import b64encode, urlsafe_b64encode
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+
+import aiohttp
+import structlog
+from aiohttp import hdrs, web
+from joserfc import jws, jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey, RSAKey
+
+from fhir.security import consent_page
+from fhir.security.assertions import TYPE, Keys, Unproven, decoded, fit_for
+from fhir.security.consent_page import SIGN_ON_PATH
+from node.domain.access import Role
+from node.domain.audit import AuditEntry, Outcome
+from node.domain.errors import ErrorKind, NodeError
+from node.fetching import Unfetched, fetch_json, may_call
+from node.http import RouteGroup, set_session_cookie
+from node.store import audit, launches, people
+from node.store.people import SessionKind, User
+
+if TYPE_CHECKING:
+    from node.store.store import Store
+
+CALLBACK = "/auth/oidc/callback"
+LEAVE = "/auth/oidc/leave"
+COOKIE = "sononode_sign_on"
+ALGORITHMS = ("RS256", "ES256", "PS256", "RS384", "ES384", "PS384", "RS512", "PS512")
+# Clocks of two machines differ; more than this is a fault to be mended.
+SKEW = timedelta(seconds=60)
+_MAX_TOKEN = 65_536
+_MAX_BODY = 1 << 20
+_TIMEOUT_S = 10.0
+_KEEP = timedelta(minutes=10)
+_PROOF_LIFETIME = timedelta(minutes=2)
+_PLACE = re.compile(r"#/[A-Za-z0-9./-]{0,128}")
+_CONSENT = "/auth/authorize?"
+_ENDPOINTS = ("authorization_endpoint", "token_endpoint", "jwks_uri")
+# What a site can do about what is wrong with the provider's answers.
+_MEND = {
+    "iss": "auth.oidc.issuer is not what it calls itself",
+    "aud": "auth.oidc.client_id is not whom it speaks to",
+    "azp": "auth.oidc.client_id is not whom it speaks to",
+    "expired": "the clocks differ, or it answers late",
+    "iat": "the clocks differ",
+    "nbf": "the clocks differ",
+    "alg": f"let it sign id_tokens with one of {', '.join(ALGORITHMS)}",
+    "username": "auth.oidc.username_claim is not in the id_token",
+    "no-role": "auth.oidc.roles has none of what auth.oidc.role_claim says of her",
+    "login-taken": "the login belongs to an account here: node user link",
+    "closed": "her account here is disabled: node user list",
+    "jwks-host": "auth.oidc.hosts lacks the host of its keys",
+    "redeem": "see auth.oidc.client_secret_file or private_key_file, and the"
+    " redirect address that it knows",
+}
+
+log = structlog.get_logger("sign_on")
+
+
+@dataclass(frozen=True)
+class SignOnSettings:
+    """What the site says of its identity provider, and of the roles that it gives.
+
+    Without `secret` and `private_key` (PEM, RSA or P-384) the node is a public client.
+    """
+
+    issuer: str
+    client_id: str
+    roles: Mapping[str, Role]
+    scope: str = "openid profile"
+    username_claim: str = "preferred_username"
+    display_claim: str = "name"
+    role_claim: str = "roles"
+    secret: str | None = field(default=None, repr=False)
+    private_key: str | None = field(default=None, repr=False)
+    hosts: frozenset[str] = frozenset()
+
+    @property
+    def all_hosts(self) -> frozenset[str]:
+        """Return the hosts that may be called for it."""
+        return self.hosts | {urlsplit(self.issuer).netloc}
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the provider says of a person, after all of it was looked at."""
+
+    subject: str
+    login: str
+    display: str
+    roles: frozenset[Role]
+
+
+class SignOn:
+    """Answers below /auth/oidc; one instance serves a process.
+
+    `consent` takes in a person who came from the consent page of a program.
+    """
+
+    def __init__(
+        self,
+        store: "Store",
+        root_url: str,
+        settings: SignOnSettings,
+        session: aiohttp.ClientSession,
+        *,
+        secure: bool,
+        consent: Callable[[User, Mapping[str, str]], Awaitable[web.Response]],
+    ) -> None:
+        self._store = store
+        self._root = root_url.rstrip("/")
+        self._settings = settings
+        self._session = session
+        self._secure = secure
+        self._consent = consent
+        self._keys = Keys(session, store.clock, settings.all_hosts)
+        if settings.private_key is not None:
+            own_key(settings.private_key)
+        self._found: tuple[datetime, Mapping[str, Any]] | None = None
+
+    def route_group(self) -> RouteGroup:
+        """Return the way to the provider, back from it, and out of it."""
+        routes = [
+            web.get(SIGN_ON_PATH, self.start),
+            web.get(CALLBACK, self.come_back),
+            web.get(LEAVE, self.leave),
+        ]
+        return RouteGroup("/auth", routes, public=frozenset(r.path for r in routes))
+
+    # --- the way there ------------------------------------------------------------
+
+    async def start(self, request: web.Request) -> web.Response:
+        """Send the browser to the provider; `back` is where it goes afterwards."""
+        back = request.query.get("back", "#/")
+        if _PLACE.fullmatch(back) is None and not back.startswith(_CONSENT):
+            back = "#/"
+        try:
+            found = await self._discover()
+        except Unproven as error:
+            return await self._refuse(request, error.reason)
+        state, nonce = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
+        verifier = secrets.token_urlsafe(48)
+        kept = {"verifier": verifier, "nonce": nonce, "back": back}
+        async with self._store.db.transaction() as tx:
+            await launches.begin(tx, self._store, state, self._settings.issuer, kept)
+        challenge = hashlib.sha256(verifier.encode()).digest()
+        asked = {
+            "response_type": "code",
+            "client_id": self._settings.client_id,
+            "redirect_uri": self._root + CALLBACK,
+            "scope": self._settings.scope,
+            "state": state,
+            "nonce": nonce,
+            "code_challenge": urlsafe_b64encode(challenge).rstrip(b"=").decode(),
+            "code_challenge_method": "S256",
+        }
+        response = _to(found["authorization_endpoint"], asked)
+        # Lax: the provider's redirect must bring it back, no other site's form may.
+        response.set_cookie(
+            COOKIE,
+            state,
+            max_age=int(launches.LIFETIME.total_seconds()),
+            httponly=True,
+            secure=self._secure,
+            samesite="Lax",
+            path=CALLBACK,
+        )
+        return response
+
+    async def leave(self, _: web.Request) -> web.Response:
+        """Send a browser whose session here has ended to end it at the provider too."""
+        try:
+            endpoint = (await self._discover()).get("end_session_endpoint")
+        except Unproven:
+            endpoint = None
+        if endpoint is None:
+            return web.Response(status=303, headers={hdrs.LOCATION: "/"})
+        told = {
+            "client_id": self._settings.client_id,
+            "post_logout_redirect_uri": f"{self._root}/",
+        }
+        return _to(str(endpoint), told)
+
+    # --- the way back -------------------------------------------------------------
+
+    async def come_back(self, request: web.Request) -> web.Response:
+        """Sign the person in whom the provider sends back."""
+        state, own = request.query.get("state", ""), request.cookies.get(COOKIE, "")
+        if not state or not hmac.compare_digest(own.encode(), state.encode()):
+            return await self._refuse(request, "state")
+        async with self._store.db.transaction() as tx:
+            begun = await launches.end(tx, self._store, state)
+        if begun is None or begun[0] != self._settings.issuer:
+            return await self._refuse(request, "state")
+        try:
+            said = await self._learn(request.query, begun[1])
+            user, session = await self._enter(said, begun[1]["back"])
+        except Unproven as error:
+            return await self._refuse(request, error.reason)
+        if session is None:
+            query = dict(
+                parse_qsl(
+                    begun[1]["back"].removeprefix(_CONSENT), keep_blank_values=True
+                )
+            )
+            response = await self._consent(user, query)
+        else:
+            place = f"/{begun[1]['back']}"
+            response = web.Response(status=303, headers={hdrs.LOCATION: place})
+            set_session_cookie(response, session, secure=self._secure)
+        response.del_cookie(COOKIE, path=CALLBACK, secure=self._secure, httponly=True)
+        return response
+
+    async def _learn(self, answer: Mapping[str, str], begun: Mapping[str, str]) -> Said:
+        """Return who came back; Unproven when the provider does not say so."""
+        if "error" in answer:
+            raise Unproven("denied")
+        # RFC 9207: an answer that names another issuer was meant for somebody else.
+        if answer.get("iss", self._settings.issuer) != self._settings.issuer:
+            raise Unproven("iss")
+        code = answer.get("code", "")
+        if not 0 < len(code) <= 4096:
+            raise Unproven("code")
+        token = await self._redeem(code, begun["verifier"])
+        claims = await self._verified(token)
+        check_claims(
+            claims, self._settings, nonce=begun["nonce"], now=self._store.clock()
+        )
+        return said_of(claims, self._settings)
+
+    async def _redeem(self, code: str, verifier: str) -> str:
+        found = await self._discover()
+        endpoint = str(found["token_endpoint"])
+        form = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": self._root + CALLBACK,
+            "code_verifier": verifier,
+        }
+        proof, headers = self._proof(endpoint, found)
+        try:
+            body = await fetch_json(
+                self._session,
+                "POST",
+                endpoint,
+                limit_bytes=_MAX_BODY,
+                timeout_s=_TIMEOUT_S,
+                data=form | proof,
+                headers=headers,
+            )
+        except Unfetched as error:
+            log.warning("sign_on_code_not_redeemed", why=error.reason)
+            raise Unproven("redeem") from None
+        token = body.get("id_token")
+        if not isinstance(token, str) or len(token) > _MAX_TOKEN:
+            raise Unproven("id-token")
+        return token
+
+    def _proof(
+        self, endpoint: str, found: Mapping[str, Any]
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """Return what in form and headers proves the node (OpenID Connect Core 9)."""
+        own = self._settings
+        if own.private_key is not None:
+            told = {
+                "client_assertion_type": TYPE,
+                "client_assertion": _assertion(own, endpoint, self._store.clock()),
+            }
+            return {"client_id": own.client_id} | told, {}
+        if own.secret is None:
+            return {"client_id": own.client_id}, {}
+        methods = found.get("token_endpoint_auth_methods_supported")
+        if methods and "client_secret_basic" not in methods:
+            return {"client_id": own.client_id, "client_secret": own.secret}, {}
+        pair = f"{quote(own.client_id, safe='')}:{quote(own.secret, safe='')}"
+        basic = b64encode(pair.encode()).decode()
+        return {}, {hdrs.AUTHORIZATION: f"Basic {basic}"}
+
+    async def _verified(self, token: str) -> Mapping[str, Any]:
+        found = await self._discover()
+
+        async def key_of(kid: str, algorithm: str) -> RSAKey | ECKey:
+            key = await self._keys.fetched(str(found["jwks_uri"]), kid)
+            if key is None:
+                raise Unproven("unknown-kid")
+            if not fit_for(key, algorithm):
+                raise Unproven("key")
+            return key
+
+        return await read_signed(token, key_of)
+
+    async def _discover(self) -> Mapping[str, Any]:
+        """Return what the provider says of itself; asked again every ten minutes."""
+        now = self._store.clock()
+        if self._found is not None and now - self._found[0] < _KEEP:
+            return self._found[1]
+        issuer, hosts = self._settings.issuer, self._settings.all_hosts
+        try:
+            found = await fetch_json(
+                self._session,
+                "GET",
+                f"{issuer.rstrip('/')}/.well-known/openid-configuration",
+                limit_bytes=_MAX_BODY,
+                timeout_s=_TIMEOUT_S,
+            )
+        except Unfetched as error:
+            log.warning("sign_on_away", setting="auth.oidc.issuer", why=error.reason)
+            raise Unproven("away") from None
+        if found.get("issuer") != issuer:
+            raise Unproven("iss")
+        for name in _ENDPOINTS:
+            if not may_call(str(found.get(name, "")), hosts):
+                log.warning("sign_on_host", setting="auth.oidc.hosts", endpoint=name)
+                raise Unproven("host")
+        leaving = found.get("end_session_endpoint")
+        if leaving is not None and not may_call(str(leaving), hosts):
+            found = {k: v for k, v in found.items() if k != "end_session_endpoint"}
+        self._found = now, found
+        return found
+
+    # --- what becomes of it -------------------------------------------------------
+
+    async def _enter(self, said: Said, back: str) -> tuple[User, str | None]:
+        """Return the account of a person and, for the review page, her session."""
+        now, issuer = self._store.clock(), self._settings.issuer
+        async with self._store.db.transaction() as tx:
+            if not said.roles:
+                # Who has lost her roles there has no open session here either.
+                await people.end_of_subject(tx, issuer, said.subject)
+            else:
+                user = await _account(tx, issuer, said, now)
+                role = ",".join(sorted(role.value for role in user.roles))
+                how = "program" if back.startswith(_CONSENT) else "cookie"
+                session = None
+                if how == "cookie":
+                    session = await people.open_session(
+                        tx, user, SessionKind.COOKIE, now=now, by_sign_on=True
+                    )
+                entry = AuditEntry(
+                    now, str(user.user_id), role, f"login sign-on {how}", "session"
+                )
+                await audit.record(tx, entry)
+        if not said.roles:
+            raise Unproven("no-role")
+        return user, session
+
+    async def _refuse(self, request: web.Request, reason: str) -> web.Response:
+        """Write down why nobody was let in, and tell her in words of hers."""
+        log.warning("sign_on_refused", reason=reason, mend=_MEND.get(reason, ""))
+        entry = AuditEntry(
+            self._store.clock(),
+            "unknown",
+            "",
+            "login sign-on",
+            "session",
+            Outcome.REFUSED,
+            {"reason": reason},
+        )
+        async with self._store.db.transaction() as tx:
+            await audit.record(tx, entry)
+        return consent_page.notice(request, reason)
+
+
+async def _account(tx: Any, issuer: str, said: Said, now: datetime) -> User:
+    try:
+        return await people.arrive(
+            tx,
+            issuer=issuer,
+            subject=said.subject,
+            login=said.login,
+            display=said.display,
+            roles=said.roles,
+            now=now,
+        )
+    except NodeError as error:
+        known = {ErrorKind.CONFLICT: "login-taken", ErrorKind.FORBIDDEN: "closed"}
+        if error.kind not in known:
+            raise
+        raise Unproven(known[error.kind]) from None
+
+
+def _to(endpoint: str, told: Mapping[str, str]) -> web.Response:
+    glue = "&" if "?" in endpoint else "?"
+    place = f"{endpoint}{glue}{urlencode(told)}"
+    return web.Response(status=303, headers={hdrs.LOCATION: place})
+
+
+def own_key(pem: str) -> RSAKey | ECKey:
+    """Return the key by which the node proves itself; SETTING when it is unfit."""
+    for kind, algorithm in ((RSAKey, "RS384"), (ECKey, "ES384")):
+        try:
+            key = kind.import_key(pem)
+        except (JoseError, ValueError, TypeError):
+            continue
+        if key.is_private and fit_for(key, algorithm):
+            return key
+    raise NodeError(
+        "auth.oidc.private_key_file: holds no private key, PEM, RSA of 2048 bits or"
+        " more, or P-384",
+        ErrorKind.SETTING,
+    )
+
+
+def _assertion(own: SignOnSettings, endpoint: str, now: datetime) -> str:
+    """Return what proves the node by its own key (private_key_jwt)."""
+    key = own_key(own.private_key or "")
+    algorithm = "RS384" if isinstance(key, RSAKey) else "ES384"
+    claims = {
+        "iss": own.client_id,
+        "sub": own.client_id,
+        "aud": endpoint,
+        "jti": secrets.token_hex(16),
+        "iat": int(now.timestamp()),
+        "exp": int((now + _PROOF_LIFETIME).timestamp()),
+    }
+    header = {"alg": algorithm, "kid": key.thumbprint()}
+    return jwt.encode(header, claims, key, algorithms=[algorithm])
+
+
+# --- what is believed -------------------------------------------------------------
+
+KeyOf = Callable[[str, str], Awaitable[RSAKey | ECKey]]
+
+
+async def read_signed(token: str, key_of: KeyOf) -> Mapping[str, Any]:
+    """Return the claims of a token that one of the provider's keys has signed.
+
+    Nothing of the header counts but `alg` and `kid`.
+    """
+    parts = token.split(".")
+    if len(parts) != 3 or len(token) > _MAX_TOKEN:
+        raise Unproven("malformed")
+    header = decoded(parts[0])
+    algorithm, kid = header.get("alg"), header.get("kid")
+    if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
+        raise Unproven("alg")
+    if "crit" in header or "b64" in header:
+        raise Unproven("crit")
+    if str(header.get("typ", "JWT")).upper() != "JWT":
+        raise Unproven("typ")
+    if not isinstance(kid, str) or not kid:
+        raise Unproven("unknown-kid")
+    key = await key_of(kid, algorithm)
+    try:
+        payload = jws.deserialize_compact(token, key, algorithms=[algorithm]).payload
+        claims = json.loads(payload)
+    except (JoseError, ValueError, TypeError, RecursionError):
+        raise Unproven("signature") from None
+    if not isinstance(claims, dict):
+        raise Unproven("malformed")
+    return claims
+
+
+def check_claims(
+    claims: Mapping[str, Any], settings: SignOnSettings, *, nonce: str, now: datetime
+) -> None:
+    """Raise Unproven unless an id_token is for us, now, and for this very sign-in.
+
+    OpenID Connect Core 3.1.3.7.
+    """
+    if claims.get("iss") != settings.issuer:
+        raise Unproven("iss")
+    told = claims.get("aud")
+    audience = told if isinstance(told, list) else [told]
+    if settings.client_id not in audience:
+        raise Unproven("aud")
+    authorized = claims.get("azp")
+    if (len(audience) > 1 or authorized is not None) and (
+        authorized != settings.client_id
+    ):
+        raise Unproven("azp")
+    expires_at, issued_at = _time(claims, "exp"), _time(claims, "iat")
+    if expires_at is None or expires_at + SKEW <= now:
+        raise Unproven("expired")
+    if issued_at is None or issued_at > now + SKEW:
+        raise Unproven("iat")
+    not_before = _time(claims, "nbf")
+    if not_before is not None and not_before > now + SKEW:
+        raise Unproven("nbf")
+    sent = claims.get("nonce")
+    if not isinstance(sent, str) or not hmac.compare_digest(
+        sent.encode("utf-8", "replace"), nonce.encode()
+    ):
+        raise Unproven("nonce")
+
+
+def said_of(claims: Mapping[str, Any], settings: SignOnSettings) -> Said:
+    """Return the person of an id_token that was checked, and the roles she gets."""
+    subject = claims.get("sub")
+    if not isinstance(subject, str) or not 0 < len(subject) <= 255:
+        raise Unproven("sub")
+    login = _claim(claims, settings.username_claim)
+    if not isinstance(login, str) or not 0 < len(login.strip()) <= 200:
+        raise Unproven("username")
+    display = _claim(claims, settings.display_claim)
+    shown = display.strip()[:200] if isinstance(display, str) else ""
+    given = _claim(claims, settings.role_claim)
+    words = [given] if isinstance(given, str) else given
+    groups = [w for w in words if isinstance(w, str)] if isinstance(words, list) else []
+    roles = frozenset(settings.roles[w] for w in groups if w in settings.roles)
+    return Said(subject, login, shown, roles)
+
+
+def _claim(claims: Mapping[str, Any], name: str) -> Any:
+    """Return a claim by its name or, where there is none, by a path with dots."""
+    if name in claims:
+        return claims[name]
+    value: Any = claims
+    for part in name.split("."):
+        if not isinstance(value, dict):
+            return None
+        value = value.get(part)
+    return value
+
+
+def _time(claims: Mapping[str, Any], name: str) -> datetime | None:
+    value = claims.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Unproven(name)
+    try:
+        return datetime.fromtimestamp(value, UTC)
+    except (ValueError, OverflowError, OSError):
+        raise Unproven(name) from None
