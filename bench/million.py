@@ -197,6 +197,7 @@ def queries(reports: int, step: int) -> dict[str, Query]:
         "a week, by date": _reports(BY_DATE, week, before),
         "a week, newest update": _reports(NEWEST, week, before),
         "since 2020, page 1": _reports(BY_DATE, since),
+        "since 2020, oldest first": _reports((Order("happened"),), since),
         "since 2020, page 1,000": _reports(
             BY_DATE, since, beside=Position((deep, "8"))
         ),
@@ -232,6 +233,15 @@ def queries(reports: int, step: int) -> dict[str, Query]:
             NEWEST,
             her,
             search.Chained("imaging-study", "ImagingStudy", _modality("US")),
+        ),
+        "US of a week": _reports(
+            NEWEST,
+            week,
+            before,
+            search.Chained("imaging-study", "ImagingStudy", _modality("US")),
+        ),
+        "partial of a week": _reports(
+            NEWEST, TokenIs("status", ((None, "partial"),)), week, before
         ),
         "changed lately, oldest first": _reports(OLDEST, _since(polled)),
         "changed since a year, oldest first": _reports(OLDEST, _since(long_ago)),
@@ -306,6 +316,9 @@ class _Recorder:
     async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
         self.first = self.first or (sql, arguments)
         return await self._tx.fetch(sql, *arguments)
+
+    async def fetchval(self, sql: str, *arguments: object) -> object:
+        return await self._tx.fetchval(sql, *arguments)
 
 
 async def explain(store: Store, query: Query) -> list[str]:

@@ -10,13 +10,13 @@ the first, and what is written in between neither shifts nor repeats anything.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from node.store.opened import OpenedBodies, load
-from node.store.resources import Stored, blind
+from node.store.resources import NEVER, Stored, blind
 
 if TYPE_CHECKING:
     import asyncpg
@@ -29,8 +29,9 @@ SortKey = Literal["happened", "updated", "id"]
 _NAME = re.compile(r"[A-Za-z_][A-Za-z_:-]{0,63}")
 # How far one search looks for its number of matches before it estimates.
 _COUNTED = 1000
-# The coarsest date is a year.
+# The coarsest date is a year; nearly all are a day or a moment.
 _LONGEST_DATE = timedelta(days=367)
+_DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Within:
     """Has a date that compares by `prefix` (FHIR R4 3.1.1.5.6) with an interval.
 
     The parameter `_lastUpdated` is the time of the newest version. `sorts` tells
-    that the date is also the one that the type is sorted by.
+    that the date is also the one that the type is sorted by; a resource has one of it.
     """
 
     parameter: str
@@ -161,7 +162,7 @@ async def search(
     Resources of erased patients are left out. `bodies` saves opening what was
     opened before; never give it within a transaction that writes.
     """
-    sql = _Sql(store)
+    sql = _Sql(store, await _long_dates(tx, query))
     where = sql.where(query)
     backward = query.beside is not None and query.beside.backward
     order = [Order(o.key, o.descending ^ backward) for o in query.total_order]
@@ -205,7 +206,7 @@ def condition(store: "Store", criteria: Sequence[Criterion]) -> tuple[str, list[
 
 async def count(tx: "Transaction", store: "Store", query: Query) -> int:
     """Return how many resources meet the criteria of `query`."""
-    sql = _Sql(store)
+    sql = _Sql(store, await _long_dates(tx, query))
     where = sql.where(query)
     number = await tx.fetchval(
         f"select count(*) from resources r where {where}",
@@ -216,7 +217,8 @@ async def count(tx: "Transaction", store: "Store", query: Query) -> int:
 
 async def estimate(tx: "Transaction", store: "Store", query: Query) -> int:
     """Return about how many resources meet the criteria; exact while they are few."""
-    sql = _Sql(store)
+    long_dates = await _long_dates(tx, query)
+    sql = _Sql(store, long_dates)
     where = sql.where(query)
     found = await tx.fetchval(
         "select count(*) from (select 1 from resources r"
@@ -225,7 +227,7 @@ async def estimate(tx: "Transaction", store: "Store", query: Query) -> int:
     )
     if found <= _COUNTED:
         return int(found)
-    sql = _Sql(store)
+    sql = _Sql(store, long_dates)
     where = sql.where(query)
     plan = await tx.fetchval(
         f"explain (format json) select 1 from resources r where {where}",
@@ -321,17 +323,18 @@ _INSTANT_COMPARISONS = {
     "sa": "{i} >= {hi}",
     "eb": "{i} < {lo}",
 }
-# What follows from a comparison for `earliest`, which is the sort key: with it a
-# walk along the sort key begins and ends where something can be found.
-_BOUNDS = {
-    "eq": "{i} >= {lo} and {i} < {hi}",
-    "ne": "true",
-    "gt": "{i} > {far}",
-    "lt": "{i} < {lo}",
-    "ge": "{i} > {far}",
-    "le": "{i} < {hi}",
-    "sa": "{i} >= {hi}",
-    "eb": "{i} < {lo}",
+# The same of a date that is the sort key {s}, so that a walk along it begins and ends
+# where something can be found and few rows have to be looked up. {inside} asks the
+# index for the comparison itself; no date reaches beyond a moment from before {far}.
+_SORTED_COMPARISONS = {
+    "eq": "{s} >= {lo} and {s} < {hi} and {inside}",
+    "ne": "{inside}",
+    "gt": "{s} > {far} and ({s} >= {hi} or {inside})",
+    "lt": "{s} < {lo} and {s} > {never}",
+    "ge": "{s} > {far} and ({s} >= {lo} or {inside})",
+    "le": "{s} < {hi} and {s} > {never} and ({s} < {lo} or {inside})",
+    "sa": "{s} >= {hi}",
+    "eb": "{s} < {lo} and {s} > {never} and {inside}",
 }
 PREFIXES = frozenset(_COMPARISONS)
 _TABLES = {
@@ -346,6 +349,7 @@ class _Sql:
     """Collects arguments while criteria become one WHERE clause."""
 
     store: "Store"
+    long_dates: Mapping[Within, datetime] = field(default_factory=dict)
     arguments: list[Any] = field(default_factory=list)
 
     def bind(self, value: Any) -> str:
@@ -439,23 +443,68 @@ class _Sql:
     def _within(self, wanted: Within, row: str) -> str:
         if wanted.parameter == LAST_UPDATED:
             template = _INSTANT_COMPARISONS[wanted.prefix]
-            return f"({self._compare(template, f'{row}.last_updated', wanted)})"
+            return f"({self._compare(template, wanted, i=f'{row}.last_updated')})"
         x = "x" if row == "r" else "y"
-        condition = self._compare(_COMPARISONS[wanted.prefix], x, wanted)
-        inside = self._exists("resource_dates", row, wanted.parameter, condition)
+        template = _COMPARISONS[wanted.prefix]
         if not wanted.sorts:
-            return inside
-        bound = self._compare(_BOUNDS[wanted.prefix], f"{row}.sort_date", wanted)
-        return f"({bound} and {inside})"
+            condition = self._compare(template, wanted, i=x)
+            return self._exists("resource_dates", row, wanted.parameter, condition)
+        around = _SORTED_COMPARISONS[wanted.prefix]
+        inside = ""
+        if "{inside}" in around:
+            condition = self._compare(template, wanted, i=x)
+            inside = self._exists("resource_dates", row, wanted.parameter, condition)
+        sort_date = f"{row}.sort_date"
+        return f"({self._compare(around, wanted, s=sort_date, inside=inside)})"
 
-    def _compare(self, template: str, indexed: str, wanted: Within) -> str:
+    def _compare(self, template: str, wanted: Within, **names: str) -> str:
         """Fill in a comparison; PostgreSQL refuses an argument that is not used."""
-        lo = self.bind(wanted.earliest) if "{lo}" in template else ""
-        hi = self.bind(wanted.latest) if "{hi}" in template else ""
-        far = ""
-        if "{far}" in template:
-            far = self.bind(_before(wanted.earliest))
-        return template.format(i=indexed, lo=lo, hi=hi, far=far)
+        for name, value in (
+            ("lo", wanted.earliest),
+            ("hi", wanted.latest),
+            ("never", NEVER),
+            ("far", self.long_dates.get(wanted) or _before(wanted, _LONGEST_DATE)),
+        ):
+            if f"{{{name}}}" in template:
+                names[name] = self.bind(value)
+        return template.format(**names)
+
+
+async def _long_dates(tx: "Transaction", query: Query) -> dict[Within, datetime]:
+    """Return after what every date begins that can reach beyond those asked for.
+
+    A month could begin long before and reach into a day. There are nearly none: to
+    look once is cheaper than to allow for a year before each.
+    """
+    found = {}
+    for asked in _sorting(query.criteria):
+        if asked.prefix not in ("gt", "ge"):
+            continue
+        latest_start = _before(asked, _DAY)
+        first = await tx.fetchval(
+            "select min(earliest) from resource_dates where resource_type = $1"
+            " and parameter = $2 and latest - earliest > interval '1 day'"
+            " and earliest > $3 and earliest <= $4 and latest > $5",
+            query.resource_type,
+            asked.parameter,
+            _before(asked, _LONGEST_DATE),
+            latest_start,
+            asked.earliest,
+        )
+        if first is None:
+            found[asked] = latest_start
+        else:  # after which, not from which on
+            found[asked] = first - timedelta(microseconds=1)
+    return found
+
+
+def _sorting(criteria: Sequence[Criterion]) -> Iterator[Within]:
+    for asked in criteria:
+        if isinstance(asked, Within) and asked.sorts:
+            yield asked
+        elif isinstance(asked, AnyOf):
+            for together in asked.alternatives:
+                yield from _sorting(together)
 
 
 def overlaps(asked: Within, earliest: datetime, latest: datetime) -> bool:
@@ -484,10 +533,11 @@ def overlaps(asked: Within, earliest: datetime, latest: datetime) -> bool:
     }[asked.prefix]
 
 
-def _before(at: datetime) -> datetime:
-    """Return what the beginning of any date that reaches beyond `at` is after."""
-    earliest = datetime.min.replace(tzinfo=at.tzinfo)
-    return at - _LONGEST_DATE if at - earliest > _LONGEST_DATE else earliest
+def _before(wanted: Within, reach: timedelta) -> datetime:
+    """Return what the beginning of any date that reaches into `wanted` is after."""
+    earliest = datetime.min.replace(tzinfo=wanted.earliest.tzinfo)
+    enough = wanted.earliest - earliest > reach
+    return wanted.earliest - reach if enough else earliest
 
 
 def _constant(name: str) -> str:
