@@ -39,7 +39,7 @@ _FILL = """
 insert into resources (resource_type, resource_id, version, last_updated, patient_id,
                        sort_date, index_version)
 select 'DiagnosticReport', md5('r' || n), 1, $2::timestamptz + n * interval '5 minutes',
-       null, date_trunc('day', $2::timestamptz + n * interval '5 minutes', 'UTC'), 1
+       md5('p' || n / $3::integer)::uuid, date_trunc('day', $2::timestamptz + n * interval '5 minutes', 'UTC'), 1
 from generate_series(1, $1::integer) as n
 """
 # A draft for every 500 reports, one in 1,000 of category 5.
@@ -79,7 +79,7 @@ _AROUND = """
 insert into resources (resource_type, resource_id, version, last_updated, patient_id,
                        sort_date, index_version)
 select a.type, md5(a.letter || n), 1, $2::timestamptz + n * interval '5 minutes',
-       null, date_trunc('day', $2::timestamptz + n * interval '5 minutes', 'UTC'), 1
+       md5('p' || n / $3::integer)::uuid, date_trunc('day', $2::timestamptz + n * interval '5 minutes', 'UTC'), 1
 from generate_series(1, $1::integer) as n, lateral (values
     ('ImagingStudy', 's'), ('ServiceRequest', 'o'), ('Observation', 'f'),
     ('Provenance', 'v')
@@ -119,7 +119,7 @@ from generate_series(1, $1::integer) as n, lateral (values
 _PATIENTS = """
 insert into resources (resource_type, resource_id, version, last_updated, patient_id,
                        sort_date, index_version)
-select 'Patient', md5('p' || n), 1, $2::timestamptz, null, $2, 1
+select 'Patient', md5('p' || n), 1, $2::timestamptz, md5('p' || n)::uuid, $2, 1
 from generate_series(0, $1::integer) as n
 """
 _NUMBERS = """
@@ -150,7 +150,7 @@ async def fill(store: Store, reports: int) -> None:
         indexes = await tx.fetch(_INDEXES)
         for index in indexes:
             await tx.execute(f"drop index {index['indexname']}")
-        await tx.execute(_FILL, reports, START, timeout=3600)
+        await tx.execute(_FILL, reports, START, REPORTS_A_PATIENT, timeout=3600)
         for kind, letter in _WITH_BODIES.items():
             number = patients if kind == "Patient" else reports
             await tx.copy_records_to_table(
@@ -163,7 +163,7 @@ async def fill(store: Store, reports: int) -> None:
         await tx.execute(_DATES, timeout=3600)
         await tx.execute(_PATIENTS, patients, START, timeout=3600)
         await tx.execute(_NUMBERS, patients, timeout=3600)
-        await tx.execute(_AROUND, reports, START, timeout=3600)
+        await tx.execute(_AROUND, reports, START, REPORTS_A_PATIENT, timeout=3600)
         await tx.execute(_AROUND_TOKENS, reports, timeout=3600)
         await tx.execute(_AROUND_REFERENCES, reports, REPORTS_A_PATIENT, timeout=3600)
         for index in indexes:

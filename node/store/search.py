@@ -397,13 +397,21 @@ class _Sql:
                 ]
                 return f"({' or '.join(f'({p})' for p in parts) or 'false'})"
             case Chained(parameter, target_type, inner):
-                target = (
-                    "exists (select 1 from resources t where"
-                    f" t.resource_type = {_constant(target_type)}"
-                    f" and x.target_type = {_constant(target_type)}"
+                kind = _constant(target_type)
+                if isinstance(inner, RefersTo) or (
+                    isinstance(inner, TokenIs) and not inner.negated
+                ):
+                    # What has a row in the index is there: nobody has to look.
+                    target = "(select x.target_type as resource_type,"
+                    target += " x.target_id as resource_id)"
+                else:
+                    target = "resources"
+                condition = (
+                    f"x.target_type = {kind} and exists (select 1 from {target} t"
+                    f" where t.resource_type = {kind}"
                     f" and t.resource_id = x.target_id and {self.clause(inner, 't')})"
                 )
-                return self._exists("resource_references", row, parameter, target)
+                return self._exists("resource_references", row, parameter, condition)
 
     def _exists(self, table: str, row: str, parameter: str, condition: str) -> str:
         x = "x" if row == "r" else "y"
