@@ -39,7 +39,8 @@ _FILL = """
 insert into resources (resource_type, resource_id, version, last_updated, patient_id,
                        sort_date, index_version)
 select 'DiagnosticReport', md5('r' || n), 1, $2::timestamptz + n * interval '5 minutes',
-       md5('p' || n / $3::integer)::uuid, date_trunc('day', $2::timestamptz + n * interval '5 minutes', 'UTC'), 1
+       md5('p' || n / $3::integer)::uuid,
+       date_trunc('day', $2::timestamptz + n * interval '5 minutes', 'UTC'), 1
 from generate_series(1, $1::integer) as n
 """
 # A draft for every 500 reports, one in 1,000 of category 5.
@@ -79,7 +80,8 @@ _AROUND = """
 insert into resources (resource_type, resource_id, version, last_updated, patient_id,
                        sort_date, index_version)
 select a.type, md5(a.letter || n), 1, $2::timestamptz + n * interval '5 minutes',
-       md5('p' || n / $3::integer)::uuid, date_trunc('day', $2::timestamptz + n * interval '5 minutes', 'UTC'), 1
+       md5('p' || n / $3::integer)::uuid,
+       date_trunc('day', $2::timestamptz + n * interval '5 minutes', 'UTC'), 1
 from generate_series(1, $1::integer) as n, lateral (values
     ('ImagingStudy', 's'), ('ServiceRequest', 'o'), ('Observation', 'f'),
     ('Provenance', 'v')
