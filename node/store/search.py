@@ -397,7 +397,7 @@ class _Sql:
                 ]
                 return f"({' or '.join(f'({p})' for p in parts) or 'false'})"
             case Chained(parameter, target_type, inner):
-                kind = _constant(target_type)
+                its_type = _constant(target_type)
                 if isinstance(inner, RefersTo) or (
                     isinstance(inner, TokenIs) and not inner.negated
                 ):
@@ -407,8 +407,8 @@ class _Sql:
                 else:
                     target = "resources"
                 condition = (
-                    f"x.target_type = {kind} and exists (select 1 from {target} t"
-                    f" where t.resource_type = {kind}"
+                    f"x.target_type = {its_type} and exists (select 1 from {target} t"
+                    f" where t.resource_type = {its_type}"
                     f" and t.resource_id = x.target_id and {self.clause(inner, 't')})"
                 )
                 return self._exists("resource_references", row, parameter, condition)
