@@ -144,32 +144,29 @@ class Recorder:
             while self._waiting:
                 try:
                     async with self._store.db.connection() as connection:
-                        while self._waiting:
-                            await self._append(connection)
+                        while self._waiting and await self._append(connection):
+                            pass
                 except Exception as error:
-                    self._fail_all(error)
+                    waiting, self._waiting = self._waiting, []
+                    _fail([done for _, done in waiting], error)
         finally:
             self._working = None
 
-    async def _append(self, connection: Transaction) -> None:
+    async def _append(self, connection: Transaction) -> bool:
+        """Append what waits; tell whether the connection is still good for more."""
         batch = self._waiting[:MOST_AT_ONCE]
         del self._waiting[:MOST_AT_ONCE]
+        waiting = [done for _, done in batch]
         try:
             async with asyncio.timeout(WAIT_S):
                 await audit.append(connection, [entry for entry, _ in batch])
-        except BaseException as error:
-            for _, done in batch:
-                _fail(done, _named(error))
-            raise
-        for _, done in batch:
+        except Exception as error:
+            _fail(waiting, error)
+            return False
+        for done in waiting:
             if not done.done():
                 done.set_result(None)
-
-    def _fail_all(self, error: Exception) -> None:
-        log.error("audit.not_written", error=type(error).__name__)
-        waiting, self._waiting = self._waiting, []
-        for _, done in waiting:
-            _fail(done, _named(error))
+        return True
 
 
 def _same(entry: AuditEntry) -> object:
@@ -183,10 +180,6 @@ def _of_everybody(entry: AuditEntry) -> AuditEntry:
     return AuditEntry(entry.at, EVERYBODY, "", "denied", "many", entry.outcome, detail)
 
 
-def _named(error: BaseException) -> NodeError:
-    return error if isinstance(error, NodeError) else _unwritten("see the log")
-
-
 def _unwritten(why: str) -> NodeError:
     return NodeError(
         f"the audit trail cannot be written ({why}), so nothing is shown",
@@ -194,10 +187,13 @@ def _unwritten(why: str) -> NodeError:
     )
 
 
-def _fail(done: "asyncio.Future[None]", error: NodeError) -> None:
-    if not done.done():
-        done.set_exception(error)
-        done.exception()  # whoever waited may have gone
+def _fail(waiting: "list[asyncio.Future[None]]", error: Exception) -> None:
+    log.error("audit.not_written", error=type(error).__name__, entries=len(waiting))
+    told = error if isinstance(error, NodeError) else _unwritten("see the log")
+    for done in waiting:
+        if not done.done():
+            done.set_exception(told)
+            done.exception()  # whoever waited may have gone
 
 
 # --- which access it was ----------------------------------------------------------

@@ -32,7 +32,13 @@ _DATES = re.compile(r"[a-z]{0,2}[0-9:.TZ+-]{4,35}")
 _REFERENCES = re.compile(
     r"(?:[A-Z][A-Za-z]+/)?(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d+(?:\.\d+){2,})"
 )
-_COMMON = frozenset({"_id", "_lastUpdated"})
+# An auditor asks by ids and codes; nothing that she can ask by is a name.
+_AUDITED = {
+    "date": _DATES,
+    "patient": _REFERENCES,
+    **dict.fromkeys(("entity", "agent", "source"), _CODES),
+    **dict.fromkeys(("action", "type", "subtype", "outcome", "_id"), _CODES),
+}
 _MODIFIERS = frozenset({"", "not", "missing", "exact", "contains", "identifier"})
 
 
@@ -82,6 +88,8 @@ def _told_parameter(store: "Store", kind: str, name: str, value: str) -> str:
 
 def _shape(kind: str, name: str) -> re.Pattern[str] | None:
     """Return how values look that identify nobody; None for an unknown parameter."""
+    if kind == "AuditEvent":
+        return _AUDITED.get(name)
     if name == "_id":
         return _REFERENCES
     if name == "_lastUpdated":

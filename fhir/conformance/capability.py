@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+from fhir.audit.reading import SEARCHED
 from fhir.encoding.formats import FORMATS, PATCH_FORMATS
 from fhir.encoding.wire import Json
 from fhir.search.parameters import COMMON, PARAMETERS
@@ -127,6 +128,8 @@ def _resource(kind: str) -> Json:
                 {"name": "_id", "type": "token"},
                 {"name": "status", "type": "token"},
             ]
+        elif kind == "AuditEvent":
+            searched = [{"name": name, "type": type_} for name, type_ in SEARCHED]
         else:
             searched = [
                 {"name": name, "type": p.kind}

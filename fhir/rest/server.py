@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 from aiohttp import web
 
 from fhir.audit.access import describe
+from fhir.audit.reading import AuditEvents
 from fhir.conformance.capability import capability_statement
 from fhir.encoding.formats import (
     LONG_BYTES,
@@ -47,6 +48,7 @@ def route_group(store: "Store", settings: FhirSettings, version: str) -> RouteGr
     routes = [
         *_Metadata(store, settings, version).routes(),
         *SubscriptionOperations(store, settings).routes(),
+        *AuditEvents(store, settings).routes(),
         *Reading(store, settings).routes(),
         *Writing(store, settings).routes(),
     ]

@@ -95,6 +95,10 @@ PERMITS: Mapping[str, Mapping[Interaction, Action]] = {
         **_readable(Action.READ_REPORT),
         Interaction.CREATE: Action.SIGN_REPORT,
     },
+    "AuditEvent": {
+        Interaction.READ: Action.READ_AUDIT,
+        Interaction.SEARCH: Action.READ_AUDIT,
+    },
     "Task": {
         Interaction.READ: Action.RETRY_WORK,
         Interaction.SEARCH: Action.RETRY_WORK,

@@ -23,7 +23,7 @@ def understood(scope: Scope) -> bool:
     """
     if scope.kind == "*":
         return not scope.narrowing
-    if scope.kind not in PARAMETERS and scope.kind != "Task":
+    if scope.kind not in PARAMETERS and scope.kind not in ("AuditEvent", "Task"):
         return False
     if scope.kind == "Binary":  # each is opened by what opens its report as well
         return not scope.narrowing

@@ -221,6 +221,24 @@ async def each(
         yield _recorded(row)
 
 
+# One step of the index for each action, however many entries there are.
+_ACTIONS = """
+with recursive known as (
+    (select action from audit_entries order by action limit 1)
+    union all
+    select (select action from audit_entries e where e.action > k.action
+            order by action limit 1)
+    from known k where k.action is not null
+)
+select action from known where action is not null
+"""
+
+
+async def actions(tx: "Transaction") -> list[str]:
+    """Return every action that the trail holds."""
+    return [row["action"] for row in await tx.fetch(_ACTIONS)]
+
+
 Position = tuple[datetime, int]
 
 
