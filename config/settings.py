@@ -263,7 +263,13 @@ class Fhir:
     exports_at_once: int
     organization_system: str
     organization_id: str
+    topics: str
     hook_hosts: list[str]
+    hook_networks: list[str]
+    hook_secret_file: str
+    hook_certificate: str
+    hook_key: str
+    hook_trusted: str
     key_hosts: list[str]
     ehrs: list[Ehr]
 

@@ -6,6 +6,8 @@ from datetime import timedelta
 
 from fhir.content.mapping import Systems
 from fhir.content.site import Site
+from fhir.subscriptions.endpoints import Endpoints
+from fhir.subscriptions.topics import Topic
 from node.domain import lexicon
 from node.domain.disclosure import TierText
 from node.domain.errors import ErrorKind, NodeError
@@ -15,9 +17,10 @@ from node.domain.errors import ErrorKind, NodeError
 class FhirSettings:
     """All that the FHIR side needs to know about the site.
 
-    `base_url` ends in /fhir and is what other systems see. `hook_hosts` are the
-    hosts, with or without port, that a Subscription may call: nothing else on
-    the hospital's network can be reached through us. `texts` has one entry for
+    `base_url` ends in /fhir and is what other systems see. `topics` is what
+    can be subscribed to, by address. `endpoints` are the hosts that a Subscription
+    may call: nothing else on the hospital's network can be reached through us; with
+    a `hook_secret` calls are signed. `texts` has one entry for
     every BI-RADS category. `offset` is the site's from UTC: worklists have its time.
     """
 
@@ -27,7 +30,9 @@ class FhirSettings:
     texts: Mapping[str, TierText]
     department_phone: str = ""
     page_size: int = 50
-    hook_hosts: frozenset[str] = frozenset()
+    topics: Mapping[str, Topic] = field(default_factory=dict)
+    endpoints: Endpoints = field(default_factory=Endpoints)
+    hook_secret: bytes = field(default=b"", repr=False)
     relay_url: str = ""
     relay_secret: bytes = field(default=b"", repr=False)
     give_up_after_s: float = 72 * 3600

@@ -70,7 +70,10 @@ from fhir.security.authorize import Desk
 from fhir.security.sign_on import SignOn, SignOnSettings
 from fhir.security.smart import Smart
 from fhir.settings import FhirSettings
-from fhir.subscriptions import hooks
+from fhir.subscriptions.delivery import Dispatcher, forget_told
+from fhir.subscriptions.endpoints import calling_tls, hook_session, read_endpoints
+from fhir.subscriptions.relay import ensure_relay_subscription, offer_binding
+from fhir.subscriptions.topics import Topic, read_topics
 from inference.models import ModelFolder, Shelf
 from node.domain.access import Role
 from node.domain.completion import CompletionRules, EvidenceKind
@@ -134,7 +137,7 @@ HOUSEKEEPING_EVERY_S = 3600.0
 AGREEMENT_EVERY_S = 60.0
 KEEP_DONE_JOBS = timedelta(days=7)
 _FEWEST_READINGS, _MOST_READINGS = 2, 8
-_ADVICE = Path(__file__).parents[1] / "config"
+_CONFIG = Path(__file__).parents[1] / "config"
 _WEIGHTS = Path(__file__).parents[1] / "inference" / "weights"
 
 
@@ -426,14 +429,27 @@ def _or(own: float | None, default: float) -> float:
 
 def patient_texts() -> dict[str, TierText]:
     """Return what patients read for each category, from `config/advice.*.toml`."""
-    zh = tomllib.loads((_ADVICE / "advice.zh-CN.toml").read_text("utf-8"))
-    en = tomllib.loads((_ADVICE / "advice.en.toml").read_text("utf-8"))
+    zh = tomllib.loads((_CONFIG / "advice.zh-CN.toml").read_text("utf-8"))
+    en = tomllib.loads((_CONFIG / "advice.en.toml").read_text("utf-8"))
     return {
         key: TierText(
             zh[key]["text"], en[key]["text"], zh[key]["advice"], en[key]["advice"]
         )
         for key in zh
     }
+
+
+def topics_of(settings: Settings) -> dict[str, Topic]:
+    """Return what can be subscribed to, from files of the site or of the release."""
+    folder = _below_data(settings, settings.fhir.topics) or _CONFIG / "topics"
+    files = {path.name: path.read_bytes() for path in sorted(folder.glob("*.json"))}
+    if not files:
+        raise NodeError(
+            f"fhir.topics: {folder} has no topic; remove the setting to have those of"
+            " the release",
+            ErrorKind.SETTING,
+        )
+    return read_topics(files)
 
 
 def fhir_settings_of(settings: Settings) -> FhirSettings:
@@ -460,7 +476,9 @@ def fhir_settings_of(settings: Settings) -> FhirSettings:
         texts=patient_texts(),
         department_phone=settings.site.department_phone,
         page_size=settings.fhir.page_size,
-        hook_hosts=frozenset(settings.fhir.hook_hosts),
+        topics=topics_of(settings),
+        endpoints=read_endpoints(settings.fhir.hook_hosts, settings.fhir.hook_networks),
+        hook_secret=_secret_of(settings, "hook_secret_file"),
         offset=site_offset(settings),
         export_keep=timedelta(hours=settings.fhir.export_keep_h),
         exports_at_once=settings.fhir.exports_at_once,
@@ -488,6 +506,20 @@ def pinned_model(settings: Settings) -> Path | None:
 def _below_data(settings: Settings, path: str) -> Path | None:
     """Return a path as settings mean it: relative ones lie under the data folder."""
     return settings.data / path if path else None
+
+
+def _secret_of(settings: Settings, name: str) -> bytes:
+    """Return the secret in a file of [fhir], empty where none is set."""
+    path = _below_data(settings, getattr(settings.fhir, name))
+    if path is None:
+        return b""
+    try:
+        return path.read_bytes().strip()
+    except OSError as error:
+        raise NodeError(
+            f"fhir.{name}: {path} cannot be read ({error.strerror})",
+            ErrorKind.SETTING,
+        ) from None
 
 
 def _hook_secret(settings: Settings) -> bytes:
@@ -691,10 +723,16 @@ async def _worker(settings: Settings) -> None:
     fhir_settings = fhir_settings_of(settings)
     completion = completion_settings_of(settings)
     outbound = outbound_of(settings, partial(calling_tls_of, settings))
-    async with opened(settings) as store, aiohttp.ClientSession() as session:
+    calling = calling_tls(*_hook_tls_files(settings))
+    async with (
+        opened(settings) as store,
+        aiohttp.ClientSession() as session,
+        hook_session(fhir_settings.endpoints, calling) as hooks,
+    ):
         senders = senders_of(outbound, session)
         await bury_homeless(store, outbound.names)
-        await hooks.ensure_relay_subscription(store, fhir_settings)
+        await ensure_relay_subscription(store, fhir_settings)
+        dispatcher = Dispatcher(store, fhir_settings, hooks, session)
         worker = Worker(
             store.jobs,
             _worker_handlers(store, settings, fhir_settings, outbound, session),
@@ -729,6 +767,11 @@ async def _worker(settings: Settings) -> None:
                     partial(keep_site_current, store, fhir_settings),
                 ),
                 Periodic(
+                    "forget what was told long ago",
+                    HOUSEKEEPING_EVERY_S,
+                    partial(forget_told, store),
+                ),
+                Periodic(
                     "index older resources",
                     HOUSEKEEPING_EVERY_S,
                     partial(index_older, store),
@@ -757,6 +800,7 @@ async def _worker(settings: Settings) -> None:
         )
         await _work_until_told(
             worker,
+            dispatcher,
             *send_workers(store, outbound, senders),
             commitment_worker(store, settings, outbound),
             export_worker(store, fhir_settings),
@@ -825,7 +869,6 @@ def _worker_handlers(
     session: aiohttp.ClientSession,
 ) -> Mapping[str, Handler]:
     results = results_of(settings, outbound.table)
-    deliveries = hooks.Deliveries(store, fhir_settings, session)
     return {
         "publish_report": partial(publish_report, store, fhir_settings),
         "encode_report": lambda payload: encode_report(store, payload, results),
@@ -835,8 +878,7 @@ def _worker_handlers(
         PUBLISH_DOCUMENT: partial(publish_document, store, fhir_settings),
         PUBLISH_LINKS: partial(publish_links, store, fhir_settings),
         "compare_report": partial(compare_report, store),
-        "deliver_notifications": deliveries.deliver_notifications,
-        "offer_binding": deliveries.offer_binding,
+        "offer_binding": partial(offer_binding, store, fhir_settings, session),
     }
 
 
@@ -934,8 +976,15 @@ def engine_settings_of(settings: Settings) -> "EngineSettings":
     )
 
 
+def _hook_tls_files(settings: Settings) -> tuple[str, str, str]:
+    names = ("hook_certificate", "hook_key", "hook_trusted")
+    paths = (_below_data(settings, getattr(settings.fhir, name)) for name in names)
+    certificate, key, trusted = (str(path or "") for path in paths)
+    return certificate, key, trusted
+
+
 async def _work_until_told(
-    *workers: Worker, after: Coroutine[Any, Any, object] | None = None
+    *workers: Worker | Dispatcher, after: Coroutine[Any, Any, object] | None = None
 ) -> None:
     """Run `workers`, once `after` has ended if given, until SIGTERM or SIGINT."""
     stop = stop_event()

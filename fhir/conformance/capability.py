@@ -1,5 +1,6 @@
 """The CapabilityStatement, generated from the tables that the server works by."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from fhir.audit.reading import SEARCHED
@@ -7,7 +8,6 @@ from fhir.encoding.formats import FORMATS, PATCH_FORMATS
 from fhir.encoding.wire import Json
 from fhir.search.parameters import COMMON, PARAMETERS
 from fhir.security.access import PERMITS, Interaction
-from fhir.subscriptions.hooks import TOPICS
 
 _BULK = "http://hl7.org/fhir/uv/bulkdata/OperationDefinition"
 _BACKPORT = "http://hl7.org/fhir/uv/subscriptions-backport"
@@ -19,7 +19,9 @@ _OAUTH_URIS = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-
 _VERSIONED = frozenset({Interaction.UPDATE})
 
 
-def capability_statement(base_url: str, version: str, at: datetime) -> Json:
+def capability_statement(
+    base_url: str, version: str, at: datetime, topics: Sequence[str]
+) -> Json:
     """Return what this server does, R4 4.0.1, and nothing that it does not."""
     return {
         "resourceType": "CapabilityStatement",
@@ -46,7 +48,7 @@ def capability_statement(base_url: str, version: str, at: datetime) -> Json:
                     "service": [{"coding": [_SMART]}],
                     "description": "Bearer token; every interaction is default-deny",
                 },
-                "resource": [_resource(kind) for kind in sorted(PERMITS)],
+                "resource": [_resource(kind, topics) for kind in sorted(PERMITS)],
                 "interaction": [
                     {
                         "code": "transaction",
@@ -72,7 +74,7 @@ def _oauth_uris(root: str) -> Json:
     }
 
 
-def _resource(kind: str) -> Json:
+def _resource(kind: str, topics: Sequence[str]) -> Json:
     offered = PERMITS[kind]
     resource: Json = {
         "type": kind,
@@ -96,7 +98,7 @@ def _resource(kind: str) -> Json:
                 "subscriptiontopic-canonical",
                 "valueCanonical": topic,
             }
-            for topic in TOPICS
+            for topic in topics
         ]
         resource["operation"] = [
             {
@@ -104,7 +106,7 @@ def _resource(kind: str) -> Json:
                 "definition": f"{_BACKPORT}/OperationDefinition/"
                 f"backport-subscription-{name}",
             }
-            for name in ("status", "events")
+            for name in ("status", "events", "resend", "get-ws-binding-token")
         ]
     if kind == "Patient":
         resource.setdefault("operation", []).append(

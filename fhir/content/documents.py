@@ -18,7 +18,7 @@ from fhir.content import concepts, mapping, site
 from fhir.content.publish import put, versioned
 from fhir.encoding.wire import Json, instant, parse
 from fhir.settings import FhirSettings
-from fhir.subscriptions import hooks
+from fhir.subscriptions import events
 from node import paper
 from node.domain import lexicon
 from node.domain.errors import ErrorKind, NodeError
@@ -132,7 +132,8 @@ async def _publish(
     filed = provenance | {"id": marker, "activity": operation}
     await put(tx, store, filed, report.patient_id)
     if newest:
-        await hooks.report_changed(tx, store, settings, report, for_patients=False)
+        changed = [("DiagnosticReport", str(report.id))]
+        await events.resources_changed(tx, store, settings, changed)
 
 
 async def _paper_before(

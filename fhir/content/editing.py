@@ -32,7 +32,7 @@ from fhir.encoding.wire import (
     reference_parts,
 )
 from fhir.settings import FhirSettings
-from fhir.subscriptions import hooks
+from fhir.subscriptions import events
 from node.domain.access import Action, Identity
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.report import (
@@ -171,9 +171,8 @@ async def edit_report(
     if edit.communication is not None:
         identity.require(Action.SIGN_REPORT)
         report = await _disclose(tx, store, author, report, edit.communication, written)
-    if report.last_signed() is not None:
-        revised = edit.report is not None
-        await hooks.report_changed(tx, store, settings, report, revised=revised)
+    revised = edit.report is not None or bool(edit.observations)
+    await events.report_changed(tx, store, settings, report, revised=revised)
     return written
 
 

@@ -13,7 +13,7 @@ from fhir.content import mapping
 from fhir.content.publish import put, versioned, write_exam
 from fhir.encoding.wire import Json, as_list, parse
 from fhir.settings import FhirSettings
-from fhir.subscriptions import hooks
+from fhir.subscriptions import events
 from node.domain.report import Report
 from node.store import orders, people, reports, resources
 from node.store.resources import Stored
@@ -49,8 +49,8 @@ async def publish_links(
         if number is not None:
             decision = await orders.decision(tx, store, int(number))
             await _say_who(tx, store, report, written, decision, int(number))
-        if report.last_signed() is not None:
-            await hooks.hospital_told(tx, store, report)
+        changed = [("ImagingStudy", uid), ("DiagnosticReport", str(report_id))]
+        await events.resources_changed(tx, store, settings, changed)
 
 
 async def _tell(

@@ -15,6 +15,7 @@ from fhir.content.mapping import Exam, InstanceOf
 from fhir.encoding.wire import Json, as_list, parse, to_bytes, with_identity
 from fhir.search.parameters import INDEX_VERSION, accession_criterion, index_of
 from fhir.settings import FhirSettings
+from fhir.subscriptions import events
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.report import Author, AuthorKind, Report
 from node.store import (
@@ -83,6 +84,9 @@ async def publish_study(
         if report.physician_has_written:  # else the next draft is published with it
             await write_exam(tx, store, settings, report)
         await put(tx, store, known | {"extension": [*others, *told]}, report.patient_id)
+        await events.resources_changed(
+            tx, store, settings, [("DiagnosticReport", str(report_id))]
+        )
 
 
 async def _publish(
@@ -113,6 +117,11 @@ async def _publish(
         source=f"ImagingStudy/{report.study_instance_uid}",
     )
     await put(tx, store, {**provenance, "id": marker}, report.patient_id)
+    changed = [
+        ("ImagingStudy", report.study_instance_uid),
+        ("DiagnosticReport", str(report.id)),
+    ]
+    await events.resources_changed(tx, store, settings, changed)
 
 
 async def _device(tx: "Transaction", author: Author) -> Json:

@@ -48,7 +48,6 @@ _WORDS = {
         "存储确认未能送达设备",
         "A machine did not get its storage commitment report",
     ),
-    "deliver_notifications": ("通知未能送达", "A subscriber was not notified"),
     "offer_binding": ("二维码未能启用", "A QR code was not activated"),
 }
 _CAUSES_ZH = (

@@ -13,7 +13,7 @@ from fhir.encoding.wire import Json, reference_parts, with_identity
 from fhir.search import bundles
 from fhir.search.parameters import index_of
 from fhir.settings import FhirSettings
-from fhir.subscriptions import hooks
+from fhir.subscriptions import events, requests
 from node.domain.access import Identity
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
@@ -115,13 +115,23 @@ class Clerk:
         return await self._write(resource, str(uuid4()), None, expected=0)
 
     async def _create_subscription(self, resource: Json) -> Stored:
-        hooks.require_topic(self._identity, resource)
         subscription_id = uuid4()
         await self._audit("Subscription", str(subscription_id), new=True)
-        asked = await hooks.subscribe(
-            self._tx, self._store, self._settings, resource, subscription_id
-        )
+        asked = await self._subscribe(resource, subscription_id, known=False)
         return await self._write(asked, str(subscription_id), None, expected=0)
+
+    async def _subscribe(
+        self, resource: Json, subscription_id: UUID, *, known: bool
+    ) -> Json:
+        return await requests.accept(
+            self._tx,
+            self._store,
+            self._settings,
+            self._identity,
+            resource,
+            subscription_id,
+            known=known,
+        )
 
     async def update(self, resource: Json, expected: int) -> Stored:
         """Store the next version; StaleVersion when somebody was faster."""
@@ -141,15 +151,7 @@ class Clerk:
             patient_id = await self._patient_of(resource)
             await self._place(resource, resource_id, patient_id)
         elif kind == "Subscription":
-            if resource_id == str(hooks.RELAY):
-                raise NodeError(
-                    "this subscription is the node's own; it follows relay.url",
-                    ErrorKind.FORBIDDEN,
-                )
-            hooks.require_topic(self._identity, resource)
-            resource = await hooks.subscribe(
-                self._tx, self._store, self._settings, resource, UUID(resource_id)
-            )
+            resource = await self._subscribe(resource, UUID(resource_id), known=True)
         return await self._write(resource, resource_id, patient_id, expected=expected)
 
     async def _update_identity(self, resource: Json) -> UUID:
@@ -208,6 +210,9 @@ class Clerk:
         )
         if kind != "Subscription":
             await self._audit(kind, resource_id, new=not expected)
+        await events.resources_changed(
+            self._tx, self._store, self._settings, [(kind, resource_id)]
+        )
         return stored
 
     async def _audit(self, kind: str, resource_id: str, *, new: bool) -> None:

@@ -8,7 +8,8 @@ from uuid import uuid4
 
 import orjson
 
-from fhir.encoding.wire import Json, instant
+from fhir.encoding.wire import Json, instant, parse, to_bytes
+from fhir.encoding.xml import to_xml
 from fhir.settings import FhirSettings
 from node.store.subscriptions import Event, Subscription
 
@@ -17,7 +18,7 @@ SIGNATURE_HEADER = "X-Sononode-Signature"
 
 
 def sign(secret: bytes, body: bytes, at: datetime) -> str:
-    """Return the signature header of a call to the relay."""
+    """Return the signature of a call: its time, and the HMAC of that and the body."""
     unix = str(int(at.timestamp()))
     digest = hmac.new(secret, f"{unix}.".encode() + body, hashlib.sha256)
     return f"t={unix},v1={digest.hexdigest()}"
@@ -37,17 +38,9 @@ def notification(
     """
     content = subscription.content if content is None else content
     entries = [_status_entry(settings, subscription, kind, events, content)]
-    if content == "full-resource":
-        entries += [
-            {
-                "fullUrl": f"{settings.base_url}/{event.focus}",
-                "resource": orjson.Fragment(event.body),
-                "request": {"method": "PUT", "url": event.focus},
-                "response": {"status": "200"},
-            }
-            for event in events
-            if event.body
-        ]
+    if content != "empty":
+        whole = content == "full-resource"
+        entries += [_focus(settings, one, whole=whole) for one in events if one.body]
     return {
         "resourceType": "Bundle",
         "id": str(uuid4()),
@@ -56,6 +49,27 @@ def notification(
         "timestamp": instant(datetime.now(UTC)),
         "entry": entries,
     }
+
+
+def written(bundle: Json, media_type: str) -> bytes:
+    """Return a notification as its subscriber wants it written."""
+    body = to_bytes(bundle)
+    return to_xml(parse(body)) if "xml" in media_type else body
+
+
+def _focus(settings: FhirSettings, event: Event, *, whole: bool) -> Json:
+    """Return the entry of what an event is about, with the request that caused it."""
+    kind = event.focus.partition("/")[0]
+    entry: Json = {"fullUrl": f"{settings.base_url}/{event.focus}"}
+    if whole:
+        entry["resource"] = orjson.Fragment(event.body)
+    if event.created:
+        entry["request"] = {"method": "POST", "url": kind}
+        entry["response"] = {"status": "201"}
+    else:
+        entry["request"] = {"method": "PUT", "url": event.focus}
+        entry["response"] = {"status": "200"}
+    return entry
 
 
 def _status_entry(
@@ -79,13 +93,19 @@ def status_parameters(
     subscription: Subscription,
     kind: str,
     events: Sequence[Event] = (),
-    content: str = "empty",
+    content: str = "id-only",
 ) -> Json:
-    """Return the Parameters that stand for R5's SubscriptionStatus."""
+    """Return the Parameters that stand for R5's SubscriptionStatus.
+
+    Where the content is `empty` not even the topic is told.
+    """
     reference = f"{settings.base_url}/Subscription/{subscription.subscription_id}"
-    parameters: list[Json] = [
-        {"name": "subscription", "valueReference": {"reference": reference}},
-        {"name": "topic", "valueCanonical": subscription.topic},
+    told: list[Json] = [
+        {"name": "subscription", "valueReference": {"reference": reference}}
+    ]
+    if content != "empty":
+        told.append({"name": "topic", "valueCanonical": subscription.topic})
+    told += [
         {"name": "status", "valueCode": subscription.status},
         {"name": "type", "valueCode": kind},
         {
@@ -93,24 +113,27 @@ def status_parameters(
             "valueString": str(subscription.events_count),
         },
     ]
-    for event in events:
-        parts: list[Json] = [
-            {"name": "event-number", "valueString": str(event.number)},
-            {"name": "timestamp", "valueInstant": instant(event.at)},
-        ]
-        if content != "empty":
-            focus = {"reference": f"{settings.base_url}/{event.focus}"}
-            parts.append({"name": "focus", "valueReference": focus})
-        parameters.append({"name": "notification-event", "part": parts})
+    told += [_event(settings, event, content) for event in events]
     if subscription.error is not None:
         code = {
             "system": "http://terminology.hl7.org/CodeSystem/subscription-error",
             "code": subscription.error,
         }
-        parameters.append({"name": "error", "valueCodeableConcept": {"coding": [code]}})
+        told.append({"name": "error", "valueCodeableConcept": {"coding": [code]}})
     return {
         "resourceType": "Parameters",
         "id": str(uuid4()),
         "meta": {"profile": [f"{BACKPORT}/backport-subscription-status-r4"]},
-        "parameter": parameters,
+        "parameter": told,
     }
+
+
+def _event(settings: FhirSettings, event: Event, content: str) -> Json:
+    parts: list[Json] = [
+        {"name": "event-number", "valueString": str(event.number)},
+        {"name": "timestamp", "valueInstant": instant(event.at)},
+    ]
+    if content != "empty":
+        focus = {"reference": f"{settings.base_url}/{event.focus}"}
+        parts.append({"name": "focus", "valueReference": focus})
+    return {"name": "notification-event", "part": parts}

@@ -44,7 +44,6 @@ _GROUP_RACES = 4
 
 # How often an ordinary failure is tried again; 72 hours with the last pause of 1 h.
 MAX_FAILURES_BY_KIND: Mapping[str, int] = {
-    "deliver_notifications": 85,
     "send_instance": 85,
     "offer_binding": 40,
     "report_commitment": 85,

@@ -1,21 +1,57 @@
-"""Who is told of signed reports, and the numbered events that each is still owed.
+"""Who is told of what, and the numbered events that each subscriber is still owed.
 
-An event is written in the transaction that causes it, its number without a gap
-for each subscriber; its body is what was true then, so that a redelivery says
-the same. Bodies are sealed with the patient's key.
+An event is written once, in the transaction that causes it; each subscriber is owed
+it under a number of its own, without a gap. Its body is what was true then, so that
+a redelivery says the same, and is sealed with the patient's key.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+import hashlib
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
+from node.domain.access import Role
 from node.domain.errors import ErrorKind, NodeError
 
 if TYPE_CHECKING:
-    from node.store.database import Transaction
+    import asyncpg
+
+    from node.store.database import Database, Transaction
     from node.store.store import Store
+
+CHANNEL = "subscriptions"  # of NOTIFY: somebody is owed something
+REST_HOOK, WEBSOCKET = "rest-hook", "websocket"
+# How long what was told can be asked for again.
+KEPT = timedelta(days=90)
+_LEAD = 20_529  # advisory lock: who delivers
+# A worker whose machine is gone must not lead for the two hours of TCP's default.
+_NOTICE_LOSS = (
+    "set tcp_keepalives_idle = 5",
+    "set tcp_keepalives_interval = 2",
+    "set tcp_keepalives_count = 3",
+)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who subscribed: what the token opened, and what is left of its rights now.
+
+    `scopes` is None for a session; `registered` are the scopes of the program today.
+    `shut` tells that program or person may not come in any more. The node's own
+    subscription has no owner.
+    """
+
+    user_id: str
+    client_id: UUID | None = None
+    scopes: str | None = None
+    patient_id: str | None = None
+    roles: frozenset[Role] = frozenset()
+    registered: str | None = None
+    shut: bool = False
 
 
 @dataclass(frozen=True)
@@ -23,7 +59,8 @@ class Subscription:
     """One subscriber with the state of its channel.
 
     `events_count` is the number of its newest event, delivered or not; it only
-    ever rises. `headers` are lines "Name: value" for every request to it.
+    ever rises. `headers` are lines "Name: value" for every request to it, `filters`
+    search parameters "name=value" that must all hold.
     """
 
     subscription_id: UUID
@@ -34,6 +71,12 @@ class Subscription:
     content: str
     timeout_s: int
     heartbeat_period_s: int | None
+    channel: str = REST_HOOK
+    media_type: str = "application/fhir+json"
+    max_count: int = 1
+    filters: tuple[str, ...] = ()
+    ends_at: datetime | None = None
+    owner: Owner | None = None
     events_count: int = 0
     failing_since: datetime | None = None
     failures: int = 0
@@ -43,29 +86,63 @@ class Subscription:
 
 
 @dataclass(frozen=True)
-class Event:
-    """One event of one subscriber; `focus` is the reference that it is about."""
+class Occurrence:
+    """Something that happened, before anybody is told: what about, and its body."""
 
-    subscription_id: UUID
-    number: int
-    at: datetime
-    patient_id: UUID
     focus: str
     body: bytes
+    patient_id: UUID | None
+    created: bool = False
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event of one subscriber; `focus` is the reference that it is about.
+
+    Of an erased patient the body is empty; the number stays.
+    """
+
+    number: int
+    at: datetime
+    focus: str
+    body: bytes
+    created: bool = False
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What an engineer wants to know of one subscriber."""
+
+    subscription: Subscription
+    undelivered: int
+    oldest: datetime | None
+
+
+_SELECT = """
+select s.*, c.scopes as registered, c.roles as client_roles, p.roles as person_roles,
+       (c.disabled_at is not null or p.disabled_at is not null) as shut
+from subscriptions s left join clients c using (client_id)
+left join people p on p.user_id::text = s.owner
+"""
 
 
 async def create(tx: "Transaction", store: "Store", subscription: Subscription) -> None:
     """Store a new subscription, or the new settings of one that is there."""
     place = _headers_place(subscription.subscription_id)
     headers = "\n".join(subscription.headers).encode()
+    owner = subscription.owner
     await tx.execute(
         "insert into subscriptions (subscription_id, topic, status, endpoint, headers,"
-        " content, timeout_s, heartbeat_period_s, next_heartbeat_at)"
-        " values ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+        " content, timeout_s, heartbeat_period_s, next_heartbeat_at, channel,"
+        " media_type, max_count, filters, ends_at, owner, client_id, scopes,"
+        " scope_patient_id) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,"
+        " $13, $14, $15, $16, $17, $18)"
         " on conflict (subscription_id) do update set topic = $2, status = $3,"
         " endpoint = $4, headers = $5, content = $6, timeout_s = $7,"
-        " heartbeat_period_s = $8, next_heartbeat_at = $9, failing_since = null,"
-        " failures = 0, next_attempt_at = null, error = null",
+        " heartbeat_period_s = $8, next_heartbeat_at = $9, channel = $10,"
+        " media_type = $11, max_count = $12, filters = $13, ends_at = $14,"
+        " owner = $15, client_id = $16, scopes = $17, scope_patient_id = $18,"
+        " failing_since = null, failures = 0, next_attempt_at = null, error = null",
         subscription.subscription_id,
         subscription.topic,
         subscription.status,
@@ -75,25 +152,45 @@ async def create(tx: "Transaction", store: "Store", subscription: Subscription) 
         subscription.timeout_s,
         subscription.heartbeat_period_s,
         subscription.next_heartbeat_at,
+        subscription.channel,
+        subscription.media_type,
+        subscription.max_count,
+        list(subscription.filters),
+        subscription.ends_at,
+        None if owner is None else owner.user_id,
+        None if owner is None else owner.client_id,
+        None if owner is None else owner.scopes,
+        None if owner is None else owner.patient_id,
     )
+    await _wake(tx)
 
 
 async def read(
     tx: "Transaction", store: "Store", subscription_id: UUID
 ) -> Subscription:
     """Return a subscription; NOT_FOUND when there is none."""
-    row = await tx.fetchrow(
-        "select * from subscriptions where subscription_id = $1", subscription_id
-    )
+    row = await tx.fetchrow(f"{_SELECT} where s.subscription_id = $1", subscription_id)
     if row is None:
         raise NodeError("there is no such subscription", ErrorKind.NOT_FOUND)
     return _subscription(store, row)
 
 
-async def of_topic(tx: "Transaction", store: "Store", topic: str) -> list[Subscription]:
-    """Return the subscriptions of a topic."""
+async def find_all(
+    tx: "Transaction",
+    store: "Store",
+    *,
+    ids: Sequence[UUID] | None = None,
+    topics: Sequence[str] | None = None,
+    statuses: Sequence[str] | None = None,
+) -> list[Subscription]:
+    """Return the subscriptions that are all of what is given, by id."""
     rows = await tx.fetch(
-        "select * from subscriptions where topic = $1 order by subscription_id", topic
+        f"{_SELECT} where ($1::uuid[] is null or s.subscription_id = any($1))"
+        " and ($2::text[] is null or s.topic = any($2))"
+        " and ($3::text[] is null or s.status = any($3)) order by s.subscription_id",
+        None if ids is None else list(ids),
+        None if topics is None else list(topics),
+        None if statuses is None else list(statuses),
     )
     return [_subscription(store, row) for row in rows]
 
@@ -109,66 +206,87 @@ async def set_status(
         status,
         error,
     )
+    await _wake(tx)
 
 
-async def set_failing(
-    tx: "Transaction", subscription_id: UUID, *, at: datetime, next_attempt_at: datetime
-) -> None:
-    """Note a failed request and when the next one is due."""
-    await tx.execute(
-        "update subscriptions set failures = failures + 1,"
-        " failing_since = coalesce(failing_since, $2), next_attempt_at = $3"
-        " where subscription_id = $1",
-        subscription_id,
-        at,
-        next_attempt_at,
+async def backlogs(tx: "Transaction", store: "Store") -> list[Waiting]:
+    """Return every subscription and how much it is still owed, by topic."""
+    rows = await tx.fetch(
+        "select e.subscription_id, count(*) as n, min(t.at) as oldest"
+        " from subscription_events e join topic_events t using (event_id)"
+        " where e.delivered_at is null group by e.subscription_id"
     )
+    owed = {row["subscription_id"]: row for row in rows}
+    found = []
+    for subscription in await find_all(tx, store):
+        row = owed.get(subscription.subscription_id)
+        found.append(
+            Waiting(
+                subscription, row["n"] if row else 0, row["oldest"] if row else None
+            )
+        )
+    return found
 
 
-async def set_heartbeat(
-    tx: "Transaction", subscription_id: UUID, next_heartbeat_at: datetime
-) -> None:
-    """Note when the next heartbeat is due."""
-    await tx.execute(
-        "update subscriptions set next_heartbeat_at = $2 where subscription_id = $1",
-        subscription_id,
-        next_heartbeat_at,
-    )
+# --- what happens -------------------------------------------------------------------
 
 
-async def add_event(
+async def add_events(
     tx: "Transaction",
     store: "Store",
-    subscription_id: UUID,
+    owed: Sequence[tuple[Occurrence, Sequence[UUID]]],
     *,
     at: datetime,
-    patient_id: UUID,
-    focus: str,
-    body: bytes,
-) -> int:
-    """Write the next event of a subscriber; return its number.
+) -> None:
+    """Write what happened, and that subscribers are owed it, each under its number.
 
-    The subscriber's row stays locked until `tx` ends: numbers rise in the order
-    in which the causes are committed, and none is left out.
+    Their rows stay locked until `tx` ends: numbers rise in the order in which the
+    causes are committed, and none is left out. All are locked at once and in one
+    order, so that two causes never wait for each other.
     """
-    number = await tx.fetchval(
-        "update subscriptions set events_count = events_count + 1"
-        " where subscription_id = $1 returning events_count",
-        subscription_id,
-    )
-    sealer = await store.ring.patient(tx, patient_id)
+    everyone = sorted({one for _, subscribers in owed for one in subscribers})
+    if not everyone:
+        return
     await tx.execute(
-        "insert into subscription_events"
-        " (subscription_id, number, at, patient_id, focus, body)"
-        " values ($1, $2, $3, $4, $5, $6)",
-        subscription_id,
-        number,
-        at,
-        patient_id,
-        focus,
-        sealer.seal(body, **_event_place(subscription_id, number)),
+        "select from subscriptions where subscription_id = any($1)"
+        " order by subscription_id for no key update",
+        everyone,
     )
-    return int(number)
+    for occurrence, subscribers in owed:
+        if not subscribers:
+            continue
+        event_id = await _add_occurrence(tx, store, occurrence, at)
+        await tx.execute(
+            "with counted as (update subscriptions set events_count = events_count + 1"
+            " where subscription_id = any($1) returning subscription_id, events_count)"
+            " insert into subscription_events (subscription_id, number, event_id)"
+            " select subscription_id, events_count, $2 from counted",
+            list(subscribers),
+            event_id,
+        )
+    await _wake(tx)
+
+
+async def _add_occurrence(
+    tx: "Transaction", store: "Store", occurrence: Occurrence, at: datetime
+) -> UUID:
+    event_id = uuid4()
+    sealer = store.ring.node
+    if occurrence.patient_id is not None:
+        sealer = await store.ring.patient(tx, occurrence.patient_id)
+    await tx.execute(
+        "insert into topic_events"
+        " (event_id, at, patient_id, focus, created, body, sealed_as)"
+        " values ($1, $2, $3, $4, $5, $6, $7)",
+        event_id,
+        at,
+        occurrence.patient_id,
+        occurrence.focus,
+        occurrence.created,
+        sealer.seal(occurrence.body, **_event_place(str(event_id))),
+        str(event_id),
+    )
+    return event_id
 
 
 async def events(
@@ -181,14 +299,12 @@ async def events(
     undelivered: bool = False,
     limit: int = 100,
 ) -> list[Event]:
-    """Return events in order, from number `since` to `until`.
-
-    An event of an erased patient has an empty body; its number stays.
-    """
+    """Return events in order, from number `since` to `until`."""
     rows = await tx.fetch(
-        "select * from subscription_events where subscription_id = $1"
-        " and number >= $2 and ($3::bigint is null or number <= $3)"
-        " and (not $4::boolean or delivered_at is null) order by number limit $5",
+        "select e.number, t.* from subscription_events e"
+        " join topic_events t using (event_id) where e.subscription_id = $1"
+        " and e.number >= $2 and ($3::bigint is null or e.number <= $3)"
+        " and (not $4::boolean or e.delivered_at is null) order by e.number limit $5",
         subscription_id,
         since,
         until,
@@ -198,41 +314,246 @@ async def events(
     return [await _event(tx, store, row) for row in rows]
 
 
-async def mark_delivered(
-    tx: "Transaction", subscription_id: UUID, numbers: Sequence[int], *, at: datetime
-) -> None:
-    """Note that the subscriber has confirmed events; its channel works."""
-    await tx.execute(
-        "update subscription_events set delivered_at = $3"
-        " where subscription_id = $1 and number = any($2)",
+async def owe_again(
+    tx: "Transaction",
+    subscription_id: UUID,
+    *,
+    since: int,
+    until: int,
+    earliest: datetime | None,
+    latest: datetime | None,
+) -> int:
+    """Have events delivered once more, under their numbers; return how many."""
+    again = await tx.fetch(
+        "update subscription_events e set delivered_at = null from topic_events t"
+        " where t.event_id = e.event_id and e.subscription_id = $1"
+        " and e.number between $2 and $3 and ($4::timestamptz is null or t.at >= $4)"
+        " and ($5::timestamptz is null or t.at <= $5) returning e.number",
         subscription_id,
-        list(numbers),
-        at,
+        since,
+        until,
+        earliest,
+        latest,
+    )
+    await _wake(tx)
+    return len(again)
+
+
+async def forget(tx: "Transaction", before: datetime) -> None:
+    """Remove what happened before `before`; numbers go on where they were."""
+    await tx.execute(
+        "delete from subscription_events e using topic_events t"
+        " where t.event_id = e.event_id and t.at < $1",
+        before,
+    )
+    await tx.execute("delete from topic_events where at < $1", before)
+
+
+# --- delivering -----------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def leading(db: "Database") -> AsyncIterator["asyncpg.Connection[Any] | None"]:
+    """Yield the connection that makes this process the one that delivers, or None.
+
+    One process delivers for the installation, so that each subscriber hears in
+    order. The server takes the lead back when the connection ends, however it does.
+    """
+    async with db.connection() as connection:
+        if not await connection.fetchval("select pg_try_advisory_lock($1)", _LEAD):
+            yield None
+            return
+        for statement in _NOTICE_LOSS:
+            await connection.execute(statement)
+        try:
+            yield connection
+        finally:
+            if not connection.is_closed():
+                await connection.execute("select pg_advisory_unlock($1)", _LEAD)
+
+
+@dataclass(frozen=True)
+class Due:
+    """Whom to call now, each with the next events that it is owed.
+
+    `again_at` is when there will be more to do, if nothing happens before.
+    """
+
+    calls: tuple[tuple[Subscription, tuple[Event, ...]], ...]
+    again_at: datetime | None
+
+
+async def due(
+    tx: "Transaction", store: "Store", now: datetime, busy: Sequence[UUID]
+) -> Due:
+    """Return what is to be done for subscriptions now, without the busy ones."""
+    rows = await tx.fetch(f"{_SELECT} {_DUE}", now, list(busy))
+    found = [_subscription(store, row) for row in rows]
+    owed = await _owed(tx, store, [one for one in found if _hears(one, now)])
+    again_at = await tx.fetchval(_NEXT, now, list(busy))
+    return Due(
+        tuple((one, owed.get(one.subscription_id, ())) for one in found), again_at
+    )
+
+
+def _hears(subscription: Subscription, now: datetime) -> bool:
+    due_at = subscription.next_attempt_at
+    return subscription.status == "active" and (due_at is None or due_at <= now)
+
+
+async def _owed(
+    tx: "Transaction", store: "Store", subscriptions: Sequence[Subscription]
+) -> Mapping[UUID, tuple[Event, ...]]:
+    rows = await tx.fetch(
+        "select w.subscription_id, e.number, t.* from unnest($1::uuid[], $2::integer[])"
+        " as w (subscription_id, count) cross join lateral (select number, event_id"
+        " from subscription_events where subscription_id = w.subscription_id"
+        " and delivered_at is null order by number limit w.count) e"
+        " join topic_events t using (event_id) order by w.subscription_id, e.number",
+        [one.subscription_id for one in subscriptions],
+        [one.max_count for one in subscriptions],
+    )
+    bodies: dict[UUID, bytes] = {}  # one body for all who are owed it
+    owed: dict[UUID, tuple[Event, ...]] = {}
+    for row in rows:
+        event = await _event(tx, store, row, bodies)
+        owed[row["subscription_id"]] = (*owed.get(row["subscription_id"], ()), event)
+    return owed
+
+
+_DUE = """
+where s.subscription_id <> all($2) and s.status <> 'off' and (
+    s.ends_at <= $1 or c.disabled_at is not null or p.disabled_at is not null
+    or (s.channel = 'rest-hook' and s.status = 'active' and s.next_heartbeat_at <= $1)
+    or (s.channel = 'rest-hook' and coalesce(s.next_attempt_at, $1) <= $1
+        and (s.status = 'requested'
+             or (s.status = 'active'
+                 and exists (select from subscription_events e
+                             where e.subscription_id = s.subscription_id
+                               and e.delivered_at is null))))
+)
+order by s.subscription_id
+"""
+_NEXT = """
+select min(at) from subscriptions s,
+    lateral (values (s.ends_at), (s.next_attempt_at),
+             (case when s.status = 'active' then s.next_heartbeat_at end)) as v (at)
+where s.status <> 'off' and s.subscription_id <> all($2) and at > $1
+"""
+
+
+@dataclass
+class Settlement:
+    """What became of calls, to be noted at once; the moments are those after them."""
+
+    delivered: list[tuple[UUID, int]] = field(default_factory=list)
+    failed: list[tuple[UUID, datetime]] = field(default_factory=list)
+    beaten: list[tuple[UUID, datetime]] = field(default_factory=list)
+
+
+async def settle(tx: "Transaction", told: Settlement, *, at: datetime) -> None:
+    """Note what subscribers have confirmed, which failed and when each is due again."""
+    if told.delivered:
+        ids, numbers = zip(*told.delivered, strict=True)
+        await tx.execute(
+            "update subscription_events e set delivered_at = $3"
+            " from unnest($1::uuid[], $2::bigint[]) as d (subscription_id, number)"
+            " where e.subscription_id = d.subscription_id and e.number = d.number",
+            list(ids),
+            list(numbers),
+            at,
+        )
+    everyone = {one for one, _ in (*told.delivered, *told.failed, *told.beaten)}
+    # In the order of `add_events`: two that lock several rows never wait crosswise.
+    await tx.execute(
+        "select from subscriptions where subscription_id = any($1)"
+        " and (failures > 0 or subscription_id = any($2))"
+        " order by subscription_id for no key update",
+        list(everyone),
+        [one for one, _ in (*told.failed, *told.beaten)],
     )
     await tx.execute(
         "update subscriptions set failing_since = null, failures = 0,"
-        " next_attempt_at = null where subscription_id = $1 and failures > 0",
-        subscription_id,
+        " next_attempt_at = null where failures > 0 and subscription_id = any($1)",
+        [one for one, _ in told.delivered],
     )
+    for one, next_attempt_at in told.failed:
+        await tx.execute(
+            "update subscriptions set failures = failures + 1,"
+            " failing_since = coalesce(failing_since, $2), next_attempt_at = $3"
+            " where subscription_id = $1",
+            one,
+            at,
+            next_attempt_at,
+        )
+    for one, next_heartbeat_at in told.beaten:
+        await tx.execute(
+            "update subscriptions set next_heartbeat_at = $2"
+            " where subscription_id = $1",
+            one,
+            next_heartbeat_at,
+        )
 
 
-async def _event(tx: "Transaction", store: "Store", row: Any) -> Event:
-    place = _event_place(row["subscription_id"], row["number"])
-    try:
-        sealer = await store.ring.patient(tx, row["patient_id"])
-        body = sealer.open(row["body"], **place)
-    except NodeError as error:
-        if error.kind is not ErrorKind.GONE:
-            raise
-        body = b""
-    return Event(
-        row["subscription_id"],
-        row["number"],
-        row["at"],
-        row["patient_id"],
-        row["focus"],
-        body,
+# --- sockets --------------------------------------------------------------------------
+
+
+async def open_binding(
+    tx: "Transaction",
+    subscription_ids: Sequence[UUID],
+    *,
+    expires_at: datetime,
+    now: datetime,
+) -> str:
+    """Return a token that binds a socket to subscriptions until `expires_at`."""
+    token = secrets.token_urlsafe(32)
+    await tx.execute("delete from subscription_bindings where expires_at <= $1", now)
+    await tx.execute(
+        "insert into subscription_bindings (token_hash, subscription_ids, expires_at)"
+        " values ($1, $2, $3)",
+        _hash(token),
+        list(subscription_ids),
+        expires_at,
     )
+    return token
+
+
+async def read_binding(
+    tx: "Transaction", token: str, *, now: datetime
+) -> tuple[list[UUID], datetime] | None:
+    """Return what a token binds to and until when; None when it is none."""
+    row = await tx.fetchrow(
+        "select * from subscription_bindings where token_hash = $1 and expires_at > $2",
+        _hash(token),
+        now,
+    )
+    return None if row is None else (list(row["subscription_ids"]), row["expires_at"])
+
+
+# --- rows -----------------------------------------------------------------------------
+
+
+async def _wake(tx: "Transaction") -> None:
+    await tx.execute("select pg_notify($1, '')", CHANNEL)
+
+
+async def _event(
+    tx: "Transaction", store: "Store", row: Any, known: dict[UUID, bytes] | None = None
+) -> Event:
+    bodies = {} if known is None else known
+    body = bodies.get(row["event_id"])
+    if body is None:
+        try:
+            sealer = store.ring.node
+            if row["patient_id"] is not None:
+                sealer = await store.ring.patient(tx, row["patient_id"])
+            body = sealer.open(row["body"], **_event_place(row["sealed_as"]))
+        except NodeError as error:
+            if error.kind is not ErrorKind.GONE:
+                raise
+            body = b""
+        bodies[row["event_id"]] = body
+    return Event(row["number"], row["at"], row["focus"], body, row["created"])
 
 
 def _subscription(store: "Store", row: Any) -> Subscription:
@@ -247,6 +568,12 @@ def _subscription(store: "Store", row: Any) -> Subscription:
         content=row["content"],
         timeout_s=row["timeout_s"],
         heartbeat_period_s=row["heartbeat_period_s"],
+        channel=row["channel"],
+        media_type=row["media_type"],
+        max_count=row["max_count"],
+        filters=tuple(row["filters"]),
+        ends_at=row["ends_at"],
+        owner=_owner(row),
         events_count=row["events_count"],
         failing_since=row["failing_since"],
         failures=row["failures"],
@@ -256,13 +583,31 @@ def _subscription(store: "Store", row: Any) -> Subscription:
     )
 
 
+def _owner(row: Any) -> Owner | None:
+    if row["owner"] is None:
+        return None
+    roles = row["person_roles"]
+    if roles is None:  # a program for itself
+        roles = row["client_roles"] or ()
+    return Owner(
+        row["owner"],
+        row["client_id"],
+        row["scopes"],
+        row["scope_patient_id"],
+        frozenset(Role(role) for role in roles),
+        row["registered"],
+        bool(row["shut"]),
+    )
+
+
 def _headers_place(subscription_id: UUID) -> dict[str, str]:
     return {"table": "subscriptions", "row": str(subscription_id), "column": "headers"}
 
 
-def _event_place(subscription_id: UUID, number: int) -> dict[str, str]:
-    return {
-        "table": "subscription_events",
-        "row": f"{subscription_id}/{number}",
-        "column": "body",
-    }
+def _event_place(row: str) -> dict[str, str]:
+    # The table in which bodies were when the first of them were sealed.
+    return {"table": "subscription_events", "row": row, "column": "body"}
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()

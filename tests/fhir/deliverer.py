@@ -8,9 +8,9 @@ from time import monotonic
 
 import aiohttp
 
-from fhir.subscriptions.hooks import Deliveries, ensure_relay_subscription
+from fhir.subscriptions.delivery import Dispatcher
+from fhir.subscriptions.relay import ensure_relay_subscription
 from node.store.store import open_store
-from node.worker import Worker
 from tests.fhir.rig import make_settings
 
 
@@ -24,10 +24,8 @@ async def deliver(dsn: str, key: str, relay_url: str, start: str) -> None:
     store = await open_store(dsn, Path(key), Path(key).parent / "objects", clock)
     settings = make_settings("http://127.0.0.1:9/fhir", relay_url=relay_url)
     async with aiohttp.ClientSession() as session:
-        deliveries = Deliveries(store, settings, session)
         await ensure_relay_subscription(store, settings)
-        handlers = {"deliver_notifications": deliveries.deliver_notifications}
-        await Worker(store.jobs, handlers).run()
+        await Dispatcher(store, settings, session, session).run()
 
 
 if __name__ == "__main__":

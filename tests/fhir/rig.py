@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +20,8 @@ from fhir.encoding.wire import Json, parse, to_bytes
 from fhir.encoding.xml import from_xml
 from fhir.rest.server import route_group
 from fhir.settings import FhirSettings
+from fhir.subscriptions.endpoints import read_endpoints
+from fhir.subscriptions.topics import read_topics
 from node.domain import lexicon
 from node.domain.access import Role
 from node.domain.disclosure import TierText
@@ -33,6 +36,7 @@ from node.workflow.reporting import draft_report
 from tests.factories import ALGORITHM, NOW, make_findings, make_patient
 
 JSON = {"Content-Type": "application/fhir+json"}
+TOPICS = Path(__file__).parents[2] / "config" / "topics"
 STUDY_UID = "2.25.3001"
 US_IMAGE = "1.2.840.10008.5.1.4.1.1.6.1"
 ACCESSION = "ACC-2026-000042"
@@ -181,7 +185,10 @@ def make_settings(base_url: str, **changes: Any) -> FhirSettings:
         site=Site("示范医院", "超声医学科", base_url.removesuffix("/fhir")),
         texts=TEXTS,
         department_phone="010-55551234",
-        hook_hosts=frozenset({"127.0.0.1", "localhost"}),
+        topics=read_topics({p.name: p.read_bytes() for p in TOPICS.glob("*.json")}),
+        endpoints=read_endpoints(
+            ["http://127.0.0.1", "http://localhost"], ["127.0.0.0/8", "::1/128"]
+        ),
         relay_secret=b"test secret",
     )
     return replace(settings, **changes)

@@ -17,7 +17,8 @@ import pytest
 
 from fhir.content.mapping import category_element, field_value
 from fhir.subscriptions import notification
-from fhir.subscriptions.hooks import Deliveries, ensure_relay_subscription
+from fhir.subscriptions.delivery import Dispatcher
+from fhir.subscriptions.relay import ensure_relay_subscription
 from node.app import patient_texts
 from node.domain import lexicon
 from node.domain.access import Role
@@ -56,7 +57,7 @@ class Life:
     rig: Rig
     hook: Hook
     clock: FrozenClock
-    deliveries: Deliveries
+    dispatcher: Dispatcher
     settled: Settled
     said: dict[str, str] = field(default_factory=dict)
 
@@ -69,10 +70,7 @@ class Life:
     async def deliver(self, name: str) -> None:
         """Keep what the relay is told."""
         before = len(self.hook.got)
-        jobs = self.rig.store.jobs
-        while job := await jobs.claim(["deliver_notifications"], "golden"):
-            await self.deliveries.deliver_notifications(job.payload)
-            await jobs.done(job)
+        await self.dispatcher.deliver_due()
         (_, body) = self.hook.got[before]
         self.said[name] = self.settled(body)
 
@@ -163,8 +161,8 @@ async def test_a_report_is_shown_and_told_as_agreed(
                 patient_handle: PATIENT_HANDLE,
             }
         )
-        deliveries = Deliveries(store, rig.settings, session)
-        life = Life(rig, hook, clock, deliveries, settled)
+        dispatcher = Dispatcher(store, rig.settings, session, session)
+        life = Life(rig, hook, clock, dispatcher, settled)
         await live(life)
     for name, text in life.said.items():
         check(name, text)

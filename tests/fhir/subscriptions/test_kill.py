@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from fhir.encoding.wire import parse
-from fhir.subscriptions.hooks import ensure_relay_subscription
+from fhir.subscriptions.relay import ensure_relay_subscription
 from tests.conftest import FrozenClock
 from tests.factories import make_findings, make_patient
 from tests.fhir.conftest import ROLES

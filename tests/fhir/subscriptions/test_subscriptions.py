@@ -1,11 +1,9 @@
 """Notifications: numbered, in order, at least once, masked (Backport IG on R4)."""
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -16,9 +14,10 @@ from aiohttp import web
 
 from fhir.content import concepts
 from fhir.encoding.wire import Json, parse
-from fhir.subscriptions import hooks
-from fhir.subscriptions.hooks import TOPICS, Deliveries, ensure_relay_subscription
+from fhir.subscriptions.delivery import Dispatcher
 from fhir.subscriptions.notification import BACKPORT
+from fhir.subscriptions.relay import ensure_relay_subscription, offer_binding
+from fhir.subscriptions.requests import RELAY
 from node.domain.access import Role
 from node.domain.errors import NodeError
 from node.store import people
@@ -31,6 +30,8 @@ from wechat.relay.hook import read_offer, verify_hook
 from wechat.relay.masked import Notification, read_notification
 
 ROLES = (Role.RADIOLOGIST, Role.EHR, Role.ADMINISTRATOR)
+SIGNED = "https://fhir.sononode.org/SubscriptionTopic/report-signed"
+RELEASED = "https://fhir.sononode.org/SubscriptionTopic/report-released"
 PHI = ("三", "Zhang", "MRN-0042", "13800008000", "197903050000", "2.25.3001", "ACC-")
 
 
@@ -97,25 +98,19 @@ class Channel:
     rig: Rig
     hook: Hook
     clock: FrozenClock
-    deliveries: Deliveries
+    dispatcher: Dispatcher
 
-    async def run_jobs(self) -> int:
-        """Carry out every delivery that is due; return how many there were."""
-        jobs, done = self.rig.store.jobs, 0
-        while job := await jobs.claim(["deliver_notifications"], "test"):
-            await self.deliveries.deliver_notifications(job.payload)
-            await jobs.done(job)
-            done += 1
-        return done
+    async def deliver(self) -> int:
+        """Make every call that is due; return how many there were."""
+        return await self.dispatcher.deliver_due()
 
     async def subscribe_relay(self) -> None:
         await ensure_relay_subscription(self.rig.store, self.rig.settings)
-        await self.run_jobs()
+        await self.deliver()
 
     async def relay_row(self) -> rows.Subscription:
         async with self.rig.store.db.transaction() as tx:
-            found = await rows.of_topic(tx, self.rig.store, hooks.RELEASED.url)
-        return found[0]
+            return await rows.read(tx, self.rig.store, RELAY)
 
 
 @asynccontextmanager
@@ -147,7 +142,9 @@ async def channel(store: Any, clock: FrozenClock) -> AsyncIterator[Channel]:
         rig.report = await publish_draft(
             store, rig.settings, findings=make_findings("2")
         )
-        yield Channel(rig, hook, clock, Deliveries(store, rig.settings, session))
+        yield Channel(
+            rig, hook, clock, Dispatcher(store, rig.settings, session, session)
+        )
 
 
 def make_subscription(endpoint: str, **changes: Any) -> dict[str, Any]:
@@ -167,7 +164,7 @@ def make_subscription(endpoint: str, **changes: Any) -> dict[str, Any]:
         "resourceType": "Subscription",
         "status": "requested",
         "reason": "test",
-        "criteria": hooks.SIGNED.url,
+        "criteria": SIGNED,
         "channel": {**channel, **changes.pop("channel", {})},
     }
     return {**subscription, **changes}
@@ -178,7 +175,7 @@ async def test_a_signed_report_reaches_the_relay_masked_and_numbered(
 ) -> None:
     await channel.subscribe_relay()
     assert (await channel.rig.sign(conclusion="张三 benign")).status == 200
-    await channel.run_jobs()
+    await channel.deliver()
     assert channel.hook.kinds == ["handshake", "event-notification"]
     assert channel.hook.numbers == [1]
     number, report = channel.hook.masked[0].events[0]
@@ -194,7 +191,7 @@ async def test_a_signed_report_reaches_the_relay_masked_and_numbered(
 async def test_an_unsigned_edit_tells_nobody(channel: Channel) -> None:
     await channel.subscribe_relay()
     await channel.rig.put(channel.rig.report_path, status="preliminary")
-    assert await channel.run_jobs() == 0
+    assert await channel.deliver() == 0
 
 
 async def test_a_suspicious_report_shows_no_grade_until_the_patient_was_told(
@@ -210,13 +207,13 @@ async def test_a_suspicious_report_shows_no_grade_until_the_patient_was_told(
         entry, await rig.edited(rig.report_path, status="final")
     )
     assert signed.status == 200, signed.raw
-    await channel.run_jobs()
+    await channel.deliver()
     report = channel.hook.masked[-1].events[0][1]
     assert (report.state, report.category, report.text_zh) == ("ready", None, "")
     assert b'"4B"' not in channel.hook.got[-1][1]
     told = await rig.ask("POST", "/Communication", told_by("phone", rig)["resource"])
     assert told.status == 201, told.raw
-    await channel.run_jobs()
+    await channel.deliver()
     number, report = channel.hook.masked[-1].events[0]
     assert (number, report.state, report.category) == (2, "released", "4B")
 
@@ -227,7 +224,7 @@ async def test_a_withdrawn_report_is_withdrawn_on_the_phone(channel: Channel) ->
     await rig.sign()
     entry = await rig.edited(rig.report_path, status="entered-in-error")
     assert (await rig.transact(entry, because(rig))).status == 200
-    await channel.run_jobs()
+    await channel.deliver()
     states = [n.events[0][1].state for n in channel.hook.masked]
     assert states == ["released", "withdrawn"]
 
@@ -242,11 +239,11 @@ async def test_a_failing_subscriber_gets_everything_later_in_order(
     for status in ("amended", "corrected"):
         entry = await rig.edited(rig.report_path, status=status)
         assert (await rig.transact(entry, because(rig))).status == 200
-    await channel.run_jobs()
+    await channel.deliver()
     assert channel.hook.numbers == []
     for _ in range(8):
         channel.clock.advance(seconds=5)
-        await channel.run_jobs()
+        await channel.deliver()
     assert channel.hook.numbers == [1, 2, 3]
     assert (await channel.relay_row()).failures == 0
 
@@ -260,7 +257,7 @@ async def test_a_dead_subscriber_is_given_up_and_its_counter_keeps_rising(
     await rig.sign()
     days = 0
     while (await channel.relay_row()).status == "active":
-        await channel.run_jobs()
+        await channel.deliver()
         channel.clock.advance(seconds=6 * 3600)
         days += 0.25
         assert days < 5
@@ -282,7 +279,7 @@ async def test_a_dead_subscriber_is_given_up_and_its_counter_keeps_rising(
     } in said
     channel.hook.answers = []
     await ensure_relay_subscription(rig.store, rig.settings)
-    await channel.run_jobs()
+    await channel.deliver()
     assert channel.hook.kinds[-3:] == [
         "handshake",
         "event-notification",
@@ -300,13 +297,13 @@ async def test_the_ehr_is_told_of_signed_reports_with_their_identity(
     )
     assert posted.status == 201, posted.raw
     assert posted.body["status"] == "requested"
-    await channel.run_jobs()
+    await channel.deliver()
     path = f"/Subscription/{posted.body['id']}"
     assert (await rig.read(path, role=Role.EHR))["status"] == "active"
     assert (await rig.sign()).status == 200
     disclosed = told_by("phone", rig)["resource"]
     assert (await rig.ask("POST", "/Communication", disclosed)).status == 201
-    await channel.run_jobs()
+    await channel.deliver()
     assert hook.headers[-1]["Authorization"] == "Bearer a:b"
     assert "X-Sononode-Signature" not in hook.headers[-1]
     assert hook.numbers == [1]
@@ -316,7 +313,7 @@ async def test_the_ehr_is_told_of_signed_reports_with_their_identity(
     assert event_numbers(events) == [1]
     assert len(events["entry"]) == 2
     ids = await rig.read(f"{path}/$events?content=id-only", role=Role.EHR)
-    assert len(ids["entry"]) == 1
+    assert "resource" not in ids["entry"][1]
     none = await rig.read(f"{path}/$events?eventsSinceNumber=2", role=Role.EHR)
     assert event_numbers(none) == []
 
@@ -327,8 +324,10 @@ async def test_an_id_only_subscriber_gets_no_report(channel: Channel) -> None:
     posted = await rig.ask("POST", "/Subscription", asked, role=Role.EHR)
     assert posted.status == 201
     await rig.sign()
-    await channel.run_jobs()
-    assert len(hook.bundles[-1]["entry"]) == 1
+    await channel.deliver()
+    focus = f"{rig.settings.base_url}{rig.report_path}"
+    named = {"fullUrl": focus, "request": {"method": "PUT", "url": rig.report_path[1:]}}
+    assert hook.bundles[-1]["entry"][1] == named | {"response": {"status": "200"}}
     assert str(rig.report_id).encode() in hook.got[-1][1]
 
 
@@ -340,7 +339,7 @@ async def test_a_hook_that_does_not_answer_the_handshake_is_in_error(
     posted = await rig.ask("POST", "/Subscription", asked, role=Role.EHR)
     path = f"/Subscription/{posted.body['id']}"
     for _ in range(4):
-        await channel.run_jobs()
+        await channel.deliver()
         channel.clock.advance(seconds=5)
     seen = await rig.read(path, role=Role.EHR)
     assert seen["status"] == "error"
@@ -349,7 +348,7 @@ async def test_a_hook_that_does_not_answer_the_handshake_is_in_error(
     match = {"If-Match": f'W/"{seen["meta"]["versionId"]}"'}
     answer = await rig.ask("PUT", path, again, role=Role.EHR, headers=match)
     assert answer.status == 200, answer.raw
-    await channel.run_jobs()
+    await channel.deliver()
     assert (await rig.read(path, role=Role.EHR))["status"] == "active"
 
 
@@ -411,7 +410,7 @@ async def test_what_we_cannot_do_for_a_subscriber_is_refused_by_name(
 async def test_nobody_moves_the_relays_own_subscription(channel: Channel) -> None:
     rig = channel.rig
     await channel.subscribe_relay()
-    path = f"/Subscription/{hooks.RELAY}"
+    path = f"/Subscription/{RELAY}"
     for role in (Role.EHR, Role.ADMINISTRATOR):
         seen = await rig.read(path, role=role)
         moved = {**seen, "status": "requested"}
@@ -429,7 +428,7 @@ async def test_an_administrator_cannot_subscribe_to_identities(
     asked = make_subscription(f"{channel.hook.url}/hook")
     answer = await rig.ask("POST", "/Subscription", asked, role=Role.ADMINISTRATOR)
     assert answer.status == 403
-    masked = {**asked, "criteria": hooks.RELEASED.url}
+    masked = {**asked, "criteria": RELEASED}
     answer = await rig.ask("POST", "/Subscription", masked, role=Role.ADMINISTRATOR)
     assert answer.status == 201
 
@@ -440,10 +439,10 @@ async def test_heartbeats_come_in_time_and_are_not_counted(channel: Channel) -> 
     asked = make_subscription(f"{hook.url}/hook", channel={"extension": [beat]})
     posted = await rig.ask("POST", "/Subscription", asked, role=Role.EHR)
     assert posted.status == 201, posted.raw
-    await channel.run_jobs()
+    await channel.deliver()
     for _ in range(3):
         channel.clock.advance(seconds=60)
-        await channel.run_jobs()
+        await channel.deliver()
     assert hook.kinds == ["handshake", "heartbeat", "heartbeat", "heartbeat"]
     seen = await rig.read(f"/Subscription/{posted.body['id']}", role=Role.EHR)
     match = {"If-Match": f'W/"{seen["meta"]["versionId"]}"'}
@@ -452,9 +451,9 @@ async def test_heartbeats_come_in_time_and_are_not_counted(channel: Channel) -> 
     answer = await rig.ask("PUT", path, again, role=Role.EHR, headers=match)
     assert answer.status == 200, answer.raw
     for _ in range(2):
-        await channel.run_jobs()
+        await channel.deliver()
         channel.clock.advance(seconds=60)
-    await channel.run_jobs()
+    await channel.deliver()
     assert hook.kinds[4:] == ["handshake", "heartbeat", "heartbeat"]
     assert parameter(hook.bundles[-1], "events-since-subscription-start") == "0"
 
@@ -471,7 +470,7 @@ async def test_an_erased_patients_events_leave_no_body_and_stop_nobody(
         await rig.store.ring.shred(tx, UUID(patient))
     assert (await rig.get(rig.report_path)).status == 410
     assert "entry" not in await rig.read("/DiagnosticReport")
-    await channel.run_jobs()
+    await channel.deliver()
     assert hook.numbers == []
     async with rig.store.db.transaction() as tx:
         row = await channel.relay_row()
@@ -497,23 +496,14 @@ async def test_a_desk_code_is_offered_to_the_relay_without_identity(
     async with running_hook("/hook/binding") as hook:
         settings = replace(rig.settings, relay_url=hook.url)
         async with aiohttp.ClientSession() as session:
-            deliveries = Deliveries(store, settings, session)
             payload = {"binding_id": str(binding.binding_id)}
-            await deliveries.offer_binding(payload)
+            await offer_binding(store, settings, session, payload)
             hook.answers = [503]
             with pytest.raises(NodeError):
-                await deliveries.offer_binding(payload)
+                await offer_binding(store, settings, session, payload)
     signature, body = hook.got[0]
     verify_hook(b"test secret", body, signature, datetime.now(UTC))
     offer = read_offer(body)
     assert offer.display == "张*"
     assert token.encode() not in body
     assert not [secret for secret in PHI if secret in body.decode()]
-
-
-def test_the_topics_on_paper_are_the_topics_we_have() -> None:
-    folder = Path(hooks.__file__).parents[2] / "config" / "topics"
-    written = [json.loads(p.read_text("utf-8")) for p in folder.glob("*.json")]
-    assert {(t["url"], t["title"]) for t in written} == {
-        (topic.url, topic.title) for topic in TOPICS.values()
-    }
