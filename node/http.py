@@ -130,6 +130,7 @@ class RouteGroup:
     `public` lists the route patterns (as registered) that need no caller.
     `admits` tells for which scopes a SMART token may come in here at all; without
     it the group is closed to tokens, whatever the roles behind them.
+    `on_shutdown` ends what would not end by itself with its request.
     `render_error` answers for everything under `prefix`, unknown paths
     included; it may choose another status than the one proposed.
     Every request is recorded in the audit trail, but for the patterns in
@@ -143,6 +144,7 @@ class RouteGroup:
     admits: Admits = field(default=lambda _: False)
     unrecorded: frozenset[str] = frozenset()
     describe: Describe | None = None
+    on_shutdown: Sequence[Callable[[web.Application], Awaitable[None]]] = ()
 
 
 def identity(request: web.Request) -> Identity:
@@ -234,6 +236,7 @@ def make_app(
     app.on_response_prepare.append(_record_first(access))
     app.cleanup_ctx.append(lambda _: _recording(recorder))
     for group in groups:
+        app.on_shutdown.extend(group.on_shutdown)
         for route in app.add_routes(group.routes):
             if route.resource is not None:
                 admissions[route.resource.canonical] = group.admits

@@ -28,9 +28,10 @@ from fhir.export.operations import Exports
 from fhir.rest.documents import Documents
 from fhir.rest.exchange import PREFIX, answered
 from fhir.rest.reading import Reading
-from fhir.rest.subscription_operations import SubscriptionOperations
+from fhir.rest.subscription_operations import SOCKET, SubscriptionOperations
 from fhir.rest.writing import Writing
 from fhir.settings import FhirSettings
+from fhir.subscriptions.sockets import Sockets
 from node.http import Failure, RouteGroup
 from node.store.resources import StaleVersion
 
@@ -45,7 +46,9 @@ def route_group(store: "Store", settings: FhirSettings, version: str) -> RouteGr
 
     Everything that is no route of a room here is 404 or 405.
     """
+    sockets = Sockets(store, settings)
     routes = [
+        web.get(SOCKET, sockets.serve),
         *_Metadata(store, settings, version).routes(),
         *SubscriptionOperations(store, settings).routes(),
         *AuditEvents(store, settings).routes(),
@@ -62,7 +65,8 @@ def route_group(store: "Store", settings: FhirSettings, version: str) -> RouteGr
                 for r in routes
             ),
         ],
-        public=frozenset({f"{PREFIX}/metadata"}),
+        public=frozenset({f"{PREFIX}/metadata", SOCKET}),
+        on_shutdown=(sockets.close,),
         unrecorded=frozenset({f"{PREFIX}/metadata"}),
         describe=partial(describe, store),
         admits=lambda _: (

@@ -20,6 +20,7 @@ from fhir.settings import FhirSettings
 from fhir.subscriptions.entitlement import opens, require_own, require_topic
 from fhir.subscriptions.notification import notification, status_parameters
 from fhir.subscriptions.requests import CONTENTS, read_id, topic_of
+from fhir.subscriptions.sockets import MOST_BOUND
 from node.domain.access import Identity
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from node.store.store import Store
 
 SOCKET = f"{PREFIX}/ws/subscriptions"
-MOST_BOUND = 50
 _TYPE = f"{PREFIX}/Subscription"
 _ONE = f"{_TYPE}/{{id}}"
 _TOKEN_LIFETIME = timedelta(minutes=15)

@@ -114,10 +114,16 @@ class Channel:
 
 
 @asynccontextmanager
-async def running_hook(path: str = "/hook", receive: Any = None) -> AsyncIterator[Hook]:
+async def running_hook(
+    path: str = "/hook",
+    receive: Any = None,
+    get: tuple[str, Any] | None = None,
+) -> AsyncIterator[Hook]:
     hook = Hook()
     app = web.Application()
     app.router.add_post(path, receive or hook.receive)
+    if get is not None:
+        app.router.add_get(*get)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
