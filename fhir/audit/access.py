@@ -44,6 +44,8 @@ _MODIFIERS = frozenset({"", "not", "missing", "exact", "contains", "identifier"}
 
 def describe(store: "Store", request: web.Request, status: int, noted: Noted) -> Told:
     """Return action, entity and details of a request, for `node.http.RouteGroup`."""
+    if (part := _of_export(request)) is not None:
+        return part
     interaction = _interaction(request)
     entity, detail = _entity(request, status), {}
     if noted.queries:
@@ -61,6 +63,17 @@ def describe(store: "Store", request: web.Request, status: int, noted: Noted) ->
         if len(noted.written) > 1 or (noted.written and "version" not in detail):
             detail["written"] = " ".join(noted.written)
     return Told(f"fhir {interaction}", entity, detail)
+
+
+def _of_export(request: web.Request) -> Told | None:
+    """Return what was done with a bulk export that was asked for before."""
+    export_id, number = map(request.match_info.get, ("export_id", "number"))
+    if export_id is None:
+        return None
+    step = "cancel" if request.method == hdrs.METH_DELETE else "status"
+    if number is not None:
+        step, export_id = "file", f"{export_id}/{number}"
+    return Told("fhir operation $export", f"Export/{export_id}", {"step": step})
 
 
 def told_query(store: "Store", kind: str, asked: Iterable[tuple[str, str]]) -> str:

@@ -1,7 +1,7 @@
 """`$export` over HTTP (Bulk Data Access 2.0): asked for, watched, fetched, removed.
 
-Only the program that asked for an export gets to know that it exists. Each step is
-audited, refusals too.
+Only the program that asked for an export gets to know that it exists. What is begun
+stands in the audit trail with it; each request does anyway (`fhir.audit`).
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from fhir.export.requests import (
 from fhir.rest.exchange import PREFIX
 from fhir.settings import FhirSettings
 from node.domain.access import Identity
-from node.domain.audit import AuditEntry, Outcome
+from node.domain.audit import AuditEntry, note_patient
 from node.domain.errors import ErrorKind, NodeError
 from node.http import identity
 from node.store import audit, exports
@@ -44,6 +44,7 @@ PATIENTS = f"{PREFIX}/Patient/$export"
 _ONE = f"{PREFIX}/exports/{{export_id:[0-9a-f-]{{36}}}}"
 _FILE = f"{_ONE}/{{number:[0-9]{{1,6}}}}.ndjson"
 _CHUNK = 1 << 20
+_PATIENTS_NAMED = 200
 _SOONEST_S, _LATEST_S = 2, 60
 
 Handler = Callable[[web.Request, Identity], Awaitable[web.StreamResponse]]
@@ -78,7 +79,7 @@ class Exports:
             issue = Issue("required", "send Prefer: respond-async", "Prefer")
             raise Refused([issue], 400)
         asked = await self._read(request, caller)
-        detail = {"types": ",".join(asked.types), "level": request.path}
+        detail = {"step": "kick-off", "types": ",".join(asked.types)}
         async with self._store.db.transaction() as tx:
             try:
                 export_id = await exports.begin(
@@ -90,8 +91,17 @@ class Exports:
                 )
             except TooManyExports as error:
                 raise _too_often(error.message, _LATEST_S) from None
-            entry = self._entry(caller, "fhir-export", f"Export/{export_id}", detail)
-            await audit.record(tx, entry)
+            await audit.record(
+                tx,
+                AuditEntry(
+                    at=self._store.clock(),
+                    actor=caller.user_id,
+                    role=",".join(sorted(role.value for role in caller.roles)),
+                    action="fhir operation $export",
+                    entity=f"Export/{export_id}",
+                    detail=detail,
+                ),
+            )
         place = f"{self._settings.base_url}/exports/{export_id}"
         told = Issue("informational", "the export is under way", severity="information")
         return respond([told], 202, {hdrs.CONTENT_LOCATION: place})
@@ -156,8 +166,6 @@ class Exports:
         export = await self._export(request, caller)
         async with self._store.db.transaction() as tx:
             await exports.remove(tx, self._store, export.id)
-            entry = self._entry(caller, "fhir-export-cancel", f"Export/{export.id}")
-            await audit.record(tx, entry)
         told = Issue("informational", "the export is removed", severity="information")
         return respond([told], 202)
 
@@ -170,6 +178,10 @@ class Exports:
             if found is None or export.state != "complete":
                 raise _unknown()
             sealer = await exports.key(tx, self._store, export.id)
+            # Who is among thousands is told by what was asked for.
+            few = await exports.patients_in(
+                tx, export.id, found.number, most=_PATIENTS_NAMED
+            )
         scopes = str(export.asked["scopes"])
         told = found.output == "error"  # notes on the request hold no resource
         if not told and not same_or_wider(caller, scopes, found.resource_type):
@@ -177,11 +189,8 @@ class Exports:
                 f"the token has no scope for this file of {found.resource_type}",
                 ErrorKind.FORBIDDEN,
             )
-        async with self._store.db.transaction() as tx:
-            name = f"Export/{export.id}/{found.number}"
-            detail = {"type": found.resource_type}
-            entry = self._entry(caller, "fhir-export-read", name, detail)
-            await audit.record(tx, entry)
+        for patient_id in few:
+            note_patient(patient_id)
         reader = await asyncio.to_thread(
             exports.read_file, self._store, sealer, export.id, found
         )
@@ -208,45 +217,15 @@ class Exports:
     def _told(
         self, handler: Handler
     ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        """Return `handler` for programs that may export; refusals are audited."""
+        """Return `handler` for programs that may export, with its refusals worded."""
 
         async def told(request: web.Request) -> web.StreamResponse:
-            caller = identity(request)
             try:
-                return await handler(request, exporter(caller))
-            except NodeError as error:
-                if error.kind is ErrorKind.FORBIDDEN:
-                    await self._record_refusal(caller, request)
-                if isinstance(error, Refused):
-                    return shaped(refusal(error), readable(request))
-                raise
+                return await handler(request, exporter(identity(request)))
+            except Refused as error:
+                return shaped(refusal(error), readable(request))
 
         return told
-
-    async def _record_refusal(self, caller: Identity, request: web.Request) -> None:
-        export_id = request.match_info.get("export_id")
-        entity = f"Export/{export_id}" if export_id else "Export"
-        entry = self._entry(caller, "fhir-export", entity, outcome=Outcome.REFUSED)
-        async with self._store.db.transaction() as tx:
-            await audit.record(tx, entry)
-
-    def _entry(
-        self,
-        caller: Identity,
-        action: str,
-        entity: str,
-        detail: dict[str, str] | None = None,
-        outcome: Outcome = Outcome.SUCCESS,
-    ) -> AuditEntry:
-        return AuditEntry(
-            at=self._store.clock(),
-            actor=caller.user_id,
-            role=",".join(sorted(role.value for role in caller.roles)),
-            action=action,
-            entity=entity,
-            outcome=outcome,
-            detail=detail or {},
-        )
 
 
 def manifest(base_url: str, export: Export, written: list[File]) -> Json:

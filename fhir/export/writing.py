@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from node.store.keys import Sealer
     from node.store.store import Store
 
-PAGE = 500
+PAGE = 200
 RESOURCES_A_FILE = 20_000
 BYTES_A_FILE = 128 << 20
 _AGAIN = timedelta(seconds=1)

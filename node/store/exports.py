@@ -398,6 +398,20 @@ async def files(tx: "Transaction", export_id: UUID) -> list[File]:
     return [File(**dict(row)) for row in rows]
 
 
+async def patients_in(
+    tx: "Transaction", export_id: UUID, number: int, *, most: int
+) -> list[UUID]:
+    """Return who is in a file; nobody where it is more than `most`."""
+    found: list[UUID] | None = await tx.fetchval(
+        "select patients from export_files where export_id = $1 and number = $2"
+        " and cardinality(patients) <= $3",
+        export_id,
+        number,
+        most,
+    )
+    return found or []
+
+
 # --- inside -----------------------------------------------------------------------
 
 
