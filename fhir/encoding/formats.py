@@ -9,6 +9,7 @@ import asyncio
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qsl
 
 from aiohttp import hdrs, web
@@ -16,6 +17,9 @@ from aiohttp import hdrs, web
 from fhir.encoding.outcome import CONTENT_TYPE, Issue, Refused
 from fhir.encoding.wire import parse, to_bytes
 from fhir.encoding.xml import from_xml, to_xml
+
+if TYPE_CHECKING:
+    from multidict import MultiMapping
 
 XML_CONTENT_TYPE = "application/fhir+xml"
 JSON_PATCH = "application/json-patch+json"
@@ -231,7 +235,12 @@ def check_content_type(request: web.Request, taken: Sequence[str]) -> None:
         raise Refused([Issue("not-supported", "this is FHIR R4, 4.0")], 415)
 
 
-def prefers(request: web.Request, what: str) -> str | None:
+class _Sent(Protocol):
+    @property
+    def headers(self) -> "MultiMapping[str]": ...
+
+
+def prefers(request: _Sent, what: str) -> str | None:
     """Return the value of a preference (RFC 7240) such as return or handling."""
     for header in request.headers.getall("Prefer", []):
         for part in header.replace(";", ",").split(","):

@@ -9,6 +9,7 @@ from aiohttp import web
 from fhir.encoding.wire import Json, to_bytes
 from node.domain.errors import ErrorKind, NodeError
 from node.http import HTTP_STATUS, Failure
+from node.store.database import TooCostly
 from node.store.resources import StaleVersion
 
 CONTENT_TYPE = "application/fhir+json"
@@ -90,6 +91,8 @@ def refusal(error: NodeError) -> web.Response:
         etag = {"ETag": f'W/"{error.current}"'}
         issue = Issue("conflict", error.message)
         return respond([issue], HTTPStatus.PRECONDITION_FAILED, etag)
+    if isinstance(error, TooCostly):
+        return respond([Issue("too-costly", error.message)], status)
     issue = Issue(ISSUE_CODE[error.kind], error.message, error.expression)
     return respond([issue], status)
 

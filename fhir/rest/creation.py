@@ -1,8 +1,8 @@
 """New and changed resources that other systems send: patients, orders, people."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 from uuid import UUID, uuid4
 
 from fhir.content.masked import is_masked
@@ -12,12 +12,14 @@ from fhir.encoding.outcome import Issue, Refused
 from fhir.encoding.wire import Json, reference_parts, with_identity
 from fhir.search import bundles
 from fhir.search.parameters import index_of
+from fhir.security.access import Interaction, require, require_scope
 from fhir.settings import FhirSettings
 from fhir.subscriptions import events, requests
 from node.domain.access import Identity
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
 from node.store import audit, resources, search, studies
+from node.store.database import limited
 from node.store.resources import Stored
 from node.store.search import Query
 
@@ -26,10 +28,14 @@ if TYPE_CHECKING:
     from node.store.store import Store
 
 
+# A search: as it stands behind a question mark, or read.
+Condition = str | Sequence[tuple[str, str]]
+
+
 class Clerk:
     """Takes resources of other systems in, for one caller and one transaction.
 
-    `notes` is what the caller should know of what was stored.
+    When all of them are in, `record` writes the audit trail.
     """
 
     def __init__(
@@ -39,11 +45,12 @@ class Clerk:
         settings: FhirSettings,
         identity: Identity,
     ) -> None:
-        self._tx = tx
+        self.tx = tx
         self._store = store
         self._settings = settings
         self._identity = identity
-        self.notes: list[str] = []
+        self._notes: list[str] = []
+        self._entries: list[AuditEntry] = []
         self._create: Mapping[str, Callable[[Json], Awaitable[Stored]]] = {
             "Patient": self._create_patient,
             "ServiceRequest": self._create_order,
@@ -56,41 +63,62 @@ class Clerk:
         _refuse_masked(resource)
         return await self._create[resource["resourceType"]](resource)
 
+    def noted(self) -> list[str]:
+        """Return what the caller should know of what was stored since it last asked."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    async def record(self) -> None:
+        """Record who has written what; nobody else can until the transaction ends."""
+        for entry in self._entries:
+            await audit.record(self.tx, entry)
+        self._entries.clear()
+
+    async def reserve(self, conditions: Iterable[tuple[str, Condition]]) -> None:
+        """Wait for who asks the same at this moment: one finds what another creates.
+
+        Always in the same order, so that two never wait for each other.
+        """
+        asked = {f"{kind}?{urlencode(_pairs(told))}" for kind, told in conditions}
+        for text in sorted(asked):
+            await self.tx.execute(
+                "select pg_advisory_xact_lock(hashtextextended($1, 0))", text
+            )
+
     async def find_existing(
-        self, resource_type: str, if_none_exist: str
+        self, resource_type: str, condition: Condition, what: str
     ) -> Stored | None:
-        """Return what If-None-Exist already finds (FHIR R4 3.1.0.8.1).
+        """Return the one resource that a condition finds (FHIR R4 3.1.0.8.1).
 
         Refused with 412 when it finds several, 400 when it asks for nothing
         that we can search by: a duplicate must not come from a typing error.
         """
-        # Two equal requests at the same moment find each other's result.
-        await self._tx.execute(
-            "select pg_advisory_xact_lock(hashtextextended($1, 0))",
-            f"{resource_type}?{if_none_exist}",
-        )
+        require(self._identity, resource_type, Interaction.SEARCH)
+        require_scope(self._identity, resource_type, "s", whole=True)
+        await self.reserve([(resource_type, condition)])
         request = bundles.read_request(
             resource_type,
-            parse_qsl(if_none_exist.lstrip("?"), keep_blank_values=True),
+            _pairs(condition),
             sees_identity=self._identity.sees_identity,
             strict=True,
             page_size=2,
         )
         if not request.criteria:
-            raise Refused([Issue("invalid", "If-None-Exist asks for nothing")], 400)
+            raise Refused([Issue("invalid", f"{what} asks for nothing")], 400)
         query = Query(resource_type, tuple(request.criteria), count=2)
-        page = await search.search(self._tx, self._store, query)
+        async with limited(self.tx):
+            page = await search.search(self.tx, self._store, query)
         if len(page.matches) > 1:
-            issue = Issue("multiple-matches", "If-None-Exist finds several resources")
+            issue = Issue("multiple-matches", f"{what} finds several resources")
             raise Refused([issue], 412, ErrorKind.CONFLICT)
         return page.matches[0] if page.matches else None
 
     async def _create_patient(self, resource: Json) -> Stored:
         told = read_patient(resource, self._settings.systems)
         patient_id = await studies.upsert_patient(
-            self._tx, self._store, told, at=self._store.clock(), replace=True
+            self.tx, self._store, told, at=self._store.clock(), replace=True
         )
-        known = await resources.lock(self._tx, "Patient", str(patient_id))
+        known = await resources.lock(self.tx, "Patient", str(patient_id))
         if known:
             issue = Issue(
                 "duplicate",
@@ -107,8 +135,8 @@ class Clerk:
 
     async def _place(self, resource: Json, order_id: str, patient_id: UUID) -> None:
         """Bring an order to the worklist, in the transaction that stores it."""
-        self.notes += await place_service_request(
-            self._tx, self._store, self._settings, resource, order_id, patient_id
+        self._notes += await place_service_request(
+            self.tx, self._store, self._settings, resource, order_id, patient_id
         )
 
     async def _create_practitioner(self, resource: Json) -> Stored:
@@ -124,7 +152,7 @@ class Clerk:
         self, resource: Json, subscription_id: UUID, *, known: bool
     ) -> Json:
         return await requests.accept(
-            self._tx,
+            self.tx,
             self._store,
             self._settings,
             self._identity,
@@ -139,7 +167,7 @@ class Clerk:
         kind, resource_id = resource["resourceType"], resource["id"]
         if kind == "Subscription":
             await self._audit(kind, resource_id, new=False)
-        current = await resources.lock(self._tx, kind, resource_id)
+        current = await resources.lock(self.tx, kind, resource_id)
         if current == 0:
             raise NodeError(f"{kind}/{resource_id} is not known", ErrorKind.NOT_FOUND)
         if current != expected:
@@ -157,7 +185,7 @@ class Clerk:
     async def _update_identity(self, resource: Json) -> UUID:
         told = read_patient(resource, self._settings.systems)
         known = await studies.find_patient(
-            self._tx, self._store, issuer=told.issuer, patient_id=told.patient_id
+            self.tx, self._store, issuer=told.issuer, patient_id=told.patient_id
         )
         if known is None or str(known) != resource["id"]:
             raise NodeError(
@@ -166,7 +194,7 @@ class Clerk:
                 expression="Patient.identifier",
             )
         return await studies.upsert_patient(
-            self._tx, self._store, told, at=self._store.clock(), replace=True
+            self.tx, self._store, told, at=self._store.clock(), replace=True
         )
 
     async def _patient_of(self, resource: Json) -> UUID:
@@ -184,7 +212,7 @@ class Clerk:
         )
         if parts is None or parts[0] != "Patient":
             raise fault
-        if await resources.find(self._tx, self._store, *parts) is None:
+        if await resources.find(self.tx, self._store, *parts) is None:
             raise fault
         return UUID(parts[1])
 
@@ -198,7 +226,7 @@ class Clerk:
     ) -> Stored:
         kind = resource["resourceType"]
         stored = await resources.write(
-            self._tx,
+            self.tx,
             self._store,
             kind,
             resource_id,
@@ -211,26 +239,33 @@ class Clerk:
         if kind != "Subscription":
             await self._audit(kind, resource_id, new=not expected)
         await events.resources_changed(
-            self._tx, self._store, self._settings, [(kind, resource_id)]
+            self.tx, self._store, self._settings, [(kind, resource_id)]
         )
         return stored
 
     async def _audit(self, kind: str, resource_id: str, *, new: bool) -> None:
-        """Record who has written; the audit trail is locked until the end of `tx`.
+        """Put down who has written.
 
         Signing locks the trail first and subscriptions after it, so a
         Subscription is recorded before it is written; everything else last.
         """
-        await audit.record(
-            self._tx,
+        self._entries.append(
             AuditEntry(
                 at=self._store.clock(),
                 actor=self._identity.user_id,
                 role=",".join(sorted(role.value for role in self._identity.roles)),
                 action="fhir-create" if new else "fhir-update",
                 entity=f"{kind}/{resource_id}",
-            ),
+            )
         )
+        if kind == "Subscription":
+            await self.record()
+
+
+def _pairs(condition: Condition) -> Sequence[tuple[str, str]]:
+    if isinstance(condition, str):
+        return parse_qsl(condition.lstrip("?"), keep_blank_values=True)
+    return condition
 
 
 def _refuse_masked(resource: Json) -> None:

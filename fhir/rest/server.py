@@ -25,7 +25,9 @@ from fhir.encoding.formats import (
 )
 from fhir.encoding.outcome import Refused, refusal, render_error
 from fhir.export.operations import Exports
+from fhir.rest.bundled import Bundled
 from fhir.rest.documents import Documents
+from fhir.rest.everything import Everything
 from fhir.rest.exchange import PREFIX, answered
 from fhir.rest.reading import Reading
 from fhir.rest.subscription_operations import SOCKET, SubscriptionOperations
@@ -33,6 +35,7 @@ from fhir.rest.writing import Writing
 from fhir.settings import FhirSettings
 from fhir.subscriptions.sockets import Sockets
 from node.http import Failure, RouteGroup
+from node.store.database import TooCostly
 from node.store.resources import StaleVersion
 
 if TYPE_CHECKING:
@@ -47,13 +50,18 @@ def route_group(store: "Store", settings: FhirSettings, version: str) -> RouteGr
     Everything that is no route of a room here is 404 or 405.
     """
     sockets = Sockets(store, settings)
+    reading, writing = Reading(store, settings), Writing(store, settings)
+    everything = Everything(store, settings)
+    bundled = Bundled(store, settings, reading, writing, everything.everything)
     routes = [
         web.get(SOCKET, sockets.serve),
         *_Metadata(store, settings, version).routes(),
         *SubscriptionOperations(store, settings).routes(),
         *AuditEvents(store, settings).routes(),
-        *Reading(store, settings).routes(),
-        *Writing(store, settings).routes(),
+        *everything.routes(),
+        *reading.routes(),
+        *writing.routes(),
+        *bundled.routes(),
     ]
     return RouteGroup(
         prefix=PREFIX,
@@ -109,7 +117,7 @@ def _told(handler: Handler) -> Handler:
             return shaped(refusal(error), readable(request))
         try:
             response = await handler(request)
-        except (Refused, StaleVersion) as error:
+        except (Refused, StaleVersion, TooCostly) as error:
             response = refusal(error)
         if not isinstance(response, web.Response):
             return response  # sent piece by piece, in a form of its own

@@ -1,6 +1,7 @@
-"""Writing over HTTP: create, update, patch and transaction (FHIR R4 3.1.0.4-11)."""
+"""Writing: create, update, patch, and what cannot be deleted (FHIR R4 3.1.0.4-8)."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from aiohttp import hdrs, web
@@ -19,30 +20,41 @@ from fhir.encoding.outcome import STORED, Issue, Refused, outcome
 from fhir.encoding.patch import Patch, read_fhirpath_patch, read_json_patch
 from fhir.encoding.wire import Json, parse
 from fhir.rest.creation import Clerk
-from fhir.rest.exchange import ONE, PREFIX, TYPE, Answers, allowed, answered
-from fhir.rest.transaction import (
-    read_transaction,
-    resolve_patches,
-    to_response,
-    version_of_etag,
+from fhir.rest.exchange import (
+    ONE,
+    TYPE,
+    Answers,
+    Asked,
+    answered,
+    not_offered,
+    over_http,
 )
-from fhir.security.access import Interaction, require, require_scope
+from fhir.rest.transaction import version_of_etag
+from fhir.security.access import PERMITS, Interaction, require
 from fhir.settings import FhirSettings
-from node.domain.access import Action, Identity
+from node.domain.access import Identity
 from node.domain.errors import ErrorKind, NodeError
-from node.http import identity
 from node.store import resources
-from node.store.resources import StaleVersion, Stored
+from node.store.resources import StaleVersion
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
     from node.store.store import Store
 
 _EDITED = frozenset({"DiagnosticReport", "Observation"})
+# What an EHR keeps itself and may name by its own identifiers when it changes it.
+CONDITIONALLY_UPDATED = frozenset({"Patient", "ServiceRequest"})
+_KEPT: Mapping[str, str] = {
+    "DiagnosticReport": "a report is withdrawn with the status entered-in-error",
+    "Observation": "it is withdrawn with its report",
+    "ServiceRequest": "an order ends with the status revoked or entered-in-error",
+    "Subscription": "a subscription ends with the status off",
+    "Patient": "a patient is erased by those who run the node, never over FHIR",
+}
 
 
 class Writing:
-    """The handlers of all that changes something."""
+    """All that changes something."""
 
     def __init__(self, store: "Store", settings: FhirSettings) -> None:
         self._store = store
@@ -52,74 +64,110 @@ class Writing:
     def routes(self) -> list[web.RouteDef]:
         """Return the routes of the writing interactions."""
         return [
-            web.post(PREFIX, self.transaction),
-            web.post(f"{PREFIX}/", self.transaction),
-            web.post(TYPE, self.create),
-            web.put(ONE, self.update),
-            web.patch(ONE, self.patch),
+            web.post(TYPE, over_http(self.create)),
+            web.put(TYPE, over_http(self.update_found)),
+            web.put(ONE, over_http(self.update)),
+            web.patch(ONE, over_http(self.patch, read_patch=_read_patch)),
+            web.delete(ONE, over_http(self.delete)),
         ]
 
-    async def create(self, request: web.Request) -> web.Response:
+    async def create(self, asked: Asked) -> web.Response:
         """Store a new resource; 200 with the old one when If-None-Exist finds it."""
-        caller, kind = allowed(request, Interaction.CREATE)
-        notes: list[str] = []
-        resource = read_resource(await read_body(request), kind)
-        async with self._store.db.transaction() as tx:
-            if kind == "Communication":
+        asked.allowed(Interaction.CREATE)
+        caller, kind = asked.caller, asked.kind
+        condition = asked.headers.get("If-None-Exist")
+        resource = await asked.resource(kind)
+        if kind == "Provenance":
+            raise NodeError(
+                "a Provenance is sent in the transaction whose reason it gives",
+                ErrorKind.RULE,
+            )
+        if kind == "Communication":
+            async with self._store.db.transaction() as tx:
                 edit = Edit(communication=resource)
                 done = await edit_report(tx, self._store, self._settings, caller, edit)
-                stored = done.communication
-            elif kind == "Provenance":
-                raise NodeError(
-                    "a Provenance is sent in the transaction whose reason it gives",
-                    ErrorKind.RULE,
-                )
-            else:
-                clerk = Clerk(tx, self._store, self._settings, caller)
-                condition = request.headers.get("If-None-Exist")
-                if condition is not None:
-                    require_scope(caller, kind, "s", whole=True)
-                    known = await clerk.find_existing(kind, condition)
-                    if known is not None:
-                        return self._answers.written(request, caller, known, 200)
-                stored = await clerk.create(resource)
-                notes = clerk.notes
-        if stored is None:
-            raise NodeError("nothing was written", ErrorKind.INTEGRITY)
-        return self._answers.written(request, caller, stored, 201, notes)
+            if done.communication is None:
+                raise NodeError("nothing was written", ErrorKind.INTEGRITY)
+            return self._answers.written(asked, done.communication, 201)
+        async with self._clerk(asked) as clerk:
+            if condition is not None:
+                known = await clerk.find_existing(kind, condition, "If-None-Exist")
+                if known is not None:
+                    return self._answers.written(asked, known, 200)
+            stored = await clerk.create(resource)
+            notes = clerk.noted()
+        return self._answers.written(asked, stored, 201, notes)
 
-    async def update(self, request: web.Request) -> web.Response:
+    async def update(self, asked: Asked) -> web.Response:
         """Store the next version of a resource; needs If-Match (428, 412)."""
-        caller, kind = allowed(request, Interaction.UPDATE)
-        resource = read_resource(await read_body(request), kind)
-        if resource.get("id") != request.match_info["id"]:
-            issue = Issue("invalid", "id and address differ", f"{kind}.id")
+        asked.allowed(Interaction.UPDATE)
+        resource = await asked.resource(asked.kind)
+        if resource.get("id") != asked.resource_id:
+            issue = Issue("invalid", "id and address differ", f"{asked.kind}.id")
             raise Refused([issue], 400)
-        if kind == "Task":
-            return await self._retry(request, caller, resource)
-        expected = version_of_etag(request.headers.get(hdrs.IF_MATCH))
-        async with self._store.db.transaction() as tx:
-            change = Change(resource, expected)
-            stored, notes = await self._replace(tx, request, caller, change)
-        return self._answers.written(request, caller, stored, 200, notes)
+        if asked.kind == "Task":
+            return await self._retry(asked, resource)
+        expected = version_of_etag(asked.headers.get(hdrs.IF_MATCH))
+        return await self._replaced(asked, resource, expected)
 
-    async def patch(self, request: web.Request) -> web.Response:
+    async def update_found(self, asked: Asked) -> web.Response:
+        """Update what a search finds, or create it (conditional update, 3.1.0.4.3).
+
+        Who names a resource by its own identifier has not read it and knows no
+        version: If-Match is taken, but not needed.
+        """
+        kind = asked.kind
+        if kind in PERMITS and kind not in CONDITIONALLY_UPDATED:
+            raise not_offered(f"a {kind} is updated by its id", kind, one=False)
+        asked.allowed(Interaction.UPDATE)
+        resource = await asked.resource(kind)
+        condition = asked.headers.get(hdrs.IF_MATCH)
+        expected = version_of_etag(condition) if condition else None
+        async with self._clerk(asked) as clerk:
+            known = await clerk.find_existing(kind, asked.query, "a conditional update")
+            if known is None:
+                asked.allowed(Interaction.CREATE)
+                if "id" in resource:
+                    issue = Issue("invalid", "ids are chosen here", f"{kind}.id")
+                    raise Refused([issue], 422, ErrorKind.RULE)
+                if expected is not None:
+                    raise StaleVersion(kind, "", 0)
+                stored, status = await clerk.create(resource), 201
+            else:
+                if resource.setdefault("id", known.resource_id) != known.resource_id:
+                    issue = Issue("invalid", "another id is found", f"{kind}.id")
+                    raise Refused([issue], 400)
+                version = known.version if expected is None else expected
+                stored, status = await clerk.update(resource, version), 200
+            notes = clerk.noted()
+        return self._answers.written(asked, stored, status, notes)
+
+    async def patch(self, asked: Asked) -> web.Response:
         """Store what a patch makes of a resource; the rest is as for a PUT of that."""
-        caller, kind = allowed(request, Interaction.PATCH)
-        require(caller, kind, Interaction.READ)  # a patch can try what is there
-        resource_id, patched = request.match_info["id"], await _read_patch(request)
-        if kind == "Task":
+        asked.allowed(Interaction.PATCH)
+        require(asked.caller, asked.kind, Interaction.READ)  # it can try what is there
+        patched = await asked.patch()
+        if asked.kind == "Task":
             async with self._store.db.connection() as tx:
-                task = await failed_task(tx, self._store, resource_id)
-            return await self._retry(request, caller, _valid(patched(task)))
-        expected = version_of_etag(request.headers.get(hdrs.IF_MATCH))
-        async with self._store.db.transaction() as tx:
-            seen = await self._seen(tx, caller, kind, resource_id, expected)
-            change = Change(_valid(patched(seen)), expected)
-            stored, notes = await self._replace(tx, request, caller, change)
-        return self._answers.written(request, caller, stored, 200, notes)
+                task = await failed_task(tx, self._store, asked.resource_id)
+            return await self._retry(asked, _valid(patched(task)))
+        expected = version_of_etag(asked.headers.get(hdrs.IF_MATCH))
 
-    async def _seen(
+        async def wanted(tx: "Transaction") -> Json:
+            seen = await self.seen(
+                tx, asked.caller, asked.kind, asked.resource_id, expected
+            )
+            return _valid(patched(seen))
+
+        return await self._replaced(asked, wanted, expected)
+
+    async def delete(self, asked: Asked) -> web.Response:
+        """Refuse (405), and say what is done instead: what was told stays told."""
+        require(asked.caller, asked.kind, Interaction.READ)
+        instead = _KEPT.get(asked.kind, "what others may have read is kept")
+        raise not_offered(f"nothing is deleted: {instead}", asked.kind, one=True)
+
+    async def seen(
         self,
         tx: "Transaction",
         caller: Identity,
@@ -137,57 +185,47 @@ class Writing:
             raise StaleVersion(kind, resource_id, stored.version)
         return seen
 
-    async def _replace(
-        self, tx: "Transaction", request: web.Request, caller: Identity, change: Change
-    ) -> tuple[Stored, Sequence[str]]:
-        """Store the next version of a resource: the one way for PUT and PATCH."""
-        kind = str(change.resource["resourceType"])
-        if kind in _EDITED:
-            edit = _edit_of(request, kind, change)
-            done = await edit_report(tx, self._store, self._settings, caller, edit)
-            return done.resources[kind, change.resource["id"]], ()
-        clerk = Clerk(tx, self._store, self._settings, caller)
-        stored = await clerk.update(change.resource, change.expected)
-        return stored, clerk.notes
-
-    async def _retry(
-        self, request: web.Request, caller: Identity, task: Json
+    async def _replaced(
+        self,
+        asked: Asked,
+        wanted: "Json | Callable[[Transaction], Awaitable[Json]]",
+        expected: int,
     ) -> web.Response:
+        """Store the next version of a resource: the one way for PUT and PATCH."""
+        notes: Sequence[str] = ()
+        if asked.kind in _EDITED:
+            async with self._store.db.transaction() as tx:
+                resource = wanted if isinstance(wanted, dict) else await wanted(tx)
+                edit = _edit_of(asked, Change(resource, expected))
+                done = await edit_report(
+                    tx, self._store, self._settings, asked.caller, edit
+                )
+            stored = done.resources[asked.kind, asked.resource_id]
+            return self._answers.written(asked, stored, 200)
+        async with self._clerk(asked) as clerk:
+            resource = wanted if isinstance(wanted, dict) else await wanted(clerk.tx)
+            stored = await clerk.update(resource, expected)
+            notes = clerk.noted()
+        return self._answers.written(asked, stored, 200, notes)
+
+    @asynccontextmanager
+    async def _clerk(self, asked: Asked) -> AsyncIterator[Clerk]:
+        """Yield who takes it in, for the transaction that this is a part of."""
+        if asked.clerk is not None:
+            yield asked.clerk
+            return
         async with self._store.db.transaction() as tx:
-            done = await retry_task(tx, self._store, caller, task["id"], task)
-        wanted = prefers(request, "return")
+            clerk = Clerk(tx, self._store, self._settings, asked.caller)
+            yield clerk
+            await clerk.record()
+
+    async def _retry(self, asked: Asked, task: Json) -> web.Response:
+        async with self._store.db.transaction() as tx:
+            done = await retry_task(tx, self._store, asked.caller, task["id"], task)
+        wanted = prefers(asked, "return")
         if wanted == "OperationOutcome":
             return answered(outcome([STORED]))
         return web.Response() if wanted == "minimal" else answered(done)
-
-    async def transaction(self, request: web.Request) -> web.Response:
-        """Carry out a transaction Bundle that edits one report, all or nothing."""
-        caller = identity(request)
-        caller.require(Action.EDIT_REPORT)
-        bundle = read_resource(await read_body(request), "Bundle")
-        wanted = prefers(request, "return")
-        shown = wanted == "representation"
-        async with self._store.db.transaction() as tx:
-
-            async def seen(kind: str, resource_id: str, expected: int) -> Json:
-                require(caller, kind, Interaction.PATCH)
-                require(caller, kind, Interaction.READ)
-                return await self._seen(tx, caller, kind, resource_id, expected)
-
-            edit, entries = read_transaction(await resolve_patches(bundle, seen))
-            for entry in entries:
-                written = entry.method == hdrs.METH_POST
-                interaction = Interaction.CREATE if written else Interaction.UPDATE
-                kind = str(entry.resource["resourceType"])
-                require(caller, kind, interaction)
-                if shown:
-                    require_scope(caller, kind, "r", whole=True)
-            done = await edit_report(tx, self._store, self._settings, caller, edit)
-        show = self._answers.show(caller) if shown else None
-        told = wanted == "OperationOutcome"
-        return answered(
-            to_response(entries, done, self._settings.base_url, show, told=told)
-        )
 
 
 async def _read_patch(request: web.Request) -> Patch:
@@ -202,9 +240,9 @@ def _valid(resource: Json) -> Json:
     return resource
 
 
-def _edit_of(request: web.Request, kind: str, change: Change) -> Edit:
-    header = request.headers.get("X-Provenance")
+def _edit_of(asked: Asked, change: Change) -> Edit:
+    header = asked.headers.get("X-Provenance")
     reason = reason_of(parse(header.encode())) if header else None
-    if kind == "DiagnosticReport":
+    if asked.kind == "DiagnosticReport":
         return Edit(report=change, reason=reason)
     return Edit(observations=(change,), reason=reason)

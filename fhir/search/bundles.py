@@ -1,8 +1,5 @@
 """Searches and histories as Bundles: what was asked, found, included and ignored."""
 
-import base64
-import binascii
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,8 +11,10 @@ import orjson
 from fhir.audit.access import told_query
 from fhir.encoding.outcome import Issue, Refused, outcome
 from fhir.encoding.wire import Json, instant, to_bytes
+from fhir.search.cursors import sealed, unsealed
 from fhir.search.parameters import (
     CONTROL,
+    PARAMETERS,
     Include,
     UnknownParameter,
     criterion,
@@ -30,12 +29,13 @@ from node.domain.access import Identity
 from node.domain.audit import note_query
 from node.domain.errors import ErrorKind, NodeError
 from node.store import search as found
-from node.store.database import TooCostly
+from node.store.database import TooCostly, limited
 from node.store.resources import Stored
 from node.store.search import Criterion, Order, Position, Query
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
+    from node.store.opened import OpenedBodies
     from node.store.store import Store
 
 MAX_COUNT = 200
@@ -159,11 +159,20 @@ class Searcher:
         self._identity = identity
         self._base_url = base_url
         self._view = view
+        self._bodies: OpenedBodies | None = store.opened
 
     async def search(
-        self, resource_type: str, parameters: Parameters, *, strict: bool
+        self,
+        resource_type: str,
+        parameters: Parameters,
+        *,
+        strict: bool,
+        within: "Transaction | None" = None,
     ) -> bytes:
-        """Return the searchset Bundle for query parameters or a page's cursor."""
+        """Return the searchset Bundle for query parameters or a page's cursor.
+
+        `within` is a transaction whose own changes are to be found too.
+        """
         pages = [value for name, value in parameters if name == "_page"]
         beside = None
         if pages:
@@ -181,10 +190,15 @@ class Searcher:
         require_criteria(self._identity, tuple(request.criteria))
         request.criteria += narrowing(self._identity, resource_type, "s")
         try:
+            if within is not None:
+                self._bodies = None  # what may be rolled back is not to be kept
+                async with limited(within):
+                    return await self._answer(within, request, subset, beside)
             async with self._store.db.reading() as tx:
                 return await self._answer(tx, request, subset, beside)
         except TooCostly as error:
-            raise Refused([Issue("too-costly", error.message)], 422) from None
+            told = f"{error.message}: {_narrower(request)}"
+            raise Refused([Issue("too-costly", told)], 422) from None
 
     async def _answer(
         self,
@@ -209,11 +223,11 @@ class Searcher:
         show = self._view.narrowed(subset) if subset else self._view
         entries: list[bytes] = []
         if not request.count_only:
-            bodies = self._store.opened
-            page = await found.search(tx, self._store, query, bodies)
-            entries = [self._entry(show, match, b"match") for match in page.matches]
+            page = await found.search(tx, self._store, query, self._bodies)
+            base_url = self._base_url
+            entries = [entry_of(base_url, show, m, b"match") for m in page.matches]
             included = await self._included(tx, request, page.matches)
-            entries += [self._entry(show, other, b"include") for other in included]
+            entries += [entry_of(base_url, show, i, b"include") for i in included]
             for relation, position in (
                 ("previous", page.previous),
                 ("next", page.next),
@@ -228,16 +242,7 @@ class Searcher:
             ]
             told = {"resource": outcome(issues), "search": {"mode": "outcome"}}
             entries.append(to_bytes(told))
-        return _with_entries(bundle, entries)
-
-    def _entry(self, show: View, stored: Stored, mode: bytes) -> bytes:
-        # Base URL, type and id hold nothing that JSON would have to escape.
-        url = f"{self._base_url}/{stored.resource_type}/{stored.resource_id}"
-        return b'{"fullUrl":"%b","resource":%b,"search":{"mode":"%b"}}' % (
-            url.encode(),
-            show(stored),
-            mode,
-        )
+        return with_entries(bundle, entries)
 
     async def _included(
         self, tx: "Transaction", request: Request, matches: Sequence[Stored]
@@ -278,7 +283,7 @@ class Searcher:
         reverse: bool,
     ) -> Named:
         """Return what one _include or _revinclude brings, readable by the caller."""
-        bodies, limit = self._store.opened, MAX_INCLUDED + 1
+        bodies, limit = self._bodies, MAX_INCLUDED + 1
         if not reverse:
             ids = [s.resource_id for s in sources if s.resource_type == wanted.source]
             if not ids:
@@ -333,29 +338,32 @@ class Searcher:
     def _page_link(self, request: Request, position: Position) -> str:
         used = [(name, value) for name, value in request.used if name != "_page"]
         keys = [k.isoformat() if isinstance(k, datetime) else k for k in position.keys]
-        text = json.dumps([used, keys, position.backward])
-        sealed = self._store.ring.node.seal(
-            text.encode(), **_page_place(request.resource_type)
+        cursor = sealed(
+            self._store, request.resource_type, [used, keys, position.backward]
         )
-        cursor = base64.urlsafe_b64encode(sealed).decode().rstrip("=")
         return f"{self._base_url}/{request.resource_type}?_page={cursor}"
 
     def _open_page(
         self, resource_type: str, cursor: str
     ) -> tuple[Parameters, Position]:
-        fault = NodeError(
-            "this page link is not one of ours", ErrorKind.INVALID, expression="_page"
-        )
-        try:
-            sealed = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-            text = self._store.ring.node.open(sealed, **_page_place(resource_type))
-        except (NodeError, binascii.Error, ValueError):
-            raise fault from None
-        used, told, backward = json.loads(text)
+        used, told, backward = unsealed(self._store, resource_type, cursor)
         parameters = [(str(name), str(value)) for name, value in used]
         # The id is always the last key, and the only one that is no time.
         keys = [datetime.fromisoformat(key) for key in told[:-1]]
         return parameters, Position((*keys, told[-1]), backward)
+
+
+def _narrower(request: Request) -> str:
+    """Return what would make a search cheaper, in the words of its own type."""
+    used = {name.partition(":")[0].partition(".")[0] for name, _ in request.used}
+    known = PARAMETERS[request.resource_type]
+    more = [p.name for p in known if p.kind != "token" or p.identifying]
+    hints = [f"narrow it by {', '.join(more)}"] if not used & set(more) else []
+    if request.total == "accurate" or request.count_only:
+        hints.append("leave out the exact number (_total=estimate)")
+    if request.includes or request.reverse_includes:
+        hints.append("ask for fewer at a time (_count)")
+    return "; ".join(hints or ["narrow it, by a date or a patient"])
 
 
 def _named(stored: Sequence[Stored]) -> Named:
@@ -366,7 +374,18 @@ def _iterate(request: Request) -> bool:
     return any(i for _, i in (*request.includes, *request.reverse_includes))
 
 
-def _with_entries(bundle: Json, entries: Sequence[bytes]) -> bytes:
+def entry_of(base_url: str, show: Show, stored: Stored, mode: bytes) -> bytes:
+    """Return an entry of a searchset, its resource as it is shown."""
+    # Base URL, type and id hold nothing that JSON would have to escape.
+    url = f"{base_url}/{stored.resource_type}/{stored.resource_id}"
+    return b'{"fullUrl":"%b","resource":%b,"search":{"mode":"%b"}}' % (
+        url.encode(),
+        show(stored),
+        mode,
+    )
+
+
+def with_entries(bundle: Json, entries: Sequence[bytes]) -> bytes:
     """Return a Bundle's bytes; its entries are put in as they are."""
     head = to_bytes(bundle)
     if not entries:
@@ -374,36 +393,33 @@ def _with_entries(bundle: Json, entries: Sequence[bytes]) -> bytes:
     return b'%b,"entry":[%b]}' % (head[:-1], b",".join(entries))
 
 
-def _page_place(resource_type: str) -> dict[str, str]:
-    return {"table": "search", "row": resource_type, "column": "page"}
-
-
 def history_bundle(
-    versions: Sequence[Stored], base_url: str, show: Show, following: str | None
+    versions: Sequence[Stored],
+    base_url: str,
+    show: Show,
+    address: str,
+    following: str | None,
 ) -> Json:
-    """Return the history Bundle of one resource, newest version first."""
-    first = versions[0]
-    address = f"{first.resource_type}/{first.resource_id}"
-    links = [{"relation": "self", "url": f"{base_url}/{address}/_history"}]
+    """Return a history Bundle (FHIR R4 3.1.0.5), newest version first."""
+    links = [{"relation": "self", "url": f"{base_url}/{address}"}]
     if following is not None:
         links.append({"relation": "next", "url": following})
+    bundle: Json = {"resourceType": "Bundle", "type": "history", "link": links}
+    if versions:
+        bundle["entry"] = [_version_entry(v, base_url, show) for v in versions]
+    return bundle
+
+
+def _version_entry(stored: Stored, base_url: str, show: Show) -> Json:
     return {
-        "resourceType": "Bundle",
-        "type": "history",
-        "link": links,
-        "entry": [
-            {
-                "fullUrl": f"{base_url}/{address}",
-                "resource": orjson.Fragment(show(stored)),
-                "request": {"method": stored.method, "url": _request_url(stored)},
-                "response": {
-                    "status": "201" if stored.version == 1 else "200",
-                    "etag": f'W/"{stored.version}"',
-                    "lastModified": instant(stored.last_updated),
-                },
-            }
-            for stored in versions
-        ],
+        "fullUrl": f"{base_url}/{stored.resource_type}/{stored.resource_id}",
+        "resource": orjson.Fragment(show(stored)),
+        "request": {"method": stored.method, "url": _request_url(stored)},
+        "response": {
+            "status": "201" if stored.version == 1 else "200",
+            "etag": f'W/"{stored.version}"',
+            "lastModified": instant(stored.last_updated),
+        },
     }
 
 

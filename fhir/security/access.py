@@ -13,6 +13,7 @@ class Interaction(StrEnum):
     READ = "read"
     VREAD = "vread"
     HISTORY = "history-instance"
+    HISTORY_TYPE = "history-type"
     SEARCH = "search-type"
     CREATE = "create"
     UPDATE = "update"
@@ -23,6 +24,7 @@ _LOOK = (
     Interaction.READ,
     Interaction.VREAD,
     Interaction.HISTORY,
+    Interaction.HISTORY_TYPE,
     Interaction.SEARCH,
 )
 
@@ -32,6 +34,7 @@ LETTERS: Mapping[str, str] = {
     "read": "r",
     "vread": "r",
     "history-instance": "r",
+    "history-type": "s",
     "search-type": "s",
     "create": "c",
     "update": "u",

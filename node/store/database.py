@@ -235,6 +235,20 @@ class Database:
 
 
 @asynccontextmanager
+async def limited(tx: Transaction) -> AsyncIterator[None]:
+    """Let reading within a transaction take as long as a reader may; TooCostly then.
+
+    The transaction is lost with it.
+    """
+    await tx.execute(f"set local statement_timeout = {int(1000 * READING_LIMIT_S)}")
+    try:
+        yield
+    except asyncpg.QueryCanceledError:
+        raise TooCostly from None
+    await tx.execute("set local statement_timeout = 0")
+
+
+@asynccontextmanager
 async def _lent(
     pool: "asyncpg.Pool[asyncpg.Record]",
 ) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
@@ -272,6 +286,11 @@ def _failures_named(*, connecting: bool = False) -> Iterator[None]:
         if not any(sign in str(error) for sign in _CLOSED):
             raise
         raise NodeError("the database is away", ErrorKind.UNAVAILABLE) from error
+    except asyncpg.DeadlockDetectedError as error:
+        raise NodeError(
+            "others were writing the same at this moment; send it again",
+            ErrorKind.UNAVAILABLE,
+        ) from error
     except _FULL as error:
         raise NodeError("the database has no room left", ErrorKind.EXHAUSTED) from error
     except _AWAY as error:

@@ -26,6 +26,7 @@ Render = Callable[[int, datetime], bytes]
 
 # Before every date that a resource can have; sorts to the end.
 NEVER = datetime(1, 1, 1, tzinfo=UTC)
+_ENDLESS = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 class StaleVersion(NodeError):
@@ -337,26 +338,94 @@ async def read_version(
     return await opened(tx, store, row)
 
 
+@dataclass(frozen=True)
+class Times:
+    """Which versions of a history are wanted (FHIR R4 3.1.0.5.1).
+
+    Those made at `since` or later, and those that were current at some time
+    between `earliest` and `latest`.
+    """
+
+    since: datetime = NEVER
+    earliest: datetime = NEVER
+    latest: datetime = _ENDLESS
+
+
+_TIMES = """
+    and v.last_updated >= $2 and v.last_updated < $4
+    and not exists (select 1 from resource_versions n
+        where n.resource_type = v.resource_type and n.resource_id = v.resource_id
+          and n.version = v.version + 1 and n.last_updated <= $3)
+"""
+_ALL_TIMES = Times()
+# Where a page of the history of a type begins: after this time, id and version.
+Place = tuple[datetime, str, int]
+
+
 async def history(
     tx: "Transaction",
     store: "Store",
     resource_type: str,
     resource_id: str,
     *,
+    times: Times = _ALL_TIMES,
     before: int | None = None,
     count: int = 50,
 ) -> list[Stored]:
     """Return versions, newest first, of those older than number `before`."""
     rows = await tx.fetch(
         f"select {COLUMNS} from resource_versions v"
-        " where resource_type = $1 and resource_id = $2"
-        " and ($3::integer is null or version < $3) order by version desc limit $4",
+        f" where v.resource_type = $1 {_TIMES} and v.resource_id = $5"
+        " and ($6::integer is null or v.version < $6) order by v.version desc limit $7",
         resource_type,
+        times.since,
+        times.earliest,
+        times.latest,
         resource_id,
         before,
         count,
     )
     return [await opened(tx, store, row) for row in rows]
+
+
+async def type_history(
+    tx: "Transaction",
+    store: "Store",
+    resource_type: str,
+    *,
+    times: Times = _ALL_TIMES,
+    after: Place | None = None,
+    count: int = 50,
+) -> tuple[list[Stored], Place | None]:
+    """Return a page of all versions of a type, newest first, and where the next is.
+
+    Those of erased patients are left out: a page may hold fewer than `count`.
+    """
+    beyond = ""
+    if after is not None:
+        beyond = "and (v.last_updated, v.resource_id, v.version) < ($6, $7, $8)"
+    rows = await tx.fetch(
+        f"select {COLUMNS} from resource_versions v"
+        f" where v.resource_type = $1 {_TIMES} {beyond}"
+        " order by v.last_updated desc, v.resource_id desc, v.version desc limit $5",
+        resource_type,
+        times.since,
+        times.earliest,
+        times.latest,
+        count + 1,
+        *(after or ()),
+    )
+    found = []
+    for row in rows[:count]:
+        try:
+            found.append(await opened(tx, store, row))
+        except NodeError as error:
+            if error.kind is not ErrorKind.GONE:
+                raise
+    if len(rows) <= count:
+        return found, None
+    last = rows[count - 1]
+    return found, (last["last_updated"], last["resource_id"], last["version"])
 
 
 async def opened(tx: "Transaction", store: "Store", row: Any) -> Stored:

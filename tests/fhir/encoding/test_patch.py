@@ -527,7 +527,7 @@ async def test_a_transaction_may_hold_patches(rig: Rig) -> None:
     faults = [
         (entry | {"request": {"method": "PATCH", "url": path}}, 428),
         (entry | {"request": entry["request"] | {"ifMatch": 'W/"3"'}}, 412),
-        (entry | {"request": entry["request"] | {"url": patient}}, 422),
+        (entry | {"request": entry["request"] | {"url": patient}}, 403),
         (entry | {"resource": binary | {"contentType": "text/plain"}}, 400),
         (entry | {"resource": binary | {"data": "W10="}}, 400),
     ]

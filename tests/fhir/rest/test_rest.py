@@ -392,7 +392,13 @@ FAILURES: list[tuple[int, str, str, dict[str, Any]]] = [
     (401, "GET", "/Patient", {"role": None}),
     (401, "GET", "/nowhere", {"role": None}),
     (403, "PUT", "/Observation/x", {"body": {"resourceType": "Observation"}}),
-    (403, "POST", "", {"body": {"resourceType": "Bundle"}}),
+    (422, "POST", "", {"body": {"resourceType": "Bundle"}}),
+    (422, "POST", "", {"body": {"resourceType": "Bundle", "type": "history"}}),
+    (405, "DELETE", "/DiagnosticReport/1", {}),
+    (405, "DELETE", "/Subscription/1", {}),
+    (405, "DELETE", "/Patient?gender=male", {}),
+    (405, "PUT", "/Practitioner?identifier=1", {"body": {}}),
+    (404, "DELETE", "/Medication/1", {}),
     (403, "GET", "/Task", {}),
 ]
 

@@ -10,7 +10,13 @@ from node.domain.access import Role
 from node.store.store import Store
 from tests.fhir.rig import Rig, drafted, running_fhir
 
-READ = {Interaction.READ, Interaction.VREAD, Interaction.HISTORY, Interaction.SEARCH}
+READ = {
+    Interaction.READ,
+    Interaction.VREAD,
+    Interaction.HISTORY,
+    Interaction.HISTORY_TYPE,
+    Interaction.SEARCH,
+}
 CLINICAL = {
     "BodyStructure",
     "Consent",
@@ -84,6 +90,7 @@ def request_of(kind: str, interaction: Interaction) -> tuple[str, str, Any]:
         Interaction.READ: ("GET", f"/{kind}/x", None),
         Interaction.VREAD: ("GET", f"/{kind}/x/_history/1", None),
         Interaction.HISTORY: ("GET", f"/{kind}/x/_history", None),
+        Interaction.HISTORY_TYPE: ("GET", f"/{kind}/_history", None),
         Interaction.SEARCH: ("GET", f"/{kind}", None),
         Interaction.CREATE: ("POST", f"/{kind}", body),
         Interaction.UPDATE: ("PUT", f"/{kind}/x", body),
@@ -106,6 +113,37 @@ async def test_every_role_can_do_what_the_matrix_says_and_nothing_else(
                     assert answer.status in (403, 404, 405), case
                     if kind in PERMITS and interaction in PERMITS[kind]:
                         assert answer.status == 403, case
+
+
+async def test_a_batch_opens_nothing_that_a_request_of_its_own_would_not(
+    everybody: Rig,
+) -> None:
+    for role in Role:
+        asked: list[Any] = []
+        for kind in [*PERMITS, "AuditEvent"]:
+            for interaction in Interaction:
+                method, path, body = request_of(kind, interaction)
+                request = {"method": method, "url": path.strip("/")}
+                entry = {"request": request} | ({"resource": body} if body else {})
+                asked.append(((kind, interaction), entry))
+        # Searches and histories are counted: as many as may stand in one Bundle.
+        for start in range(0, len(asked), 16):
+            part = asked[start : start + 16]
+            bundle = {
+                "resourceType": "Bundle",
+                "type": "batch",
+                "entry": [entry for _, entry in part],
+            }
+            answer = await everybody.ask("POST", "", bundle, role=role)
+            assert answer.status == 200, answer.raw
+            for (what, _), told in zip(part, answer.body["entry"], strict=True):
+                status = int(told["response"]["status"][:3])
+                case = (role.value, what, told)
+                if what in EXPECTED[role]:
+                    assert status not in (401, 403, 405), case
+                else:
+                    assert status in (403, 404, 405), case
+                    assert told["response"]["outcome"]["issue"], case
 
 
 async def test_without_a_token_nothing_is_answered_but_the_capabilities(

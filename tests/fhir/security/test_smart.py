@@ -494,8 +494,13 @@ async def test_nothing_leaks_around_a_scope(smart: SmartRig) -> None:
     ):
         assert await here.status("GET", f"/DiagnosticReport?{asked}") == 403, asked
     # by what a transaction or a creation answers,
-    bundle = {"resourceType": "Bundle", "type": "transaction", "entry": []}
-    assert await here.status("POST", "", bundle) == 403
+    for asked in ("GET Patient", "POST Patient", "PUT Patient?identifier=MRN-1"):
+        method, url = asked.split(" ")
+        entry: dict[str, Any] = {"request": {"method": method, "url": url}}
+        if method != "GET":
+            entry["resource"] = {"resourceType": "Patient"}
+        bundle = {"resourceType": "Bundle", "type": "transaction", "entry": [entry]}
+        assert await here.status("POST", "", bundle) == 403, asked
     assert await here.status("POST", "/Patient", {"resourceType": "Patient"}) == 403
     # by other ways into the node.
     for path in ("/auth/me", "/auth/clients", "/dicom-web/studies", "/review/similar"):
