@@ -1,6 +1,6 @@
 """The CapabilityStatement, generated from the tables that the server works by."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from fhir.audit.reading import SEARCHED
@@ -16,7 +16,28 @@ _SMART = {
     "code": "SMART-on-FHIR",
 }
 _OAUTH_URIS = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris"
-_VERSIONED = frozenset({Interaction.UPDATE})
+# Operations by type ("" for the system): their names and where they are defined.
+OPERATIONS: Mapping[str, Mapping[str, str]] = {
+    "": {"export": f"{_BULK}/export"},
+    "Patient": {
+        "everything": "http://hl7.org/fhir/OperationDefinition/Patient-everything",
+        "export": f"{_BULK}/patient-export",
+    },
+    "Subscription": {
+        name: f"{_BACKPORT}/OperationDefinition/backport-subscription-{name}"
+        for name in ("status", "events", "resend", "get-ws-binding-token")
+    },
+}
+# What an EHR keeps itself and may name by its own identifiers when it changes it.
+CONDITIONALLY_UPDATED = frozenset({"Patient", "ServiceRequest"})
+_SYSTEM = {
+    "transaction": "Edits one report: PUT or PATCH of DiagnosticReport and Observation"
+    " with ifMatch, POST Provenance (reason) and Communication (the patient was told)."
+    " Or stores Patient, Practitioner and ServiceRequest together, with references by"
+    " fullUrl or by search, ifNoneExist and conditional updates; reads and searches"
+    " come last",
+    "batch": "Every entry as a request of its own would be answered",
+}
 
 
 def capability_statement(
@@ -50,19 +71,20 @@ def capability_statement(
                 },
                 "resource": [_resource(kind, topics) for kind in sorted(PERMITS)],
                 "interaction": [
-                    {
-                        "code": "transaction",
-                        "documentation": "Edits one report: PUT DiagnosticReport and"
-                        " Observation with ifMatch, POST Provenance (reason) and"
-                        " Communication (the patient was told)",
-                    }
+                    {"code": code, "documentation": told}
+                    for code, told in _SYSTEM.items()
                 ],
-                "operation": [
-                    {"name": "export", "definition": f"{_BULK}/export"},
-                ],
+                "operation": _operations(""),
             }
         ],
     }
+
+
+def _operations(kind: str) -> list[Json]:
+    return [
+        {"name": name, "definition": definition}
+        for name, definition in OPERATIONS[kind].items()
+    ]
 
 
 def _oauth_uris(root: str) -> Json:
@@ -90,6 +112,12 @@ def _resource(kind: str, topics: Sequence[str]) -> Json:
         "updateCreate": False,
         "conditionalCreate": Interaction.CREATE in offered
         and kind in ("Patient", "ServiceRequest", "Practitioner"),
+        "conditionalRead": "not-match"
+        if Interaction.VREAD in offered
+        else "not-supported",
+        "conditionalUpdate": kind in CONDITIONALLY_UPDATED,
+        "conditionalDelete": "not-supported",
+        "referencePolicy": ["literal", "logical"],
     }
     if kind == "Subscription":
         resource["extension"] = [
@@ -100,18 +128,8 @@ def _resource(kind: str, topics: Sequence[str]) -> Json:
             }
             for topic in topics
         ]
-        resource["operation"] = [
-            {
-                "name": name,
-                "definition": f"{_BACKPORT}/OperationDefinition/"
-                f"backport-subscription-{name}",
-            }
-            for name in ("status", "events", "resend", "get-ws-binding-token")
-        ]
-    if kind == "Patient":
-        resource.setdefault("operation", []).append(
-            {"name": "export", "definition": f"{_BULK}/patient-export"}
-        )
+    if kind in OPERATIONS:
+        resource["operation"] = _operations(kind)
     parameters = PARAMETERS.get(kind, ())
     includes = [f"{kind}:{p.name}" for p in parameters if p.kind == "reference"]
     if includes:

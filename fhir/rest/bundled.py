@@ -60,6 +60,8 @@ _OF_REPORTS = frozenset(
     {"DiagnosticReport", "Observation", "Provenance", "Communication"}
 )
 _STORED_TOGETHER = frozenset({"Patient", "Practitioner", "ServiceRequest"})
+# What others than `Reading` answer: a paper in its own form, the audit trail.
+_READ_ALONE = frozenset({"Binary", "AuditEvent"})
 _OUTCOME = b'{"resourceType":"OperationOutcome"'
 # What says something of an entry; the rest says something of the node.
 _TOLD = frozenset(ErrorKind) - {ErrorKind.INTEGRITY, ErrorKind.UNAVAILABLE}
@@ -250,8 +252,8 @@ class Bundled:
         versions = "/version" if entry.version else ""
         asked = f"{entry.method} {one} {entry.tail}{versions}".strip()
         verb = self._verbs.get(asked)
-        if verb is None:
-            message = f"{entry.method} is not offered for this address"
+        if verb is None or entry.kind in _READ_ALONE:
+            message = f"{entry.method} of this address is not offered in a Bundle"
             issue = Issue("not-supported", message, f"{entry.where}.request")
             raise Refused([issue], 405, ErrorKind.UNSUPPORTED)
         return verb

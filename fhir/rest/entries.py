@@ -102,18 +102,14 @@ def read_entry(item: Json, index: int, base_url: str) -> Entry:
 
 
 def require_apart(entries: Sequence[Entry]) -> None:
-    """Refuse a transaction that changes one resource twice, or names two alike."""
-    changed, named = set(), set()
+    """Refuse a transaction that changes one resource twice."""
+    changed = set()
     for entry in entries:
         address = f"{entry.kind}/{entry.resource_id}"
         if entry.resource_id and not entry.looks:
             if address in changed:
                 raise _refused("the same resource twice", f"{entry.where}.request.url")
             changed.add(address)
-        if entry.full_url and not entry.looks:
-            if entry.full_url in named:
-                raise _refused("the same fullUrl twice", f"{entry.where}.fullUrl")
-            named.add(entry.full_url)
 
 
 def in_order(entries: Sequence[Entry]) -> list[Entry]:

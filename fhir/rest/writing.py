@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import hdrs, web
 
+from fhir.conformance.capability import CONDITIONALLY_UPDATED
 from fhir.conformance.validation import check, read_resource
 from fhir.content.editing import Change, Edit, edit_report, reason_of
 from fhir.content.tasks import failed_task, retry_task
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     from node.store.store import Store
 
 _EDITED = frozenset({"DiagnosticReport", "Observation"})
-# What an EHR keeps itself and may name by its own identifiers when it changes it.
-CONDITIONALLY_UPDATED = frozenset({"Patient", "ServiceRequest"})
 _KEPT: Mapping[str, str] = {
     "DiagnosticReport": "a report is withdrawn with the status entered-in-error",
     "Observation": "it is withdrawn with its report",

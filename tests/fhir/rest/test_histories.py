@@ -50,7 +50,7 @@ async def test_a_type_tells_what_was_written_newest_first_in_pages(
     for count in (1, 2, 3, 4, 50):
         path = f"/DiagnosticReport/_history?_count={count}"
         assert await versions(rig, path) == expected, count
-    assert await versions(rig, "/Device/_history") == ["model-1/1"]
+    assert "model-1/1" in await versions(rig, "/Device/_history")
     assert await versions(rig, "/ServiceRequest/_history") == []
     # Doctors see nobody's name in it either.
     raw = (await rig.get("/Patient/_history")).raw.decode()
