@@ -120,7 +120,7 @@ async def test_a_batch_opens_nothing_that_a_request_of_its_own_would_not(
 ) -> None:
     for role in Role:
         asked: list[Any] = []
-        # A paper has a form of its own and the trail is an auditor's: read by themselves.
+        # A paper and the audit trail are read by themselves.
         for kind in [*sorted(PERMITS.keys() - {"Binary", "AuditEvent"}), "Medication"]:
             for interaction in Interaction:
                 method, path, body = request_of(kind, interaction)
