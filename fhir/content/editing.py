@@ -204,6 +204,9 @@ async def _revise(
         _require_own_elements(edit.report.resource, stored)
         conclusions = read_conclusions(content.conclusions, edit.report.resource)
         content = Content(content.findings, conclusions)
+    if status is ReportStatus.APPENDED:
+        for change in (*edit.observations, *([edit.report] if edit.report else [])):
+            _require_only_added(change.resource, stored)
     signs = status in SIGNED or status is ReportStatus.ENTERED_IN_ERROR
     identity.require(Action.SIGN_REPORT if signs else Action.EDIT_REPORT)
     after = await revise_report(
@@ -323,6 +326,39 @@ def _require_own_elements(sent: Json, stored: Mapping[tuple[str, str], Stored]) 
 
 
 _NO_DAY = date.min
+# What the report itself says; `Report.revise` holds that against what was signed.
+_OF_REPORT = frozenset(
+    {*_SET_BY_NODE, *_VALUE, "resourceType", "id", "meta", "status"}
+    | {"conclusion", "bodySite"}
+)
+
+
+def _require_only_added(sent: Json, stored: Mapping[tuple[str, str], Stored]) -> None:
+    """Refuse, for `appended`, a change of what others have put beside the report.
+
+    Notes, narratives and extensions that somebody has read stay as they were; more of
+    them may come.
+    """
+    kind = _kind(sent)
+    known = parse(stored[kind, str(sent["id"])].body)
+    for element, value in known.items():
+        if element in _OF_REPORT or element in _FIXED[kind]:
+            continue
+        now = sent.get(element)
+        before = [item for item in as_list(value) if not _is_ruled(item)]
+        if any(item not in as_list(now) for item in before):
+            issue = Issue(
+                "business-rule",
+                "an appended report keeps its earlier content",
+                f"{kind}.{element}",
+            )
+            raise Refused([issue], 422, ErrorKind.RULE)
+
+
+def _is_ruled(item: object) -> bool:
+    """Tell whether this is an extension that the node itself looks after."""
+    ruled = _FIXED_EXTENSIONS | {concepts.PATIENT_SUMMARY}
+    return isinstance(item, dict) and item.get("url") in ruled
 
 
 def _kind(resource: Json) -> str:

@@ -538,7 +538,9 @@ class _Change:
         fits = sent.type == element.type
         if element.primitive and element.type != XHTML:
             fits = sent.primitive and _shape(sent.type) == _shape(element.type)
-        if not fits or element.type == RESOURCE or element.attribute:
+        # The url of an extension can be said, but it carries nothing itself.
+        told_of_it = element.attribute and extra is not None
+        if not fits or element.type == RESOURCE or told_of_it:
             raise self._refused(f"{element.name} is of another type")
         return _copy(value), _copy(extra)
 

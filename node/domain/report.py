@@ -4,6 +4,7 @@ The table `_ALLOWED` is DESIGN's life cycle in the words of FHIR R4
 DiagnosticReport.status; every protocol that can change a report asks it.
 """
 
+import re
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -246,13 +247,36 @@ def _require_unchanged(
     unchanged = (
         kept == current.findings.lesions
         and findings.category == current.findings.category
-        and after.impression.startswith(before.impression)
-        and after.advice.startswith(before.advice)
         and after.followup == before.followup
+        and _only_adds(before.impression, after.impression)
+        and _only_adds(before.advice, after.advice)
+        and _only_adds(before.patient_summary, after.patient_summary)
     )
     if not unchanged:
         raise NodeError(
-            "an appended report keeps its earlier content; use amended or corrected",
+            "an appended report keeps its earlier content, and what is added begins a"
+            " new sentence; use amended or corrected",
             ErrorKind.RULE,
             expression="DiagnosticReport.status",
         )
+
+
+_ENDS_SENTENCE = re.compile(r"[\n。；！？;!?]\s*\Z|\.\s+\Z")
+_BEGINS_ANEW = re.compile(r"\s*\Z|[ \t]*(?:[\n。；！？;!?]|\.(?:\s|\Z))")
+
+
+def _only_adds(before: str, after: str) -> bool:
+    """Tell whether `after` is `before` and then more, in a sentence of its own.
+
+    Words that go on with a sentence change it: 良性 is another finding than
+    良性不能排除恶性, and so is 1 than 1.5 mm.
+    """
+    if not before.strip():
+        return True
+    added = after[len(before) :]
+    if not after.startswith(before):
+        return False
+    ended = _ENDS_SENTENCE.search(before) or (
+        before.endswith(".") and added[:1].isspace()
+    )
+    return bool(ended or _BEGINS_ANEW.match(added))

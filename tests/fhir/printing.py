@@ -8,11 +8,12 @@ from dicom_scp.results.encode_report import ResultSettings, encode_report
 from dicom_scp.results.sr import Equipment, to_part10
 from fhir.content.documents import publish_document
 from fhir.content.publish import publish_report
+from node.domain.finding import ImageReference
 from node.domain.report import Report
 from node.store import models, reports
 from node.workflow.reporting import PUBLISH_DOCUMENT, draft_report
 from tests.dicom_scp.ultrasound import STUDY, make_header
-from tests.factories import ALGORITHM, make_findings
+from tests.factories import ALGORITHM, make_findings, make_lesion
 from tests.fhir.rig import MODEL, Rig
 from tests.intake import receive_object
 
@@ -25,7 +26,7 @@ RESULTS = ResultSettings(
 
 
 def make_image(study_uid: str = STUDY) -> Dataset:
-    """Return a black image of one frame, the one that the test lesion refers to."""
+    """Return a black image of one frame, the only one of its study."""
     image = make_header("2.25.2001")
     if study_uid != STUDY:
         image.StudyInstanceUID, image.SeriesInstanceUID = study_uid, f"{study_uid}.1"
@@ -42,13 +43,15 @@ async def draft_with_image(rig: Rig, study_uid: str = STUDY) -> Report:
     """Receive a study with an image and publish the algorithm's draft of it."""
     image = make_image(study_uid)
     await receive_object(rig.store, image, to_part10(image))
+    shown = ImageReference(str(image.SOPClassUID), str(image.SOPInstanceUID))
+    lesion = make_lesion(image=shown)
     async with rig.store.db.transaction() as tx:
         await models.register(tx, MODEL)
         report = await draft_report(
             rig.store,
             tx,
             study_uid,
-            make_findings(),
+            make_findings(lesions=(lesion,)),
             author=ALGORITHM,
             followup="strong_biopsy",
         )

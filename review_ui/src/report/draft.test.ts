@@ -9,6 +9,7 @@ import {
   onlyAdds,
   overallCategory,
   rebase,
+  saysTheSame,
   setValue,
   startDraft,
 } from './draft';
@@ -61,9 +62,23 @@ test('a value where the AI had none is a difference', () => {
 test('only added words count as appended', () => {
   const signed = reportWith([], new Map(), { status: 'final', conclusion: 'A' });
   const draft = startDraft(signed);
-  expect(onlyAdds(signed, { ...draft, impression: 'A and B' })).toBe(true);
+  expect(onlyAdds(signed, { ...draft, impression: 'A. And B' })).toBe(true);
+  expect(onlyAdds(signed, { ...draft, impression: 'A\nB' })).toBe(true);
+  expect(onlyAdds(signed, { ...draft, impression: 'A and B' })).toBe(false);
+  expect(onlyAdds(signed, { ...draft, impression: 'A.5' })).toBe(false);
   expect(onlyAdds(signed, { ...draft, impression: 'B' })).toBe(false);
   expect(onlyAdds(signed, setValue(signed, draft, lesion.fields.shape, ['oval']))).toBe(false);
+});
+
+test('a version that only brings the paper says the same', () => {
+  const signed = reportWith([], new Map(), { status: 'final', conclusion: 'A' });
+  const printed = reportWith([], new Map(), { status: 'final', conclusion: 'A', presentedForm: [{}] });
+  expect(saysTheSame(signed, printed)).toBe(true);
+  const amended = reportWith([], new Map(), { status: 'amended', conclusion: 'A' });
+  expect(saysTheSame(signed, amended)).toBe(false);
+  expect(saysTheSame(signed, reportWith([], new Map(), { status: 'final', conclusion: 'B' }))).toBe(false);
+  const others = reportWith([version2('l1-shape', 'round')], new Map(), { status: 'final', conclusion: 'A' });
+  expect(saysTheSame(signed, others)).toBe(false);
 });
 
 const version2 = (suffix: string, key: string) =>

@@ -136,8 +136,30 @@ export function onlyAdds(report: Report, draft: Draft): boolean {
   return (
     unsaved(report, draft).length === 0 &&
     sameValue(draft.followup, report.followup.value) &&
-    draft.impression.startsWith(report.impression) &&
-    draft.adviceText.startsWith(report.adviceText)
+    adds(report.impression, draft.impression) &&
+    adds(report.adviceText, draft.adviceText) &&
+    adds(report.patientSummary, draft.patientSummary)
+  );
+}
+
+/** Added words stand in a sentence of their own: 良性 is another finding than 良性不能排除恶性. */
+function adds(before: string, after: string): boolean {
+  if (!before.trim()) return true;
+  if (!after.startsWith(before)) return false;
+  const added = after.slice(before.length);
+  const ended = /[\n。；！？;!?]\s*$|\.\s+$/.test(before) || (before.endsWith('.') && /^\s/.test(added));
+  return ended || /^(?:\s*$|[ \t]*(?:[\n。；！？;!?]|\.(?:\s|$)))/.test(added);
+}
+
+/** Whether a newer version says what this one said: its paper came, nobody has edited. */
+export function saysTheSame(base: Report, newer: Report): boolean {
+  const told = startDraft(base);
+  return (
+    newer.status === base.status &&
+    unsaved(newer, told).length === 0 &&
+    !wordsChanged(newer, told) &&
+    saysWhat(newer).length === saysWhat(base).length &&
+    JSON.stringify([newer.late, newer.completeness]) === JSON.stringify([base.late, base.completeness])
   );
 }
 

@@ -4,12 +4,12 @@ import { readClips } from '../api/dicomweb';
 import { readPriors, readReport, readTold, recordTold, saveReport } from '../api/fhir';
 import { ApiError } from '../api/http';
 import { isSigned, type Lesion, type Report, type WorklistRow } from '../api/types';
-import type { Medium } from '../api/write';
+import type { Act, Medium } from '../api/write';
 import { explain, holdsWork, may, me, say } from '../app/state';
 import { t } from '../i18n';
 import { category } from '../lexicon';
 import { ViewerModel } from '../viewer/model';
-import { decidingCategory, type Draft, isDirty, rebase, type Rebased, startDraft } from './draft';
+import { decidingCategory, type Draft, isDirty, rebase, type Rebased, saysTheSame, startDraft } from './draft';
 import { type Action, NOTHING, type Pending } from './keys';
 import { choose, chooseNone, setValue, valueOf } from './draft';
 import type { SignOff } from './sign';
@@ -17,6 +17,10 @@ import type { SignOff } from './sign';
 const UNDO_STEPS = 100;
 /** Stale If-Match, in the words of HTTP and of a transaction. */
 const SOMEBODY_WAS_FASTER = [409, 412];
+
+function isOvertaken(error: unknown): boolean {
+  return error instanceof ApiError && SOMEBODY_WAS_FASTER.includes(error.status);
+}
 
 export type Dialog = 'sign' | 'history' | 'keys' | 'desk' | 'conflict';
 
@@ -166,7 +170,7 @@ export class Work {
     this.busy.value = true;
     this.fault.value = null;
     try {
-      await saveReport(report, draft, this.act(how));
+      await this.send(report, draft, this.act(how));
       const saved = await readReport(this.id);
       const told = how.told ? true : await readTold(saved);
       batch(() => {
@@ -182,12 +186,24 @@ export class Work {
     }
   }
 
-  private act(how: SignOff) {
+  /** A version that came with the paper alone is no conflict: nobody has changed a word. */
+  private async send(report: Report, draft: Draft, act: Act): Promise<void> {
+    try {
+      await saveReport(report, draft, act);
+    } catch (error) {
+      if (!isOvertaken(error)) throw error;
+      const newer = await readReport(this.id);
+      if (!saysTheSame(report, newer)) throw error;
+      await saveReport(newer, draft, act);
+    }
+  }
+
+  private act(how: SignOff): Act {
     return { ...how, practitionerId: me.value?.practitionerId ?? null, at: new Date().toISOString() };
   }
 
   private failed(error: unknown): void {
-    if (error instanceof ApiError && SOMEBODY_WAS_FASTER.includes(error.status)) {
+    if (isOvertaken(error)) {
       this.rebased.value = null;
       this.dialog.value = 'conflict';
       return;

@@ -1,5 +1,6 @@
 """The life cycle of a report (FHIR R4 DiagnosticReport.status), as a whole table."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 
@@ -118,6 +119,40 @@ def test_an_appended_report_keeps_what_was_said_before() -> None:
             report.revise(
                 S.APPENDED, findings, conclusions, author=DOCTOR, at=NOW, reason="x"
             )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "adds"),
+    [
+        ("", "anything", True),
+        ("Cyst.", "Cyst. Seen again.", True),
+        ("Cyst.", "Cyst.", True),
+        ("良性", "良性。补充：已随访", True),
+        ("良性", "良性\n补充：已随访", True),
+        ("良性。", "良性。补充", True),
+        ("良性", "良性不能排除恶性", False),
+        ("benign", "benign is unlikely", False),
+        ("1", "1.5 mm", False),
+        ("1.", "1.5 mm", False),
+        ("良性。", "恶性。良性。", False),
+    ],
+)
+@pytest.mark.parametrize("text", ["impression", "advice", "patient_summary"])
+def test_added_words_leave_the_sentence_before_them_alone(
+    text: str, before: str, after: str, adds: bool
+) -> None:
+    report = make_signed("2", **{text: before})
+    longer = replace(report.current.conclusions, **{text: after})
+    expected = nullcontext() if adds else pytest.raises(NodeError, match="sentence")
+    with expected:
+        report.revise(
+            S.APPENDED,
+            report.current.findings,
+            longer,
+            author=DOCTOR,
+            at=NOW,
+            reason="x",
+        )
 
 
 def test_earlier_versions_stay_as_they_are() -> None:
