@@ -21,7 +21,6 @@ from fhir.content import concepts
 from fhir.content.mapping import category_element, field_value
 from fhir.encoding.wire import Json, as_list, to_bytes
 from fhir.encoding.xml import to_xml
-from fhir.subscriptions import hooks
 from node.domain.access import Role
 from node.domain.lexicon import FieldKey
 from node.domain.report import Report
@@ -36,6 +35,7 @@ from tests.fhir.subscriptions.test_subscriptions import make_subscription
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
+TOPIC = f"{concepts.BASE}/SubscriptionTopic"
 SUMMARY = {"url": concepts.PATIENT_SUMMARY, "valueString": "请半年后复查。"}
 # Resource, by the end of its id, and the elements that it gets; None takes one away.
 Edit = dict[str, dict[str, Any]]
@@ -244,8 +244,10 @@ async def test_five_ways_to_change_a_report_give_one_and_the_same(
 ) -> None:
     async with running_smart(store, roles=(Role.RADIOLOGIST, Role.EHR)) as rig:
         subscriptions = []
-        for topic in (hooks.SIGNED.url, hooks.RELEASED.url):
-            asked = make_subscription("http://127.0.0.1:9/hook", criteria=topic)
+        for topic in ("report-signed", "report-released"):
+            asked = make_subscription(
+                "http://127.0.0.1:9/hook", criteria=f"{TOPIC}/{topic}"
+            )
             made = await rig.ask("POST", "/Subscription", asked, role=Role.EHR)
             subscriptions.append(made.body["id"])
         program = await token_of_her_program(rig)
