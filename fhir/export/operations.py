@@ -183,8 +183,12 @@ class Exports:
                 tx, export.id, found.number, most=_PATIENTS_NAMED
             )
         scopes = str(export.asked["scopes"])
-        told = found.output == "error"  # notes on the request hold no resource
-        if not told and not same_or_wider(caller, scopes, found.resource_type):
+        kinds = {
+            "output": [found.resource_type],
+            "deleted": export.asked["types"],  # any of them may be named there
+            "error": [],  # notes on the request hold no resource
+        }[found.output]
+        if not all(same_or_wider(caller, scopes, kind) for kind in kinds):
             raise NodeError(
                 f"the token has no scope for this file of {found.resource_type}",
                 ErrorKind.FORBIDDEN,
@@ -231,7 +235,8 @@ class Exports:
 def manifest(base_url: str, export: Export, written: list[File]) -> Json:
     """Return what tells a client which files there are ("Response - Complete Status").
 
-    Resources are withdrawn here, never deleted: `deleted` is empty.
+    Resources are withdrawn here, never deleted: `deleted` has those of patients who
+    were erased after `_since`.
     """
     listed: dict[str, list[Json]] = {"output": [], "deleted": [], "error": []}
     for file in written:

@@ -186,6 +186,7 @@ class _Writing:
         self._size = size
         self._request = ExportRequest.of_json(export.asked)
         self._show = View(store, caller)
+        self._erased: list[str] = []
 
     async def go_on(self) -> None:
         """Write the next file and promise the one after it, or complete the export."""
@@ -229,16 +230,27 @@ class _Writing:
         )
 
     async def _noted(self, lines: _Lines, place: int, after_id: str) -> bool:
-        """Note a file and promise the next job; False when nothing was written."""
-        file = await asyncio.to_thread(lines.end)
-        if file is None:
+        """Note a file and promise the next job; False when nothing was written.
+
+        Beside it goes what was erased since the client's last export.
+        """
+        written = [lines]
+        if self._erased:
+            gone = self._lines("deleted", "Bundle")
+            gone.number += bool(lines.count)
+            told, self._erased = [to_bytes(_erasure(n)) for n in self._erased], []
+            await asyncio.to_thread(gone.add, told)
+            written.append(gone)
+        files = [file for one in written if (file := await asyncio.to_thread(one.end))]
+        if not files:
             return False
         async with self._store.db.transaction() as tx:
             noted = await exports.note(
-                tx, self._store, self._export, [file], place, after_id
+                tx, self._store, self._export, files, place, after_id
             )
         if not noted:
-            await asyncio.to_thread(lines.drop)
+            for one in written:
+                await asyncio.to_thread(one.drop)
             raise Postponed(self._store.clock())
         return True
 
@@ -255,7 +267,7 @@ class _Writing:
             if name == kind
         ]
         criteria = _criteria(self._caller, kind, filters)
-        while lines.count < self._size.resources and lines.size < self._size.size:
+        while self._has_room(lines):
             wanted = Slice(
                 kind,
                 self._export.transaction_time,
@@ -273,6 +285,11 @@ class _Writing:
             after_id = rows[-1]["resource_id"]
         return after_id, True
 
+    def _has_room(self, lines: _Lines) -> bool:
+        most = self._size
+        written = max(lines.count, len(self._erased))
+        return written < most.resources and lines.size < most.size
+
     async def _add(
         self,
         tx: "Transaction",
@@ -282,6 +299,8 @@ class _Writing:
     ) -> None:
         patients = {row["patient_id"] for row in rows} - {None}
         await self._store.ring.have_at_hand(tx, list(patients))
+        # What cannot be opened cannot be held against scopes and filters.
+        tells_erased = self._request.since is not None and not criteria
         found: list[Stored] = []
         for row in rows:
             try:
@@ -289,6 +308,8 @@ class _Writing:
             except NodeError as error:
                 if error.kind is not ErrorKind.GONE:
                     raise
+                if tells_erased:
+                    self._erased.append(f"{lines.kind}/{row['resource_id']}")
                 continue
             # The index speaks of what is newest; this is what was.
             changed = row["changed"] and criteria
@@ -328,6 +349,12 @@ def _ids(patients: tuple[str, ...] | None) -> tuple[UUID, ...] | None:
         except ValueError:
             continue
     return tuple(found)
+
+
+def _erasure(name: str) -> Json:
+    """Return how a client is told to forget a resource ("deleted" of the manifest)."""
+    entry = {"request": {"method": "DELETE", "url": name}}
+    return {"resourceType": "Bundle", "type": "transaction", "entry": [entry]}
 
 
 def _left_out(note: str) -> Json:

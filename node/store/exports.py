@@ -166,7 +166,8 @@ async def page(
     """Return the next versions, as they were at the transaction time, by id.
 
     Those that were changed since have `changed`: the index knows only what they are
-    now, so they come whether they meet the criteria or not.
+    now, so they come whether they meet the criteria or not. With `since` those come
+    too whose patient was erased after it; they do not open.
     """
     met, arguments = search.condition(store, wanted.criteria)
     bind = _binder(arguments)
@@ -179,7 +180,14 @@ async def page(
         where.append(f"({met} or r.last_updated > {moment})")
     if wanted.since is not None:
         since = bind(wanted.since)
-        where += [f"r.last_updated > {since}", f"v.last_updated > {since}"]
+        # Who was erased since is to be forgotten elsewhere too.
+        erased = (
+            "r.patient_id in (select subject from data_keys"
+            f" where domain = 'patient' and shredded_at > {since})"
+        )
+        where.append(
+            f"(r.last_updated > {since} and v.last_updated > {since} or {erased})"
+        )
     if wanted.only_patients:
         where.append("r.patient_id is not null")
     if wanted.patients is not None:

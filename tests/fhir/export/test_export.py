@@ -447,6 +447,30 @@ async def test_erasing_a_patient_takes_every_export_with_her_in_it(
     assert len(await bulk.all_lines(place)) == 1
 
 
+async def test_who_was_erased_since_is_told_to_who_may_know_all_of_a_type(
+    smart: SmartRig,
+) -> None:
+    bulk = await program(smart)
+    async with smart.store.db.connection() as tx:
+        patient_id = await tx.fetchval("select patient_id from studies limit 1")
+        rows = await tx.fetch(
+            "select resource_type, resource_id from resources where patient_id = $1",
+            patient_id,
+        )
+    await shred_patient(smart.store.db, smart.store.ring, patient_id)
+    # The time of an erasure is the database's own.
+    place = await exported(smart, bulk, "?_since=2026-11-21T08:00:01Z")
+    manifest = await bulk.manifest(place)
+    assert manifest["output"] == []
+    bundles = [one for file in manifest["deleted"] for one in await bulk.lines(file)]
+    told = {one["entry"][0]["request"]["url"] for one in bundles}
+    assert told == {f"{kind}/{name}" for kind, name in rows}
+    assert not [issue for one in bundles for issue in fhirkit.validate(one)]
+    narrow = await program(smart, "system/DiagnosticReport.rs?status=partial")
+    place = await exported(smart, narrow, "?_since=2026-11-21T08:00:01Z")
+    assert (await narrow.manifest(place))["deleted"] == []
+
+
 async def test_who_is_erased_while_a_file_is_written_is_not_in_it(
     smart: SmartRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
