@@ -478,27 +478,30 @@ class _Sql:
                 return f"({' or '.join(f'({p})' for p in parts) or 'false'})"
             case Chained(parameter, target_type, inner):
                 its_type = _constant(target_type)
+                condition = f"x.target_type = {its_type} and "
                 if isinstance(inner, RefersTo) or (
                     isinstance(inner, TokenIs) and not inner.negated
                 ):
                     # What has a row in the index is there: nobody has to look.
-                    target = "(select x.target_type as resource_type,"
-                    target += " x.target_id as resource_id)"
+                    condition += self.clause(inner, "x")
                 else:
-                    target = "resources"
-                condition = (
-                    f"x.target_type = {its_type} and exists (select 1 from {target} t"
-                    f" where t.resource_type = {its_type}"
-                    f" and t.resource_id = x.target_id and {self.clause(inner, 't')})"
-                )
+                    condition += (
+                        f"exists (select 1 from resources t where {its_type}"
+                        " = t.resource_type and t.resource_id = x.target_id"
+                        f" and {self.clause(inner, 't')})"
+                    )
                 return self._exists("resource_references", row, parameter, condition)
 
     def _exists(self, table: str, row: str, parameter: str, condition: str) -> str:
-        x = "x" if row == "r" else "y"
+        """Return that a resource has such a row in the index.
+
+        The resource is a row of `resources`, or what the reference `x` refers to.
+        """
+        x, of = ("x" if row == "r" else "y"), "target" if row == "x" else "resource"
         return (
             f"exists (select 1 from {table} {x}"
-            f" where {x}.resource_type = {row}.resource_type"
-            f" and {x}.resource_id = {row}.resource_id"
+            f" where {x}.resource_type = {row}.{of}_type"
+            f" and {x}.resource_id = {row}.{of}_id"
             f" and {x}.parameter = {_constant(parameter)} and ({condition}))"
         )
 
