@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import ssl
 import tomllib
 from collections.abc import (
     AsyncIterator,
@@ -71,7 +72,12 @@ from fhir.security.sign_on import SignOn, SignOnSettings
 from fhir.security.smart import Smart
 from fhir.settings import FhirSettings
 from fhir.subscriptions.delivery import Dispatcher, forget_told
-from fhir.subscriptions.endpoints import calling_tls, hook_session, read_endpoints
+from fhir.subscriptions.endpoints import (
+    Endpoints,
+    calling_tls,
+    hook_session,
+    read_endpoints,
+)
 from fhir.subscriptions.relay import ensure_relay_subscription, offer_binding
 from fhir.subscriptions.topics import Topic, read_topics
 from inference.models import ModelFolder, Shelf
@@ -452,6 +458,27 @@ def topics_of(settings: Settings) -> dict[str, Topic]:
     return read_topics(files)
 
 
+def endpoints_of(settings: Settings) -> Endpoints:
+    """Return whom a Subscription may call."""
+    return read_endpoints(settings.fhir.hook_hosts, settings.fhir.hook_networks)
+
+
+def hook_tls_of(settings: Settings) -> ssl.SSLContext | None:
+    """Return how hooks are called by https; None: as the system does."""
+    names = ("hook_certificate", "hook_key", "hook_trusted")
+    paths = (_below_data(settings, getattr(settings.fhir, name)) for name in names)
+    certificate, key, trusted = (str(path or "") for path in paths)
+    return calling_tls(certificate, key, trusted)
+
+
+def require_hooks(settings: Settings) -> None:
+    """Raise SETTING for what is wrong with topics or with whom they may be told."""
+    topics_of(settings)
+    endpoints_of(settings)
+    hook_tls_of(settings)
+    _secret_of(settings, "hook_secret_file")
+
+
 def fhir_settings_of(settings: Settings) -> FhirSettings:
     """Return what the FHIR side is told."""
     base = settings.http.base_url
@@ -477,7 +504,7 @@ def fhir_settings_of(settings: Settings) -> FhirSettings:
         department_phone=settings.site.department_phone,
         page_size=settings.fhir.page_size,
         topics=topics_of(settings),
-        endpoints=read_endpoints(settings.fhir.hook_hosts, settings.fhir.hook_networks),
+        endpoints=endpoints_of(settings),
         hook_secret=_secret_of(settings, "hook_secret_file"),
         offset=site_offset(settings),
         export_keep=timedelta(hours=settings.fhir.export_keep_h),
@@ -723,11 +750,10 @@ async def _worker(settings: Settings) -> None:
     fhir_settings = fhir_settings_of(settings)
     completion = completion_settings_of(settings)
     outbound = outbound_of(settings, partial(calling_tls_of, settings))
-    calling = calling_tls(*_hook_tls_files(settings))
     async with (
         opened(settings) as store,
         aiohttp.ClientSession() as session,
-        hook_session(fhir_settings.endpoints, calling) as hooks,
+        hook_session(fhir_settings.endpoints, hook_tls_of(settings)) as hooks,
     ):
         senders = senders_of(outbound, session)
         await bury_homeless(store, outbound.names)
@@ -974,13 +1000,6 @@ def engine_settings_of(settings: Settings) -> "EngineSettings":
         threads=chosen.threads,
         stuck_after_s=chosen.stuck_after_s,
     )
-
-
-def _hook_tls_files(settings: Settings) -> tuple[str, str, str]:
-    names = ("hook_certificate", "hook_key", "hook_trusted")
-    paths = (_below_data(settings, getattr(settings.fhir, name)) for name in names)
-    certificate, key, trusted = (str(path or "") for path in paths)
-    return certificate, key, trusted
 
 
 async def _work_until_told(

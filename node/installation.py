@@ -246,6 +246,14 @@ def _require_files(settings: Settings) -> None:
             ErrorKind.SETTING,
         )
     _require_peers(settings)
+    _require_hooks(settings)
+
+
+def _require_hooks(settings: Settings) -> None:
+    """Raise for what is wrong with topics and hooks of Subscriptions."""
+    from node import app
+
+    app.require_hooks(settings)
 
 
 def _require_peers(settings: Settings) -> None:

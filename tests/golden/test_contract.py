@@ -29,7 +29,7 @@ from tests.conftest import FrozenClock
 from tests.factories import make_patient
 from tests.fhir.content.test_life_cycle import because, told_by
 from tests.fhir.rig import STUDY_UID, Rig, drafted, running_fhir
-from tests.fhir.subscriptions.test_subscriptions import Hook, running_hook
+from tests.fhir.subscriptions.rig import Hook, running_hook
 from tests.golden.files import Settled, check, elements, pretty, read
 from tests.wechat.rig import running_rig
 from wechat.relay.masked import read_notification

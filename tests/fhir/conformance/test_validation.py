@@ -18,7 +18,7 @@ from node.domain.errors import NodeError
 from tests.fhir.content.test_life_cycle import because, told_by
 from tests.fhir.rest.test_rest import make_ehr_patient
 from tests.fhir.rig import Rig
-from tests.fhir.subscriptions.test_subscriptions import make_subscription
+from tests.fhir.subscriptions.rig import make_subscription
 
 DIV = '<div xmlns="http://www.w3.org/1999/xhtml">{}</div>'
 

@@ -18,7 +18,7 @@ from node.store.store import Store
 from tests.fhir.content.test_life_cycle import because
 from tests.fhir.printing import draft_with_image, encode, tell_of_papers
 from tests.fhir.rig import Rig, running_fhir
-from tests.fhir.subscriptions.test_subscriptions import make_subscription
+from tests.fhir.subscriptions.rig import make_subscription
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

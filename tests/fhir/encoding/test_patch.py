@@ -16,7 +16,7 @@ from node.domain.access import Role
 from node.domain.errors import NodeError
 from tests.fhir.rest.test_rest import make_ehr_patient
 from tests.fhir.rig import ACCESSION, STUDY_UID, Answer, Rig
-from tests.fhir.subscriptions.test_subscriptions import make_subscription
+from tests.fhir.subscriptions.rig import make_subscription
 
 JSON_PATCH = {"Content-Type": "application/json-patch+json"}
 RAW = b"""{"resourceType":"Patient","id":"p","active":true,

@@ -37,7 +37,7 @@ from tests.fhir.rest.test_rest import make_ehr_patient
 from tests.fhir.rig import drafted
 from tests.fhir.security.test_access import request_of
 from tests.fhir.smart_rig import SmartRig, jwks, private_key, public_jwk, running_smart
-from tests.fhir.subscriptions.test_subscriptions import RELEASED, make_subscription
+from tests.fhir.subscriptions.rig import RELEASED, make_subscription
 
 READ = "system/DiagnosticReport.rs"
 

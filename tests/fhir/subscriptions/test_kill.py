@@ -17,7 +17,7 @@ from tests.factories import make_findings, make_patient
 from tests.fhir.conftest import ROLES
 from tests.fhir.content.test_life_cycle import because
 from tests.fhir.rig import Rig, publish_draft, receive_study, running_fhir
-from tests.fhir.subscriptions.test_subscriptions import (
+from tests.fhir.subscriptions.rig import (
     event_numbers,
     parameter,
     running_hook,
