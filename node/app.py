@@ -56,6 +56,7 @@ from fhir.content.consents import publish_consent
 from fhir.content.documents import publish_document
 from fhir.content.links import publish_links
 from fhir.content.mapping import Systems
+from fhir.content.older import publish_left_out
 from fhir.content.publish import (
     index_older,
     keep_site_current,
@@ -796,6 +797,11 @@ async def _worker(settings: Settings) -> None:
                     "forget what was told long ago",
                     HOUSEKEEPING_EVERY_S,
                     partial(forget_told, store),
+                ),
+                Periodic(
+                    "publish what releases before left out",
+                    HOUSEKEEPING_EVERY_S,
+                    partial(publish_left_out, store),
                 ),
                 Periodic(
                     "index older resources",

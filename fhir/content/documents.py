@@ -45,6 +45,7 @@ class _Paper:
     instance: "StoredInstance"
     size: int
     sha1: bytes
+    told_beside_report: bool
 
 
 def document_id(report_id: UUID, number: int) -> str:
@@ -78,7 +79,8 @@ async def publish_document(
     """Tell that the paper of a signed version `payload` {report_id, version} is there.
 
     Of a version that is not the newest any more only the DocumentReference is
-    written, as superseded; of a withdrawn report nothing. Runs again without harm.
+    written, as superseded; of a withdrawn report nothing. `quietly` leaves the
+    DiagnosticReport as it is. Runs again without harm.
     """
     report_id, number = UUID(str(payload["report_id"])), int(payload["version"])
     async with store.db.transaction(readonly=True) as tx:
@@ -94,7 +96,8 @@ async def publish_document(
     async with store.db.transaction() as tx:
         report = await reports.read_for_update(tx, store, report_id)
         if report.current.status is not ReportStatus.ENTERED_IN_ERROR:
-            told = _Paper(instance, len(pdf), sha1)
+            newest = report.current.number == number and not payload.get("quietly")
+            told = _Paper(instance, len(pdf), sha1, told_beside_report=newest)
             await _publish(tx, store, settings, report, report.version(number), told)
 
 
@@ -116,8 +119,7 @@ async def _publish(
         resource["relatesTo"] = [{"code": "replaces", "target": target}]
     targets = [versioned(await put(tx, store, resource, report.patient_id))]
     known = await resources.find(tx, store, "DiagnosticReport", str(report.id))
-    newest = report.current.number == version.number and known is not None
-    if newest and known is not None:
+    if told.told_beside_report and known is not None:
         form = resource["content"][0]["attachment"]
         shown = parse(known.body) | {"presentedForm": [form]}
         targets.insert(0, versioned(await put(tx, store, shown, report.patient_id)))
@@ -131,7 +133,7 @@ async def _publish(
     marker = str(uuid5(_PROVENANCE, document))
     filed = provenance | {"id": marker, "activity": operation}
     await put(tx, store, filed, report.patient_id)
-    if newest:
+    if told.told_beside_report:
         changed = [("DiagnosticReport", str(report.id))]
         await events.resources_changed(tx, store, settings, changed)
 

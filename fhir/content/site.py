@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from fhir.content import concepts
 from fhir.encoding.wire import Json
-from node.domain import lexicon
 from node.domain.access import Role
 
 HOSPITAL: Json = {"reference": "Organization/hospital"}
@@ -18,6 +17,7 @@ DICOM_WEB: Json = {"reference": "Endpoint/dicom-web"}
 
 _TERMINOLOGY = "http://terminology.hl7.org/CodeSystem"
 _ORGANIZATION_TYPE = f"{_TERMINOLOGY}/organization-type"
+_STAFF_ROLE = f"{concepts.BASE}/CodeSystem/staff-role"
 _SIGNERS = {
     Role.SENIOR_RADIOLOGIST: "高级诊断医师 / Senior radiologist",
     Role.RADIOLOGIST: "诊断医师 / Radiologist",
@@ -137,7 +137,5 @@ def to_practitioner_role(
     codings = [{"system": f"{_TERMINOLOGY}/practitioner-role", "code": "doctor"}]
     if held is None:
         return role | {"code": [{"coding": codings}]}
-    codings.append(
-        {"system": lexicon.FHIR_SYSTEM[lexicon.PRIVATE_SCHEME], "code": held.value}
-    )
+    codings.append({"system": _STAFF_ROLE, "code": held.value})
     return role | {"code": [{"coding": codings, "text": _SIGNERS[held]}]}

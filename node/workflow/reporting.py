@@ -157,13 +157,21 @@ async def record_disclosure(
 
 
 async def publish_document_later(
-    tx: "Transaction", store: "Store", report: Report, number: int
+    tx: "Transaction",
+    store: "Store",
+    report: Report,
+    number: int,
+    *,
+    quietly: bool = False,
 ) -> None:
-    """Promise that the paper of a signed version is told of, now that it is stored."""
+    """Promise that the paper of a signed version is told of, now that it is stored.
+
+    `quietly` leaves the report as it is: its paper is as old as its signature.
+    """
     await store.jobs.defer(
         tx,
         PUBLISH_DOCUMENT,
-        {"report_id": str(report.id), "version": number},
+        {"report_id": str(report.id), "version": number, "quietly": quietly},
         key=f"{report.id}/{number}",
         order_key=f"{PUBLISH_DOCUMENT}/{report.id}",
         patient_id=report.patient_id,

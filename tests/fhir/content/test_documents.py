@@ -12,9 +12,11 @@ import aiohttp
 import pytest
 
 from fhir.content.documents import publish_document
+from fhir.content.older import publish_left_out
 from node.domain.access import Role
 from node.store import audit
 from node.store.store import Store
+from node.workflow.reporting import PUBLISH_DOCUMENT
 from tests.fhir.content.test_life_cycle import because
 from tests.fhir.printing import draft_with_image, encode, tell_of_papers
 from tests.fhir.rig import Rig, running_fhir
@@ -238,3 +240,27 @@ async def test_who_waits_for_signed_reports_is_told_of_the_paper_too(
     assert "presentedForm" not in first
     assert second["presentedForm"][0]["hash"]
     assert second["meta"]["versionId"] == "3"
+
+
+async def test_after_an_update_older_papers_are_found_and_nobody_is_told(
+    signed: Rig,
+) -> None:
+    """As after the migration of a database whose release knew no DocumentReference."""
+    assert signed.report is not None
+    await encode(signed, signed.report)
+    jobs = signed.store.jobs
+    while job := await jobs.claim([PUBLISH_DOCUMENT], "the release before"):
+        await jobs.done(job)
+    async with signed.store.db.transaction() as tx:
+        await tx.execute("insert into left_out values ('report', $1)", signed.report_id)
+    await publish_left_out(signed.store)
+    assert len(await tell_of_papers(signed)) == 1
+    document = await signed.read(f"/DocumentReference/{signed.report_id}-v2")
+    assert document["status"] == "current"
+    report = await signed.read(signed.report_path)
+    assert (report["meta"]["versionId"], "presentedForm" in report) == ("2", False)
+    await publish_left_out(signed.store)
+    assert await tell_of_papers(signed) == []
+    await amend(signed, "amended")
+    await print_it(signed)
+    assert (await form_of(signed))["url"] == f"Binary/{signed.report_id}-v3"
