@@ -303,6 +303,23 @@ class Auth:
 
 
 @dataclass(frozen=True)
+class Syslog:
+    """The table `audit.syslog`: an ATNA repository; no host: none."""
+
+    host: str = ""
+    port: int = 6514
+    ca: str = ""
+    certificate: str = ""
+    key: str = ""
+    needs_receipt: bool = True
+
+
+@dataclass(frozen=True)
+class Audit:
+    syslog: Syslog
+
+
+@dataclass(frozen=True)
 class Inference:
     weights: str
     engine: str
@@ -361,6 +378,7 @@ class Settings:
     http: Http
     fhir: Fhir
     auth: Auth
+    audit: Audit
     inference: Inference
     relay: Relay
     wechat: WeChat
@@ -426,6 +444,7 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
         _check_peers(sections["dicom"], faults)
         _check_routing(sections["routing"], sections["pacs"], faults)
         _check_auth(sections["auth"], faults)
+        _check_syslog(sections["audit"].syslog, faults)
     if faults:
         raise SettingsError(faults)
     return Settings(data=data, **sections)
@@ -578,6 +597,15 @@ def _check(values: Mapping[str, Any], faults: list[str]) -> None:
         section, key = name.split(".")
         if _outside(values.get(section, {}).get(key), least, most):
             faults.append(f"{name}: must be from {least:g} to {most:g}")
+
+
+def _check_syslog(syslog: Syslog, faults: list[str]) -> None:
+    if not syslog.host and syslog != Syslog():
+        faults.append("audit.syslog.host: is needed with the rest of it")
+    if _out_of_range(syslog.port):
+        faults.append("audit.syslog.port: must be a port from 1 to 65535")
+    if bool(syslog.certificate) != bool(syslog.key):
+        faults.append("audit.syslog.key: certificate and key belong together")
 
 
 def _check_auth(auth: Auth, faults: list[str]) -> None:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from config.settings import SettingsError
 from node import (
+    audit_commands,
     client_commands,
     deliveries,
     doctor_commands,
@@ -39,7 +40,6 @@ cli = typer.Typer(
 )
 users = typer.Typer(help="Accounts of people and machines.", no_args_is_help=True)
 keys = typer.Typer(help="The keys of all stored data.", no_args_is_help=True)
-audit = typer.Typer(help="The audit trail.", no_args_is_help=True)
 consent = typer.Typer(help="What patients agree to.", no_args_is_help=True)
 export = typer.Typer(help="Data that leave the node.", no_args_is_help=True)
 versions = typer.Typer(
@@ -48,7 +48,7 @@ versions = typer.Typer(
 )
 cli.add_typer(users, name="user")
 cli.add_typer(keys, name="keys")
-cli.add_typer(audit, name="audit")
+cli.add_typer(audit_commands.cli, name="audit")
 cli.add_typer(models_commands.cli, name="models")
 cli.add_typer(doctor_commands.cli, name="doctor")
 cli.add_typer(deliveries.cli, name="deliveries")
@@ -234,15 +234,6 @@ def shred_keys(
         )
     _with_store(lambda store: administration.shred_patient(store, study))
     console.print("the patient's key is destroyed")
-
-
-@audit.command("verify")
-def verify_audit() -> None:
-    """Check the hash chain of the audit trail."""
-    from node import administration
-
-    count = _with_store(lambda store: administration.verify_audit(store))
-    console.print(f"{count} entries, the chain holds")
 
 
 @versions.command("list")

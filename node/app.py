@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import ssl
 import tomllib
 from collections.abc import (
@@ -82,6 +83,7 @@ from fhir.subscriptions.endpoints import (
 from fhir.subscriptions.relay import ensure_relay_subscription, offer_binding
 from fhir.subscriptions.topics import Topic, read_topics
 from inference.models import ModelFolder, Shelf
+from node.atna import Repository, SyslogFeed
 from node.domain.access import Role
 from node.domain.completion import CompletionRules, EvidenceKind
 from node.domain.disclosure import TierText
@@ -141,6 +143,7 @@ ROUTING_EVERY_S = 1.0
 PROBING_EVERY_S = 60.0
 EXPORTS_EVERY_S = 60.0
 HOUSEKEEPING_EVERY_S = 3600.0
+AUDIT_FEED_EVERY_S = 1.0
 AGREEMENT_EVERY_S = 60.0
 KEEP_DONE_JOBS = timedelta(days=7)
 _FEWEST_READINGS, _MOST_READINGS = 2, 8
@@ -764,6 +767,7 @@ async def _worker(settings: Settings) -> None:
             store.jobs,
             _worker_handlers(store, settings, fhir_settings, outbound, session),
             periodic=[
+                *feeding(store, settings),
                 Periodic(
                     "close studies",
                     COMPLETION_EVERY_S,
@@ -839,6 +843,36 @@ async def _worker(settings: Settings) -> None:
         )
         for sender in senders.values():
             await sender.close()
+
+
+def feeding(store: Store, settings: Settings) -> list[Periodic]:
+    """Return what sends the audit trail to the hospital's repository, if it has one."""
+    repository = repository_of(settings)
+    if repository is None:
+        return []
+    repository.check()
+    feed = SyslogFeed(store, repository, audit_source(settings), socket.getfqdn())
+    return [Periodic("send the audit trail", AUDIT_FEED_EVERY_S, feed.send)]
+
+
+def repository_of(settings: Settings) -> Repository | None:
+    """Return the ATNA repository of `audit.syslog`, None where none is set."""
+    told = settings.audit.syslog
+    if not told.host:
+        return None
+    return Repository.of_files(
+        told.host,
+        told.port,
+        trusted=_below_data(settings, told.ca),
+        certificate=_below_data(settings, told.certificate),
+        key=_below_data(settings, told.key),
+        needs_receipt=told.needs_receipt,
+    )
+
+
+def audit_source(settings: Settings) -> str:
+    """Return what the node is called in audit messages."""
+    return f"sononode {settings.dicom.ae_title} {settings.http.base_url}"
 
 
 def commitment_worker(store: Store, settings: Settings, outbound: Outbound) -> Worker:

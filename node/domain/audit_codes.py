@@ -103,6 +103,7 @@ _BEGINNINGS: tuple[tuple[str, Act], ...] = (
     ("keys-", Act("110113", "U", "110129")),
     ("signing-key", Act("110113", "U", "110129")),
     ("model-", Act("110100", "U", "110131")),
+    ("audit-", Act("110101", "R")),
     ("consent-", Act("110110", "U")),
 )
 _ANY = Act("110100", "E")

@@ -197,6 +197,17 @@ async def patient_named(
     return None if found is None else UUID(str(found))
 
 
+async def find_patients_by_number(
+    tx: "Transaction", store: "Store", number: str
+) -> list[UUID]:
+    """Return the patients with this number, whoever gave it out."""
+    rows = await tx.fetch(
+        "select patient_id from patients where number_blind = $1",
+        number_blind(store.ring, number),
+    )
+    return [row["patient_id"] for row in rows]
+
+
 async def find_patients_by_name(
     tx: "Transaction", store: "Store", prefix: str
 ) -> list[UUID]:
