@@ -33,6 +33,8 @@ from dicom_scp.simulation.simulator import GE_LIKE
 from dicom_scp.web import dicomweb
 from fhir.content.publish import publish_report
 from fhir.rest.server import route_group
+from fhir.security import registration
+from fhir.security.authorize import Desk
 from fhir.settings import FhirSettings
 from node.domain.access import Role
 from node.domain.finding import (
@@ -177,6 +179,8 @@ async def running_node(store: Store, assets: Path) -> AsyncIterator[Node]:
             *server.routes(store, review),
             agreement.route_group(DriftSettings(window=60)),
             reconciliation.route_group(),
+            registration.route_group(store, frozenset({"keys.test"})),
+            *Desk(store, url, server.throttle_of(store, review)).route_groups(),
         ]
         runner = web.AppRunner(make_app(store, HttpSettings(), groups), access_log=None)
         await runner.setup()

@@ -1,5 +1,6 @@
 import { useEffect } from 'preact/hooks';
 import { AgreementPage } from '../agreement/page';
+import { ClientsPage } from '../clients/page';
 import { language, switchLanguage, t } from '../i18n';
 import { ReconciliationPage } from '../reconciliation/page';
 import { Review } from '../report/review';
@@ -39,6 +40,7 @@ function Screen() {
   if (to.screen === 'report') return <Review key={to.id} id={to.id} />;
   if (to.screen === 'agreement' && may('read_agreement')) return <AgreementPage />;
   if (to.screen === 'reconciliation' && may('reconcile')) return <ReconciliationPage />;
+  if (to.screen === 'clients' && may('manage_users')) return <ClientsPage />;
   return <Worklist />;
 }
 
@@ -67,6 +69,15 @@ function TopBar() {
             aria-current={route.value.screen === 'agreement' ? 'page' : undefined}
           >
             {t('agreement.menu')}
+          </a>
+        )}
+        {may('manage_users') && (
+          <a
+            class="button quiet"
+            href={hrefOf({ screen: 'clients' })}
+            aria-current={route.value.screen === 'clients' ? 'page' : undefined}
+          >
+            {t('clients.menu')}
           </a>
         )}
         <span class="who">{me.value?.display}</span>

@@ -15,12 +15,13 @@ export const lettersOn = signal(true);
 export const holdsWork = signal(false);
 
 export type Route =
-  | { screen: 'worklist' | 'agreement' | 'reconciliation' }
+  | { screen: 'worklist' | 'agreement' | 'reconciliation' | 'clients' }
   | { screen: 'report'; id: string };
 
 function readRoute(): Route {
   if (globalThis.location?.hash === '#/agreement') return { screen: 'agreement' };
   if (globalThis.location?.hash === '#/reconciliation') return { screen: 'reconciliation' };
+  if (globalThis.location?.hash === '#/clients') return { screen: 'clients' };
   const found = /^#\/report\/([A-Za-z0-9.-]{1,64})$/.exec(globalThis.location?.hash ?? '');
   return found ? { screen: 'report', id: found[1]! } : { screen: 'worklist' };
 }

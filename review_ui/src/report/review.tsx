@@ -2,6 +2,7 @@ import { useEffect, useMemo } from 'preact/hooks';
 import { isSigned, type Report, type WorklistRow } from '../api/types';
 import { sexAndAge, sideWord } from '../app/person';
 import { go, hrefOf, lettersOn, may } from '../app/state';
+import { OpenIn } from '../clients/open_in';
 import { oneOf, shownDay, shownNumber, shownTime, t } from '../i18n';
 import { Viewer } from '../viewer/viewer';
 import { listed } from '../worklist/live';
@@ -118,6 +119,7 @@ function Heading({ work, report }: { work: Work; report: Report }) {
           {t('review.desk')}
         </button>
       )}
+      <OpenIn reportId={report.id} />
       <button type="button" class="quiet" onClick={() => open(work, 'keys')}>
         <kbd>?</kbd> {t('app.keys')}
       </button>
