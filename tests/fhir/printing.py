@@ -39,9 +39,12 @@ def make_image(study_uid: str = STUDY) -> Dataset:
     return image
 
 
-async def draft_with_image(rig: Rig, study_uid: str = STUDY) -> Report:
+async def draft_with_image(
+    rig: Rig, study_uid: str = STUDY, *, patient: str = "BUS-0001"
+) -> Report:
     """Receive a study with an image and publish the algorithm's draft of it."""
     image = make_image(study_uid)
+    image.PatientID = patient
     await receive_object(rig.store, image, to_part10(image))
     shown = ImageReference(str(image.SOPClassUID), str(image.SOPInstanceUID))
     lesion = make_lesion(image=shown)

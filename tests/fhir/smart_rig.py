@@ -112,11 +112,15 @@ class SmartRig(Rig):
         return str(body["access_token"])
 
     async def with_token(
-        self, token: str, method: str, path: str, body: Any = None
+        self,
+        token: str,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Any:
-        return await self.ask(
-            method, path, body, role=None, headers={"Authorization": f"Bearer {token}"}
-        )
+        sent = {"Authorization": f"Bearer {token}"} | dict(headers or {})
+        return await self.ask(method, path, body, role=None, headers=sent)
 
     async def register(
         self, scopes: str = "system/*.cruds", *, keys: str | None = None, **more: Any

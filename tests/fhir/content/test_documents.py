@@ -20,6 +20,8 @@ from node.workflow.reporting import PUBLISH_DOCUMENT
 from tests.fhir.content.test_life_cycle import because
 from tests.fhir.printing import draft_with_image, encode, tell_of_papers
 from tests.fhir.rig import Rig, running_fhir
+from tests.fhir.security.test_smart_people import BACK, App, as_person
+from tests.fhir.smart_rig import running_smart
 from tests.fhir.subscriptions.rig import make_subscription
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -114,6 +116,8 @@ async def test_the_document_names_who_signed_and_who_keeps_it(signed: Rig) -> No
     assert {o["resourceType"] for o in others} == {"Organization", "Practitioner"}
 
 
+AS_JSON = {"Accept": "application/fhir+json"}
+PUBLIC: dict[str, Any] = {"keys": "", "redirect_uris": [BACK]}
 FORMS = {
     "application/pdf": "application/pdf",
     "*/*": "application/pdf",
@@ -264,3 +268,41 @@ async def test_after_an_update_older_papers_are_found_and_nobody_is_told(
     await amend(signed, "amended")
     await print_it(signed)
     assert (await form_of(signed))["url"] == f"Binary/{signed.report_id}-v3"
+
+
+async def test_a_token_opens_a_paper_only_with_the_report_that_it_belongs_to(
+    store: Store,
+) -> None:
+    async with running_smart(store, roles=(Role.RADIOLOGIST, Role.EHR)) as rig:
+        rig.report = other = await draft_with_image(rig, "2.25.99", patient="BUS-0002")
+        assert (await rig.sign()).status == 200
+        await print_it(rig)
+        rig.report = await draft_with_image(rig)
+        assert (await rig.sign()).status == 200
+        await print_it(rig)
+        path, its = f"/Binary/{rig.report_id}-v2", f"/Binary/{other.id}-v2"
+        client = await rig.register()
+        for scope, expected in (
+            ("system/Binary.r system/DiagnosticReport.r", 200),
+            ("system/Binary.r system/DiagnosticReport.r?status=final", 200),
+            ("system/Binary.r system/DiagnosticReport.r?status=amended", 404),
+            ("system/Binary.r", 404),
+            ("system/DiagnosticReport.r", 403),
+        ):
+            token = await rig.token(client, scope)
+            answer = await rig.with_token(token, "GET", path, headers=AS_JSON)
+            assert answer.status == expected, scope
+        app = App(rig, await rig.register("patient/*.rs", roles=[], **PUBLIC))
+        about = {"report": str(rig.report_id)}
+        _, made = await as_person(
+            rig, Role.RADIOLOGIST, "POST", "/auth/launches", about
+        )
+        app.asked |= {"launch": made["launch"], "scope": "launch patient/*.rs"}
+        _, told = await app.agree()
+        _, granted = await app.redeem(told["code"])
+        hers = granted["access_token"]
+        for kind in ("BodyStructure", "DocumentReference"):
+            found = (await rig.with_token(hers, "GET", f"/{kind}")).body["entry"]
+            assert [e["resource"]["id"][:36] for e in found] == [str(rig.report_id)]
+        assert (await rig.with_token(hers, "GET", path, headers=AS_JSON)).status == 200
+        assert (await rig.with_token(hers, "GET", its, headers=AS_JSON)).status == 404
