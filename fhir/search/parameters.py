@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from fhir.content.masked import UNLABELLED_TYPES
@@ -18,8 +19,8 @@ from node.store.search import (
     Has,
     IdIs,
     Order,
+    ReferredBy,
     RefersTo,
-    SortKey,
     TokenIs,
     Within,
 )
@@ -28,7 +29,7 @@ Kind = Literal["token", "reference", "date", "string", "uri"]
 NAME_PREFIX_LENGTH = 16
 # One more whenever `index_of` finds something else: the worker then indexes anew
 # what was stored before.
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Parameter:
     `identifying` values are kept as an HMAC and only callers who see identity
     may search them, unless `accession` (a doctor knows what is on her request).
     `also` is the name that IHE IMR writes it by.
-    `sorts` marks the one date of a type that _sort takes besides _lastUpdated.
+    `sorts` marks the date by which a type is sorted unless asked otherwise, and
+    `sortable` another one that _sort takes.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Parameter:
     identifying: bool = False
     accession: bool = False
     sorts: bool = False
+    sortable: bool = False
     also: str = ""
 
 
@@ -81,6 +84,8 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
     "Patient": (
         _PRIVATE_IDENTIFIER,
         Parameter("name", "string", "name", identifying=True),
+        Parameter("family", "string", "name.family", identifying=True),
+        Parameter("given", "string", "name.given", identifying=True),
         Parameter("gender", "token", "gender"),
         Parameter(
             "organization", "reference", "managingOrganization", ("Organization",)
@@ -136,7 +141,7 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
         Parameter("code", "token", "code"),
         Parameter("category", "token", "category"),
         Parameter("date", "date", "effectiveDateTime", sorts=True),
-        Parameter("issued", "date", "issued"),
+        Parameter("issued", "date", "issued", sortable=True),
         _BASED_ON,
         Parameter("result", "reference", "result", ("Observation",)),
         Parameter(
@@ -147,7 +152,11 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
             also="imagingStudy",
         ),
         Parameter(
-            "results-interpreter", "reference", "resultsInterpreter", ("Practitioner",)
+            "results-interpreter",
+            "reference",
+            "resultsInterpreter",
+            ("Practitioner",),
+            also="resultsInterpreter",
         ),
         Parameter("performer", "reference", "performer", ("Organization",)),
     ),
@@ -217,6 +226,11 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
     ),
     "Subscription": (_STATUS, Parameter("criteria", "uri", "criteria")),
 }
+# Where resources without a date stand that others of their type are sorted by: dates
+# of the index are finite.
+_UNDATED = datetime(1000, 1, 1, tzinfo=UTC)
+# How IHE IMR writes parameters of a patient behind `patient.` (RAD-143).
+_OF_NAMES = {"name.given": "given", "name.family": "family"}
 # What shapes the answer instead of choosing what is found.
 CONTROL = frozenset(
     {"_count", "_sort", "_include", "_include:iterate", "_revinclude"}
@@ -257,6 +271,9 @@ def index_of(resource: Json) -> Index:
         elif p.kind == "date":
             found = [DateRange(p.name, *date_range(v)) for v in values]
             dates += found
+            if p.sortable:  # every resource has a place, also one without the date
+                at = found[0].earliest if found else _UNDATED
+                dates.append(DateRange(sort_name(p.name), at, at))
             if p.sorts and found:
                 happened_at = found[0].earliest
         elif p.kind == "string":
@@ -307,6 +324,8 @@ def _tokens(value: Any) -> Iterable[tuple[str, str]]:
 
 
 def _names(name: Any) -> set[str]:
+    if isinstance(name, str):
+        return {name.strip()} - {""}
     parts = [name.get("text"), name.get("family"), *as_list(name.get("given"))]
     return {str(part).strip() for part in parts if part} - {""}
 
@@ -326,12 +345,20 @@ def _exact(name: str) -> str:
     return f"{name}:exact"
 
 
+def sort_name(name: str) -> str:
+    """Return under which name the index keeps what _sort goes by."""
+    return f"{name}:sort"
+
+
 def _logical(name: str) -> str:
     return f"{name}:identifier"
 
 
 # --- parsing --------------------------------------------------------------------
 
+_HAS = re.compile(
+    r"_has:([A-Za-z]+):([A-Za-z-]+):([A-Za-z_][A-Za-z-]*)(?::([A-Za-z]+))?"
+)
 _INCLUDE = re.compile(r"([A-Za-z]+):([A-Za-z_-]+)(?::([A-Za-z]+))?")
 # A comma separates alternatives unless a backslash stands before it (3.1.1.4.4).
 _COMMA = re.compile(r"(?<!\\),")
@@ -390,6 +417,8 @@ def criterion(
     `base_url` is ours: a reference to another server finds nothing here.
     """
     asked = _Asked(sees_identity, base_url)
+    if name.startswith("_has:"):
+        return asked.reverse_chained(resource_type, name, value)
     if "." in name:
         return asked.chained(resource_type, name, value)
     bare, _, modifier = name.partition(":")
@@ -440,15 +469,28 @@ class _Asked:
         head, _, rest = name.partition(".")
         bare, _, target = head.partition(":")
         found = parameter(resource_type, bare)
-        if found is None or found.kind != "reference" or "." in rest:
+        inner, _, modifier = rest.partition(":")
+        inner = _OF_NAMES.get(inner, inner)
+        if found is None or found.kind != "reference" or "." in inner:
             raise UnknownParameter(name, resource_type)
         if not target and len(found.targets) == 1:
             target = found.targets[0]
         if target not in found.targets:
             raise UnknownParameter(name, resource_type)
-        inner, _, modifier = rest.partition(":")
         asked = self.plain(target, inner, modifier, value)
         return Chained(found.name, target, asked)
+
+    def reverse_chained(self, resource_type: str, name: str, value: str) -> Criterion:
+        """Return what asks for those to whom others refer (`_has`, 3.1.1.5.5)."""
+        match = _HAS.fullmatch(name)
+        if match is None or match[1] not in PARAMETERS:
+            raise UnknownParameter("_has", resource_type)
+        source, reference, inner, modifier = match.groups()
+        found = parameter(source, reference)
+        if found is None or resource_type not in found.targets:
+            raise UnknownParameter("_has", resource_type)
+        asked = self.plain(source, inner, modifier or "", value)
+        return ReferredBy(source, found.name, asked)
 
     def _require_sight(self, found: Parameter) -> None:
         if found.identifying and not found.accession and not self.sees_identity:
@@ -567,20 +609,21 @@ def include(value: str) -> Include:
 
 
 def sort(resource_type: str, value: str) -> tuple[Order, ...]:
-    """Return the sort keys of a _sort: _lastUpdated, _id and the date of the type."""
+    """Return the sort keys of a _sort: _lastUpdated, _id and dates of the type."""
     keys: dict[str, Order] = {}
     for part in value.split(","):
         name = part.removeprefix("-")
-        key: SortKey
+        found = parameter(resource_type, name)
         if name == LAST_UPDATED:
             key = "updated"
         elif name == "_id":
             key = "id"
-        else:
-            found = parameter(resource_type, name)
-            if found is None or not found.sorts:
-                raise UnknownParameter(f"_sort={name}", resource_type)
+        elif found is not None and found.sorts:
             key = "happened"
+        elif found is not None and found.sortable:
+            key = sort_name(found.name)
+        else:
+            raise UnknownParameter(f"_sort={name}", resource_type)
         keys.setdefault(key, Order(key, descending=part.startswith("-")))
     return tuple(keys.values())
 

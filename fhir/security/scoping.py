@@ -8,11 +8,11 @@ from fhir.content.masked import UNLABELLED_TYPES
 from fhir.encoding.wire import parse
 from fhir.search.matching import meets
 from fhir.search.parameters import COMMON, PARAMETERS, criterion, index_of, parameter
-from fhir.security.access import require_scope
+from fhir.security.access import Interaction, require, require_scope
 from node.domain.access import Identity
 from node.domain.scopes import Context, Scope
 from node.store.resources import Stored
-from node.store.search import AnyOf, Chained, Criterion, IdIs, RefersTo
+from node.store.search import AnyOf, Chained, Criterion, IdIs, ReferredBy, RefersTo
 
 
 def understood(scope: Scope) -> bool:
@@ -60,8 +60,12 @@ def require_criteria(identity: Identity, criteria: "tuple[Criterion, ...]") -> N
         if isinstance(asked, AnyOf):
             for one in asked.alternatives:
                 require_criteria(identity, one)
-        if isinstance(asked, Chained):
-            require_scope(identity, asked.target_type, "s", whole=True)
+        if isinstance(asked, Chained | ReferredBy):
+            other = (
+                asked.target_type if isinstance(asked, Chained) else asked.source_type
+            )
+            require(identity, other, Interaction.SEARCH)
+            require_scope(identity, other, "s", whole=True)
             require_criteria(identity, (asked.criterion,))
         elif isinstance(asked, AnyOf):
             for together in asked.alternatives:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from node.store.store import Store
 
 LAST_UPDATED = "_lastUpdated"
-SortKey = Literal["happened", "updated", "id"]
+# "happened", "updated", "id", or the name of a date that every resource of the type
+# has in the index.
+SortKey = str
 _NAME = re.compile(r"[A-Za-z_][A-Za-z_:-]{0,63}")
 # How far one search looks for its number of matches before it estimates.
 _COUNTED = 1000
@@ -59,6 +61,15 @@ class Chained:
 
     parameter: str
     target_type: str
+    criterion: "Criterion"
+
+
+@dataclass(frozen=True)
+class ReferredBy:
+    """Is referred to, through `parameter`, by one that meets `criterion` (_has)."""
+
+    source_type: str
+    parameter: str
     criterion: "Criterion"
 
 
@@ -100,12 +111,12 @@ class AnyOf:
     alternatives: "tuple[tuple[Criterion, ...], ...]"
 
 
-Criterion = TokenIs | RefersTo | Chained | Within | IdIs | Has | AnyOf
+Criterion = TokenIs | RefersTo | Chained | ReferredBy | Within | IdIs | Has | AnyOf
 
 
 @dataclass(frozen=True)
 class Order:
-    """One sort key: when it happened in the clinic, its last update, or its id."""
+    """One sort key, descending or not."""
 
     key: SortKey
     descending: bool = False
@@ -170,11 +181,14 @@ async def search(
     if query.beside is not None:
         where += f" and {sql.beyond(order, query.beside.keys)}"
     sorted_by = ", ".join(
-        f"{_COLUMN[o.key]} {'desc' if o.descending else 'asc'}" for o in order
+        f"{_column(o.key)} {'desc' if o.descending else 'asc'}" for o in order
     )
+    others = [o.key for o in order if o.key not in _COLUMN]
+    joined = "".join(f" {_sort_table(key)}" for key in others)
+    keys = "".join(f", {_column(key)} as {_alias(key)}" for key in others)
     rows = await tx.fetch(
         "select r.resource_type, r.resource_id, r.version, r.last_updated,"
-        f" r.sort_date from resources r where {where}"
+        f" r.sort_date{keys} from resources r{joined} where {where}"
         f" order by {sorted_by} limit {sql.bind(query.count + 1)}",
         *sql.arguments,
     )
@@ -192,7 +206,25 @@ async def search(
 
 def _keys(row: "asyncpg.Record", order: Sequence[Order]) -> tuple[datetime | str, ...]:
     names = {"happened": "sort_date", "updated": "last_updated", "id": "resource_id"}
-    return tuple(row[names[one.key]] for one in order)
+    return tuple(row[names.get(one.key) or _alias(one.key)] for one in order)
+
+
+def _alias(key: SortKey) -> str:
+    """Return what the table that holds a date to sort by is called in a statement."""
+    return "by_" + re.sub("[^a-z]", "_", key)
+
+
+def _sort_table(key: SortKey) -> str:
+    name = _alias(key)
+    return (
+        f"join resource_dates {name} on {name}.resource_type = r.resource_type"
+        f" and {name}.resource_id = r.resource_id"
+        f" and {name}.parameter = {_constant(key)}"
+    )
+
+
+def _column(key: SortKey) -> str:
+    return _COLUMN.get(key) or f"{_alias(key)}.earliest"
 
 
 def condition(store: "Store", criteria: Sequence[Criterion]) -> tuple[str, list[Any]]:
@@ -443,7 +475,7 @@ class _Sql:
 
     def beyond(self, order: Sequence[Order], keys: Sequence[datetime | str]) -> str:
         """Return what is true of resources after `keys` in this order."""
-        columns = [_COLUMN[one.key] for one in order]
+        columns = [_column(one.key) for one in order]
         values = [self.bind(key) for key in keys]
         signs = ["<" if one.descending else ">" for one in order]
         if len(set(signs)) == 1:
@@ -476,6 +508,17 @@ class _Sql:
                     for together in alternatives
                 ]
                 return f"({' or '.join(f'({p})' for p in parts) or 'false'})"
+            case ReferredBy(source_type, parameter, inner):
+                return (
+                    "exists (select 1 from resource_references h join resources t"
+                    f" on t.resource_type = {_constant(source_type)}"
+                    " and t.resource_id = h.resource_id"
+                    f" where h.resource_type = {_constant(source_type)}"
+                    f" and h.parameter = {_constant(parameter)}"
+                    f" and h.target_type = {row}.resource_type"
+                    f" and h.target_id = {row}.resource_id"
+                    f" and {self.clause(inner, 't')})"
+                )
             case Chained(parameter, target_type, inner):
                 its_type = _constant(target_type)
                 condition = f"x.target_type = {its_type} and "

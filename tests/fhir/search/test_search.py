@@ -24,6 +24,7 @@ LABEL = "http://terminology.hl7.org/CodeSystem/v3-Confidentiality"
 STRICT = {"Prefer": "handling=strict"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 NAMES = ("Anna", "Ånne", "anna", "Konstantinopolitanska", "李娜")
+MORE_NAMES = {2: [{"family": "Muster", "given": ["Berta", "Carla"]}]}
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ async def hospital(store: Store, clock: FrozenClock) -> AsyncIterator[Rig]:
                         "value": f"M{number}",
                     }
                 ],
-                "name": [{"text": name}],
+                "name": [{"text": name}, *MORE_NAMES.get(number, ())],
                 "gender": "female",
                 "birthDate": "1980-02-03",
             }
@@ -139,6 +140,23 @@ CASES: list[tuple[str, int]] = [
     ("DiagnosticReport?patient._id=nobody", 0),
     ("ImagingStudy?basedOn.identifier=A0", 1),
     ("Provenance?target:DiagnosticReport.status=partial", 3),
+    # as IHE IMR writes it
+    ("DiagnosticReport?patient.name.given=carl", 1),
+    ("DiagnosticReport?patient.name.given:exact=carla", 0),
+    ("DiagnosticReport?patient.name.family=muster", 1),
+    ("DiagnosticReport?patient.name.family=carla", 0),
+    ("Patient?given=berta&family=mus", 1),
+    ("Patient?given=anna", 0),
+    ("DiagnosticReport?resultsInterpreter:missing=true", 3),
+    # who is referred to
+    ("Patient?_has:DiagnosticReport:patient:status=partial", 3),
+    ("Patient?_has:DiagnosticReport:patient:status=final", 0),
+    ("Patient?_has:DiagnosticReport:patient:status:not=final", 3),
+    ("Patient?_has:DiagnosticReport:patient:identifier=A1", 1),
+    ("Patient?_has:DiagnosticReport:subject:date=gt2026-11-20", 0),
+    ("Patient?_has:ServiceRequest:subject:identifier=A0&gender=female", 1),
+    ("ServiceRequest?_has:DiagnosticReport:based-on:status=partial", 1),
+    ("ImagingStudy?_has:DiagnosticReport:imagingStudy:_id=nothing", 0),
     # dates, by precision
     ("DiagnosticReport?date=2026", 3),
     ("DiagnosticReport?date=2026-11-20", 3),
@@ -234,7 +252,13 @@ async def test_what_the_statement_lists_works_and_what_it_does_not_is_told(
             path = f"/{kind}?{name}={examples.get(form, 'x')}"
             answer = await hospital.get(path, role=role, headers=STRICT)
             assert answer.status == 200, (path, answer.raw)
-        for name in {*every, "_text", "_content", "_has", "colour"} - set(offered):
+        wrong = {
+            "_has",
+            "_has:DiagnosticReport:patient",
+            "_has:Medication:subject:code",
+        }
+        wrong |= {"_has:DiagnosticReport:status:code", "_list", "_filter", "_query"}
+        for name in {*every, "_text", "_content", "colour", *wrong} - set(offered):
             path = f"/{kind}?{name}=x"
             told = found(await hospital.read(path, role=role), "outcome")
             assert told[0]["issue"][0]["code"] == "not-supported", path
@@ -266,6 +290,7 @@ async def test_what_cannot_be_asked_is_refused_and_not_left_out(
         "DiagnosticReport?issued:missing=maybe",
         "DiagnosticReport?performer:Patient=1",
         "Patient?_id:not=1",
+        "Patient?_has:DiagnosticReport:patient:status:text=x",
         "Patient?_total=guess",
         "Patient?_summary=some",
         "Patient?_elements=name.text",
@@ -296,6 +321,8 @@ async def test_who_sees_masked_patients_learns_no_more_by_asking(
         "DiagnosticReport?subject:identifier=urn:ward-list|bed 7",
         "ServiceRequest?patient:identifier=bed 7",
         "ImagingStudy?subject:identifier=M1",
+        "DiagnosticReport?patient.name.given=Anna",
+        "Organization?_has:Patient:organization:identifier=M1",
     ):
         assert (await hospital.get(f"/{query}")).status == 403, query
     # She knows the accession number of her request; she is shown its last signs.
@@ -419,6 +446,32 @@ async def test_pages_lead_forth_and_back_and_hold_while_others_write(
     assert "previous" not in {link["relation"] for link in again["link"]}
 
 
+async def test_pages_by_another_date_and_by_several_keys_are_whole(
+    hospital: Rig, clock: FrozenClock
+) -> None:
+    clock.advance(seconds=60)
+    await hospital.renew_sessions()
+    assert (await hospital.sign()).status == 200
+    signed = str(hospital.report_id)
+    for order in ("issued", "-issued", "-issued,_lastUpdated", "date,-issued,_id"):
+        url, seen = f"/DiagnosticReport?_count=1&_sort={order}", []
+        while url:
+            bundle = await hospital.read(url)
+            seen += [one["id"] for one in found(bundle)]
+            links = {link["relation"]: link["url"] for link in bundle["link"]}
+            url = links.get("next", "")
+        assert len(seen) == len(set(seen)) == 3, order
+        first = order.startswith("-issued") or order.startswith("date")
+        assert seen.index(signed) == (0 if first else 2), order
+        # And back again.
+        back = [seen[-1]]
+        while "previous" in links:
+            bundle = await hospital.read(links["previous"])
+            back = [*(one["id"] for one in found(bundle)), *back]
+            links = {link["relation"]: link["url"] for link in bundle["link"]}
+        assert back == seen, order
+
+
 async def test_a_newer_version_and_an_erased_patient_are_never_served_from_memory(
     hospital: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -496,7 +549,9 @@ async def test_a_search_that_takes_too_long_is_ended_and_reads_go_on(
     assert read.status == 404
     for answer in ended:
         assert answer.status == 422
-        assert answer.body["issue"][0]["code"] == "too-costly"
+        issue = answer.body["issue"][0]
+        assert issue["code"] == "too-costly"
+        assert "narrow it by identifier, name" in issue["diagnostics"]
 
 
 def test_no_parameter_stands_twice_and_each_sorts_by_one_date() -> None:
