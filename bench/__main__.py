@@ -10,7 +10,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import chain, inference, reads, receive, results
+from bench import chain, inference, reads, receive, results, subscriptions
+
+_BENCHES = ("results", "receive", "reads", "subscriptions", "inference", "chain")
 
 
 def main() -> None:
@@ -19,8 +21,8 @@ def main() -> None:
     parser.add_argument(
         "names",
         nargs="*",
-        default=["results", "receive", "reads", "inference", "chain"],
-        help="results, receive, reads, inference, chain; all when none is named",
+        default=list(_BENCHES),
+        help=f"{', '.join(_BENCHES)}; all when none is named",
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -40,6 +42,8 @@ def main() -> None:
                 found[wanted] = reads.measure(place)
             elif wanted == "inference":
                 found[wanted] = inference.measure(place, asked.repeats)
+            elif wanted == "subscriptions":
+                found[wanted] = subscriptions.measure(place)
             elif wanted == "chain":
                 found[wanted] = chain.measure(place)
             else:

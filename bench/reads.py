@@ -220,9 +220,9 @@ async def _requests(
         )
         callers.append(caller)
     await asyncio.sleep(max(0.0, start - time.perf_counter()))
-    before = _processor_s(server)
+    before = processor_s(server)
     await asyncio.gather(*(caller.done for caller in callers))
-    used = _processor_s(server) - before
+    used = processor_s(server) - before
     took = sorted(one for caller in callers for one in caller.took)
     return {
         "request": what,
@@ -234,6 +234,7 @@ async def _requests(
     }
 
 
-def _processor_s(process: int) -> float:
+def processor_s(process: int) -> float:
+    """Return the processor time that a process has used, in seconds."""
     fields = Path(f"/proc/{process}/stat").read_text("ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -18,6 +18,7 @@ from tests.fhir.conftest import ROLES
 from tests.fhir.content.test_life_cycle import because
 from tests.fhir.rig import Rig, publish_draft, receive_study, running_fhir
 from tests.fhir.subscriptions.rig import (
+    Channel,
     event_numbers,
     parameter,
     running_hook,
@@ -106,6 +107,40 @@ async def test_a_killed_deliverer_loses_nothing(
     assert killer.numbers == sorted(killer.numbers)
     repeated = len(killer.numbers) - len(expected)
     assert repeated <= (1 if when == "after the answer" else 0)
+
+
+@pytest.mark.parametrize(("moment", "expected"), [("before", []), ("after", [1])])
+async def test_a_signer_killed_around_its_commit_tells_what_it_committed(
+    channel: Channel, root_key: Path, moment: str, expected: list[int]
+) -> None:
+    rig = channel.rig
+    await channel.subscribe_relay()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.fhir.signer",
+        rig.store.db._dsn,
+        str(root_key),
+        channel.clock.now.isoformat(),
+        str(rig.report_id),
+        moment,
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(60):
+        while b"signed" not in await process.stdout.readline():
+            assert process.returncode is None
+    process.send_signal(signal.SIGKILL)
+    await process.wait()
+    await channel.deliver()
+    assert channel.hook.numbers == expected
+    status = (await rig.read(rig.report_path))["status"]
+    assert status == ("final" if expected else "partial")
+    if not expected:  # nor does the number of what never was leave a gap
+        assert (await rig.sign()).status == 200
+        await channel.deliver()
+        assert channel.hook.numbers == [1]
 
 
 async def _sign_often(rig: Rig) -> None:
