@@ -20,7 +20,7 @@ from fhir.encoding.formats import (
 from fhir.encoding.outcome import STORED, Issue, Refused, outcome
 from fhir.encoding.patch import Patch, read_fhirpath_patch, read_json_patch
 from fhir.encoding.wire import Json, parse
-from fhir.rest.creation import Clerk
+from fhir.rest.creation import Clerk, Condition
 from fhir.rest.exchange import (
     ONE,
     TYPE,
@@ -31,6 +31,7 @@ from fhir.rest.exchange import (
     over_http,
 )
 from fhir.rest.transaction import version_of_etag
+from fhir.search.parameters import CONTROL
 from fhir.security.access import PERMITS, Interaction, require
 from fhir.settings import FhirSettings
 from node.domain.access import Identity
@@ -74,7 +75,11 @@ class Writing:
         """Store a new resource; 200 with the old one when If-None-Exist finds it."""
         asked.allowed(Interaction.CREATE)
         caller, kind = asked.caller, asked.kind
-        condition = asked.headers.get("If-None-Exist")
+        condition: Condition | None = asked.headers.get("If-None-Exist")
+        if condition is None:
+            # Where some clients put it; left unheeded it would make a second one.
+            named = [pair for pair in asked.query if pair[0] not in CONTROL]
+            condition = named or None
         resource = await asked.resource(kind)
         if kind == "Provenance":
             raise NodeError(
