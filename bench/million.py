@@ -222,6 +222,28 @@ def queries(reports: int, step: int) -> dict[str, Query]:
         "by basedOn.identifier": _reports(
             NEWEST, search.Chained("based-on", "ServiceRequest", _hashed("a", n))
         ),
+        "by patient:identifier": _reports(
+            NEWEST,
+            search.AnyOf(
+                (
+                    (_hashed("m", number, "patient:identifier"),),
+                    (search.Chained("patient", "Patient", _hashed("m", number)),),
+                )
+            ),
+        ),
+        "partial or amended": _reports(
+            NEWEST, TokenIs("status", ((None, "partial"), (None, "amended")))
+        ),
+        "partial, or of category CT": _reports(
+            NEWEST,
+            search.AnyOf(
+                (
+                    (TokenIs("status", ((None, "partial"),)),),
+                    (TokenIs("category", (("urn:category", "CT"),)),),
+                )
+            ),
+        ),
+        "changed lately and final": _reports(OLDEST, _since(polled), final),
         "by imagingStudy.identifier": _reports(
             NEWEST, search.Chained("imaging-study", "ImagingStudy", _hashed("u", n))
         ),
@@ -289,8 +311,8 @@ def _year(number: int) -> datetime:
     return datetime(number, 1, 1, tzinfo=UTC)
 
 
-def _hashed(letter: str, n: int) -> TokenIs:
-    return TokenIs("identifier", ((None, _name(letter, n)),))
+def _hashed(letter: str, n: int, parameter: str = "identifier") -> TokenIs:
+    return TokenIs(parameter, ((None, _name(letter, n)),))
 
 
 def _name(letter: str, n: int) -> str:

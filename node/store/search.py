@@ -174,7 +174,7 @@ async def search(
     Resources of erased patients are left out. `bodies` saves opening what was
     opened before; never give it within a transaction that writes.
     """
-    sql = _Sql(store, await _long_dates(tx, query))
+    sql = _Sql(store, query.resource_type, await _long_dates(tx, query))
     where = sql.where(query)
     backward = query.beside is not None and query.beside.backward
     order = [Order(o.key, o.descending ^ backward) for o in query.total_order]
@@ -239,7 +239,7 @@ def condition(store: "Store", criteria: Sequence[Criterion]) -> tuple[str, list[
 
 async def count(tx: "Transaction", store: "Store", query: Query) -> int:
     """Return how many resources meet the criteria of `query`."""
-    sql = _Sql(store, await _long_dates(tx, query))
+    sql = _Sql(store, query.resource_type, await _long_dates(tx, query))
     where = sql.where(query)
     number = await tx.fetchval(
         f"select count(*) from resources r where {where}",
@@ -251,7 +251,7 @@ async def count(tx: "Transaction", store: "Store", query: Query) -> int:
 async def estimate(tx: "Transaction", store: "Store", query: Query) -> int:
     """Return about how many resources meet the criteria; exact while they are few."""
     long_dates = await _long_dates(tx, query)
-    sql = _Sql(store, long_dates)
+    sql = _Sql(store, query.resource_type, long_dates)
     where = sql.where(query)
     found = await tx.fetchval(
         "select count(*) from (select 1 from resources r"
@@ -260,7 +260,7 @@ async def estimate(tx: "Transaction", store: "Store", query: Query) -> int:
     )
     if found <= _COUNTED:
         return int(found)
-    sql = _Sql(store, long_dates)
+    sql = _Sql(store, query.resource_type, long_dates)
     where = sql.where(query)
     plan = await tx.fetchval(
         f"explain (format json) select 1 from resources r where {where}",
@@ -461,6 +461,7 @@ class _Sql:
     """Collects arguments while criteria become one WHERE clause."""
 
     store: "Store"
+    resource_type: str = ""
     long_dates: Mapping[Within, datetime] = field(default_factory=dict)
     arguments: list[Any] = field(default_factory=list)
 
@@ -502,6 +503,10 @@ class _Sql:
             case Has(parameter, kind, present):
                 inside = self._exists(_TABLES[kind], row, parameter, "true")
                 return inside if present else f"not {inside}"
+            case AnyOf(alternatives) if row == "r" and self._each_found(alternatives):
+                # One list of ids, with which a search for what is rare can begin.
+                lists = [self.clause(one, "") for (one,) in alternatives]
+                return f"r.resource_id in ({' union all '.join(lists)})"
             case AnyOf(alternatives):
                 parts = [
                     " and ".join(self.clause(one, row) for one in together) or "true"
@@ -522,9 +527,7 @@ class _Sql:
             case Chained(parameter, target_type, inner):
                 its_type = _constant(target_type)
                 condition = f"x.target_type = {its_type} and "
-                if isinstance(inner, RefersTo) or (
-                    isinstance(inner, TokenIs) and not inner.negated
-                ):
+                if _listed(inner) and not isinstance(inner, Chained):
                     # What has a row in the index is there: nobody has to look.
                     condition += self.clause(inner, "x")
                 else:
@@ -539,8 +542,15 @@ class _Sql:
         """Return that a resource has such a row in the index.
 
         The resource is a row of `resources`, or what the reference `x` refers to.
+        Of no row in particular: return what lists the ids of all that have one.
         """
-        x, of = ("x" if row == "r" else "y"), "target" if row == "x" else "resource"
+        x, of = _alias(row), "target" if row == "x" else "resource"
+        if not row:
+            return (
+                f"select {x}.resource_id from {table} {x}"
+                f" where {x}.resource_type = {_constant(self.resource_type)}"
+                f" and {x}.parameter = {_constant(parameter)} and ({condition})"
+            )
         return (
             f"exists (select 1 from {table} {x}"
             f" where {x}.resource_type = {row}.{of}_type"
@@ -548,8 +558,16 @@ class _Sql:
             f" and {x}.parameter = {_constant(parameter)} and ({condition}))"
         )
 
+    def _each_found(self, alternatives: Sequence[Sequence[Criterion]]) -> bool:
+        """Tell whether the index lists what meets each of several alternatives."""
+        return (
+            bool(self.resource_type)
+            and len(alternatives) > 1
+            and all(len(one) == 1 and _listed(one[0]) for one in alternatives)
+        )
+
     def _token(self, wanted: TokenIs, row: str) -> str:
-        x = "x" if row == "r" else "y"
+        x = _alias(row)
         alternatives = []
         for system, value in wanted.values:
             parts = []
@@ -564,7 +582,7 @@ class _Sql:
         return f"not {inside}" if wanted.negated else inside
 
     def _refers(self, wanted: RefersTo, row: str) -> str:
-        x = "x" if row == "r" else "y"
+        x = _alias(row)
         alternatives = []
         for target_type, target_id in wanted.targets:
             part = f"{x}.target_id = {self.bind(target_id)}"
@@ -578,7 +596,7 @@ class _Sql:
         if wanted.parameter == LAST_UPDATED:
             template = _INSTANT_COMPARISONS[wanted.prefix]
             return f"({self._compare(template, wanted, i=f'{row}.last_updated')})"
-        x = "x" if row == "r" else "y"
+        x = _alias(row)
         template = _COMPARISONS[wanted.prefix]
         if not wanted.sorts:
             condition = self._compare(template, wanted, i=x)
@@ -672,6 +690,18 @@ def _before(wanted: Within, reach: timedelta) -> datetime:
     earliest = datetime.min.replace(tzinfo=wanted.earliest.tzinfo)
     enough = wanted.earliest - earliest > reach
     return wanted.earliest - reach if enough else earliest
+
+
+def _alias(row: str) -> str:
+    """Return what the index of a row is called: `y` beside a reference `x`."""
+    return "x" if row in ("r", "") else "y"
+
+
+def _listed(criterion: Criterion) -> bool:
+    """Tell whether rows of the index are what meets a criterion, and nothing else."""
+    if isinstance(criterion, TokenIs):
+        return not criterion.negated
+    return isinstance(criterion, RefersTo | Chained)
 
 
 def _constant(name: str) -> str:
