@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 import statistics
 import tempfile
 import time
@@ -357,9 +358,16 @@ async def explain(store: Store, query: Query) -> list[str]:
     return [row[0] for row in rows]
 
 
+def _pages(plan: list[str]) -> int:
+    """Return how many pages of 8 KB a plan looked at, in memory or not."""
+    told = next(line for line in plan if "Buffers: shared" in line)
+    return sum(int(n) for n in re.findall(r"(?:hit|read)=(\d+)", told))
+
+
 async def measure(store: Store, reports: int, rounds: int) -> list[dict[str, object]]:
     """Search for each kind `rounds` times, one at a time; return times in ms.
 
+    `pages` do not depend on what else the machine does.
     Two rounds before the first do not count: they connect and prepare statements.
     """
     took: dict[str, list[float]] = {}
@@ -373,10 +381,13 @@ async def measure(store: Store, reports: int, rounds: int) -> list[dict[str, obj
                 ms = 1000 * (time.perf_counter() - begun)
                 took.setdefault(name, []).append(ms)
             found[name] = len(page.matches)
+    asked = queries(reports, rounds + 3)
+    pages = {name: _pages(await explain(store, asked[name])) for name in took}
     return [
         {
             "search": name,
             "rows": found[name],
+            "pages": pages[name],
             "p50 ms": round(statistics.median(times), 2),
             "p99 ms": round(sorted(times)[int(0.99 * len(times))], 2),
         }

@@ -155,6 +155,8 @@ class Database:
                     # A search for what is rare needs another plan than one for
                     # what is common; planning costs less than the wrong one.
                     "plan_cache_mode": "force_custom_plan",
+                    # A page of twenty is no work for three processes.
+                    "max_parallel_workers_per_gather": "0",
                 },
             )
 
