@@ -544,7 +544,7 @@ class _Sql:
         The resource is a row of `resources`, or what the reference `x` refers to.
         Of no row in particular: return what lists the ids of all that have one.
         """
-        x, of = _alias(row), "target" if row == "x" else "resource"
+        x, of = _indexed(row), "target" if row == "x" else "resource"
         if not row:
             return (
                 f"select {x}.resource_id from {table} {x}"
@@ -567,7 +567,7 @@ class _Sql:
         )
 
     def _token(self, wanted: TokenIs, row: str) -> str:
-        x = _alias(row)
+        x = _indexed(row)
         alternatives = []
         for system, value in wanted.values:
             parts = []
@@ -582,7 +582,7 @@ class _Sql:
         return f"not {inside}" if wanted.negated else inside
 
     def _refers(self, wanted: RefersTo, row: str) -> str:
-        x = _alias(row)
+        x = _indexed(row)
         alternatives = []
         for target_type, target_id in wanted.targets:
             part = f"{x}.target_id = {self.bind(target_id)}"
@@ -596,7 +596,7 @@ class _Sql:
         if wanted.parameter == LAST_UPDATED:
             template = _INSTANT_COMPARISONS[wanted.prefix]
             return f"({self._compare(template, wanted, i=f'{row}.last_updated')})"
-        x = _alias(row)
+        x = _indexed(row)
         template = _COMPARISONS[wanted.prefix]
         if not wanted.sorts:
             condition = self._compare(template, wanted, i=x)
@@ -692,7 +692,7 @@ def _before(wanted: Within, reach: timedelta) -> datetime:
     return wanted.earliest - reach if enough else earliest
 
 
-def _alias(row: str) -> str:
+def _indexed(row: str) -> str:
     """Return what the index of a row is called: `y` beside a reference `x`."""
     return "x" if row in ("r", "") else "y"
 
