@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from fhir.audit.reading import SEARCHED
+from fhir.conformance.definitions import FOUND_BY, own_parameter, profiles_of
 from fhir.encoding.formats import FORMATS, PATCH_FORMATS
 from fhir.encoding.wire import Json
-from fhir.search.parameters import COMMON, PARAMETERS
-from fhir.security.access import PERMITS, Interaction
+from fhir.search.parameters import COMMON, PARAMETERS, Parameter
+from fhir.security.access import DEFINED, PERMITS, Interaction
 
+_VALIDATE = "http://hl7.org/fhir/OperationDefinition/Resource-validate"
 _BULK = "http://hl7.org/fhir/uv/bulkdata/OperationDefinition"
 _BACKPORT = "http://hl7.org/fhir/uv/subscriptions-backport"
 _SMART = {
@@ -81,10 +83,10 @@ def capability_statement(
 
 
 def _operations(kind: str) -> list[Json]:
-    return [
-        {"name": name, "definition": definition}
-        for name, definition in OPERATIONS[kind].items()
-    ]
+    offered = dict(OPERATIONS.get(kind, {}))
+    if Interaction.VALIDATE in PERMITS.get(kind, {}):
+        offered["validate"] = _VALIDATE
+    return [{"name": name, "definition": where} for name, where in offered.items()]
 
 
 def _oauth_uris(root: str) -> Json:
@@ -101,7 +103,9 @@ def _resource(kind: str, topics: Sequence[str]) -> Json:
     resource: Json = {
         "type": kind,
         "interaction": [
-            {"code": code.value} for code in Interaction if code in offered
+            {"code": code.value}
+            for code in Interaction
+            if code in offered and code is not Interaction.VALIDATE
         ],
         "versioning": "versioned-update"
         if Interaction.UPDATE in offered and kind != "Task"
@@ -119,6 +123,9 @@ def _resource(kind: str, topics: Sequence[str]) -> Json:
         "conditionalDelete": "not-supported",
         "referencePolicy": ["literal", "logical"],
     }
+    profiles = profiles_of(kind)
+    if profiles:
+        resource["supportedProfile"] = list(profiles)
     if kind == "Subscription":
         resource["extension"] = [
             {
@@ -128,8 +135,9 @@ def _resource(kind: str, topics: Sequence[str]) -> Json:
             }
             for topic in topics
         ]
-    if kind in OPERATIONS:
-        resource["operation"] = _operations(kind)
+    operations = _operations(kind)
+    if operations:
+        resource["operation"] = operations
     parameters = PARAMETERS.get(kind, ())
     includes = [f"{kind}:{p.name}" for p in parameters if p.kind == "reference"]
     if includes:
@@ -150,9 +158,11 @@ def _resource(kind: str, topics: Sequence[str]) -> Json:
             ]
         elif kind == "AuditEvent":
             searched = [{"name": name, "type": type_} for name, type_ in SEARCHED]
+        elif kind in DEFINED:
+            searched = [{"name": n, "type": k} for n, (k, _) in FOUND_BY.items()]
         else:
             searched = [
-                {"name": name, "type": p.kind}
+                _searched(kind, name, p)
                 for p in (*parameters, *COMMON)
                 for name in (p.name, p.also)
                 if name
@@ -163,3 +173,9 @@ def _resource(kind: str, topics: Sequence[str]) -> Json:
             ]
         resource["searchParam"] = searched
     return resource
+
+
+def _searched(kind: str, name: str, parameter: Parameter) -> Json:
+    told = {"name": name, "type": parameter.kind}
+    own = own_parameter(kind, parameter.name)
+    return told if own is None else {**told, "definition": own}

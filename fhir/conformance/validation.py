@@ -8,6 +8,7 @@ resource says of itself in meta.profile by `fhir.conformance.profiles`.
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,6 +17,7 @@ import fhirkit
 
 from fhir.conformance import narrative
 from fhir.conformance.invariants import INVARIANTS
+from fhir.conformance.profiles import BY_URL, departures, extension_faults, profile_of
 from fhir.conformance.rules import ANY, rule_of
 from fhir.encoding.elements import RESOURCE, elements_of
 from fhir.encoding.outcome import Issue, Refused
@@ -23,6 +25,8 @@ from fhir.encoding.wire import Json, as_list, parse, to_bytes
 from node.domain.errors import ErrorKind
 
 MAX_ISSUES = 50
+# All of these are the node's own; who edits one edits one that has our profile.
+_OURS = frozenset({"DiagnosticReport", "Observation"})
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 _LITERAL = re.compile(r"(?:^|/)([A-Z][A-Za-z]+)/[^/]+(?:/_history/[^/]+)?$")
 
@@ -57,13 +61,24 @@ def check(resource: Json, raw: bytes | None = None) -> None:
         raise Refused(issues[:MAX_ISSUES], 422, ErrorKind.INVALID)
 
 
-def problems(resource: Json, raw: bytes | None = None) -> list[Issue]:
-    """Return every problem of a resource, none when we may take it."""
+def problems(
+    resource: Json, raw: bytes | None = None, *, thorough: bool = False
+) -> list[Issue]:
+    """Return every problem of a resource, none when we may take it.
+
+    Structure first: the other checks rely on the shape of elements. Who is
+    `thorough` wants to know what they find all the same, as far as they come.
+    """
     issues = list(_structure(to_bytes(resource) if raw is None else raw))
-    if issues:
-        # Structure first: the other checks rely on the shape of elements.
-        return issues
-    return _resource(resource, str(resource["resourceType"]))
+    kind = str(resource["resourceType"])
+    if not issues:
+        return _resource(resource, kind)
+    if thorough:
+        with suppress(AttributeError, KeyError, TypeError, ValueError):
+            told = {issue.expression for issue in issues}
+            more = _resource(resource, kind)
+            issues += [issue for issue in more if issue.expression not in told]
+    return issues
 
 
 def _structure(raw: bytes) -> Iterator[Issue]:
@@ -98,6 +113,7 @@ def _resource(resource: Json, path: str) -> list[Issue]:
     pointed = {text for text, _ in judge.references}
     for index, one in enumerate(contained):
         judge.contained(one, f"{path}.contained[{index}]", pointed)
+    judge.profiles(resource, path)
     return judge.issues
 
 
@@ -147,6 +163,8 @@ class _Judge:
         for invariant in INVARIANTS.get(type_name, ()):
             if not invariant.holds(element):
                 self.find("invariant", f"{invariant.key}: {invariant.words}", path)
+        if type_name == "Extension":
+            self.issues += extension_faults(element, path)
         plans = _plans(type_name)
         for key, value in element.items():
             at = f"{path}.{key}"
@@ -219,6 +237,20 @@ class _Judge:
         fault = narrative.fault_of(div) if isinstance(div, str) else None
         if fault is not None:
             self.find("invariant", ": ".join(fault), path)
+
+    def profiles(self, resource: Json, path: str) -> None:
+        """Hold a resource against those of our profiles that are about it."""
+        claimed = as_list(resource.get("meta", {}).get("profile"))
+        wanted = [BY_URL[url] for url in claimed if url in BY_URL]
+        own = profile_of(resource) if resource["resourceType"] in _OURS else None
+        if own is not None and own not in wanted:
+            wanted.append(own)
+        for profile in wanted:
+            if profile.type != resource["resourceType"]:
+                message = f"{profile.id} is a profile of {profile.type}"
+                self.find("value", message, f"{path}.meta.profile")
+            else:
+                self.issues += departures(resource, profile, path, whole=False)
 
     def contained(self, resource: Json, path: str, pointed: set[str]) -> None:
         """Judge a resource as one that is contained (FHIR R4 2.20.4)."""

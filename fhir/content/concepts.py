@@ -14,6 +14,7 @@ from node.domain.lexicon import Category, Concept, Field, FieldKey
 BASE = "https://fhir.sononode.org"
 PRIVATE = lexicon.FHIR_SYSTEM[lexicon.PRIVATE_SCHEME]
 
+MASKED_REPORT = f"{BASE}/StructureDefinition/masked-report"
 PATIENT_SUMMARY = f"{BASE}/StructureDefinition/patient-summary"
 NOT_READ = f"{BASE}/StructureDefinition/not-read"
 LESION_REGION = f"{BASE}/StructureDefinition/lesion-region"
@@ -35,11 +36,11 @@ DICOM_UID = "urn:dicom:uid"
 DCM = lexicon.FHIR_SYSTEM["DCM"]
 SCT = lexicon.FHIR_SYSTEM["SCT"]
 UCUM = lexicon.FHIR_SYSTEM["UCUM"]
-_TERMINOLOGY = "http://terminology.hl7.org/CodeSystem"
-IDENTIFIER_TYPE = f"{_TERMINOLOGY}/v2-0203"
-OBSERVATION_VALUE = f"{_TERMINOLOGY}/v3-ObservationValue"
-PARTICIPANT_TYPE = f"{_TERMINOLOGY}/provenance-participant-type"
-ABSENT_REASON = f"{_TERMINOLOGY}/data-absent-reason"
+TERMINOLOGY = "http://terminology.hl7.org/CodeSystem"
+IDENTIFIER_TYPE = f"{TERMINOLOGY}/v2-0203"
+OBSERVATION_VALUE = f"{TERMINOLOGY}/v3-ObservationValue"
+PARTICIPANT_TYPE = f"{TERMINOLOGY}/provenance-participant-type"
+ABSENT_REASON = f"{TERMINOLOGY}/data-absent-reason"
 
 ACCESSION_TYPE: Json = {
     "coding": [{"system": IDENTIFIER_TYPE, "code": "ACSN", "display": "Accession ID"}]
@@ -62,12 +63,12 @@ AI_ASSERTED: Json = {
 REDACTED: Json = {"system": OBSERVATION_VALUE, "code": "REDACTED"}
 SUBSETTED: Json = {"system": OBSERVATION_VALUE, "code": "SUBSETTED"}
 IMAGING: Json = {
-    "coding": [{"system": f"{_TERMINOLOGY}/observation-category", "code": "imaging"}]
+    "coding": [{"system": f"{TERMINOLOGY}/observation-category", "code": "imaging"}]
 }
 ULTRASOUND: Json = {"system": DCM, "code": "US", "display": "Ultrasound"}
 RADIOLOGY: Json = {
     "coding": [
-        {"system": f"{_TERMINOLOGY}/v2-0074", "code": "RUS"},
+        {"system": f"{TERMINOLOGY}/v2-0074", "code": "RUS"},
         {"system": lexicon.FHIR_SYSTEM["LN"], "code": "LP29684-5"},
     ]
 }
@@ -75,6 +76,9 @@ RADIOLOGY: Json = {
 # IHE IDR codes the BI-RADS assessment with the SNOMED concept of the Dutch edition.
 _BI_RADS_SNOMED = {"system": SCT, "code": "146611000146107"}
 NONE_SEEN = lexicon.CALCIFICATIONS_NONE
+# Our keys for what an Observation is about, where the lexicon has none for it.
+CATEGORY_KEY = "assessment_category"
+SIZE = Concept(lexicon.PRIVATE_SCHEME, "SIZE", "Size", "大小", "Size")
 
 # How the member Observations of a lesion end their ids.
 SUFFIX_OF_FIELD: dict[FieldKey, str] = {
@@ -129,7 +133,7 @@ def category_value(category: Category) -> Json:
 
 def category_code() -> Json:
     """Return the code of an Observation that holds a BI-RADS category."""
-    code = codeable(lexicon.ASSESSMENT_CATEGORY, "assessment_category")
+    code = codeable(lexicon.ASSESSMENT_CATEGORY, CATEGORY_KEY)
     code["coding"].insert(1, dict(_BI_RADS_SNOMED))
     return code
 

@@ -371,7 +371,9 @@ class _Observations:
         if lesion.probability is not None:
             value = {"valueQuantity": quantity(lesion.probability.scaleb(2), "%")}
             members.append(self._make(f"{root_id}-probability", probability, value))
-        members.append(self._make(f"{root_id}-size", _size_code(), size_value(lesion)))
+        members.append(
+            self._make(f"{root_id}-size", codeable(concepts.SIZE), size_value(lesion))
+        )
         return [self._root(lesion, root_id, members), *members]
 
     def of_exam(self, version: ReportVersion) -> list[Json]:
@@ -547,13 +549,6 @@ def place_value(lesion: Lesion) -> Json:
             }
         )
     return {**value, "component": components} if components else value
-
-
-def _size_code() -> Json:
-    return {
-        "coding": [{"system": concepts.PRIVATE, "code": "SIZE", "display": "Size"}],
-        "text": "大小",
-    }
 
 
 def quantity(value: Decimal, unit: str) -> Json:

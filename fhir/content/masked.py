@@ -137,7 +137,7 @@ def to_masked_report(report: PatientReport) -> Json:
     resource: Json = {
         "resourceType": "DiagnosticReport",
         "id": report.handle,
-        "meta": {"security": [concepts.REDACTED]},
+        "meta": {"profile": [concepts.MASKED_REPORT], "security": [concepts.REDACTED]},
         "extension": _facts(report),
         "status": report.status.value,
         "code": {"coding": [_code()]},

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
+from fhir.conformance.profiles import with_profile
 from fhir.content import completeness, concepts, mapping, places, site
 from fhir.content.mapping import Exam, InstanceOf
 from fhir.encoding.wire import Json, as_list, parse, to_bytes, with_identity
@@ -301,8 +302,8 @@ async def put(
     *,
     expected: int | None = None,
 ) -> Stored:
-    """Store the next version of a resource under the id that it has."""
-    resource_id = str(resource["id"])
+    """Store the next version of a resource of ours under the id that it has."""
+    resource_id, resource = str(resource["id"]), with_profile(resource)
     return await resources.write(
         tx,
         store,

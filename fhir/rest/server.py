@@ -26,11 +26,13 @@ from fhir.encoding.formats import (
 from fhir.encoding.outcome import Refused, refusal, render_error
 from fhir.export.operations import Exports
 from fhir.rest.bundled import Bundled
+from fhir.rest.definitions import Definitions
 from fhir.rest.documents import Documents
 from fhir.rest.everything import Everything
 from fhir.rest.exchange import PREFIX, answered
 from fhir.rest.reading import Reading
 from fhir.rest.subscription_operations import SOCKET, SubscriptionOperations
+from fhir.rest.validating import Validation
 from fhir.rest.writing import Writing
 from fhir.settings import FhirSettings
 from fhir.subscriptions.sockets import Sockets
@@ -56,8 +58,10 @@ def route_group(store: "Store", settings: FhirSettings, version: str) -> RouteGr
     routes = [
         web.get(SOCKET, sockets.serve),
         *_Metadata(store, settings, version).routes(),
+        *Definitions(store, settings, version).routes(),
         *SubscriptionOperations(store, settings).routes(),
         *AuditEvents(store, settings).routes(),
+        *Validation().routes(),
         *everything.routes(),
         *reading.routes(),
         *writing.routes(),

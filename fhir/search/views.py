@@ -4,12 +4,15 @@ What does not depend on the request is made once for each version and kept with
 it (`node.store.opened`): bytes that nobody has to change are never parsed.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
+from fhir.conformance.rules import rule_of
 from fhir.content import concepts
 from fhir.content.masked import MASKED_TYPES, for_doctor
+from fhir.encoding.elements import elements_of
 from fhir.encoding.wire import Json, as_list, parse, to_bytes
 from fhir.security.scoping import sees
 from node.domain.access import Identity
@@ -20,56 +23,6 @@ from node.store.resources import Stored
 if TYPE_CHECKING:
     from node.store.store import Store
 
-# Elements with isSummary in the definition of each type (FHIR R4 4.0.1); a choice
-# stands under its name without the type.
-_SUMMARY: Mapping[str, str] = {
-    "Patient": "active address birthDate deceased gender identifier link"
-    " managingOrganization name telecom",
-    "Practitioner": "active address birthDate gender identifier name telecom",
-    "PractitionerRole": "active code identifier location organization period"
-    " practitioner specialty telecom",
-    "Organization": "active identifier name partOf type",
-    "Endpoint": "address connectionType identifier managingOrganization name"
-    " payloadMimeType payloadType period status",
-    "BodyStructure": "active description identifier location morphology patient",
-    "DocumentReference": "author category content context date description docStatus"
-    " identifier masterIdentifier relatesTo securityLabel status subject type",
-    "Consent": "category dateTime identifier organization patient performer"
-    " policyRule provision scope source status verification",
-    "Device": "safety status udiCarrier",
-    "ServiceRequest": "asNeeded authoredOn basedOn bodySite category code"
-    " doNotPerform encounter identifier instantiatesCanonical instantiatesUri intent"
-    " locationCode locationReference occurrence orderDetail patientInstruction"
-    " performer performerType priority quantity reasonCode reasonReference replaces"
-    " requester requisition specimen status subject",
-    "ImagingStudy": "basedOn description encounter endpoint identifier interpreter"
-    " location modality note numberOfInstances numberOfSeries procedureCode"
-    " procedureReference reasonCode reasonReference referrer series started status"
-    " subject",
-    "DiagnosticReport": "category code effective encounter identifier issued media"
-    " performer resultsInterpreter status subject",
-    "Observation": "basedOn code component derivedFrom effective encounter focus"
-    " hasMember identifier issued partOf performer status subject value",
-    "Provenance": "recorded target",
-    "Communication": "basedOn encounter identifier instantiatesCanonical"
-    " instantiatesUri partOf priority reasonCode reasonReference status statusReason"
-    " subject",
-    "Subscription": "channel contact criteria end error reason status",
-}
-# Elements without which a resource of the type is none (minimum 1).
-_MANDATORY: Mapping[str, str] = {
-    "Endpoint": "address connectionType payloadType status",
-    "BodyStructure": "patient",
-    "DocumentReference": "content status",
-    "Consent": "category scope status",
-    "ServiceRequest": "intent status subject",
-    "ImagingStudy": "status subject",
-    "DiagnosticReport": "code status",
-    "Observation": "code status",
-    "Provenance": "agent recorded target",
-    "Communication": "status",
-    "Subscription": "channel criteria reason status",
-}
 _ALWAYS = frozenset({"resourceType", "id", "meta", "implicitRules"})
 SUMMARIES = frozenset({"true", "text", "data", "count", "false"})
 
@@ -102,15 +55,23 @@ class Subset:
         return {**kept, "meta": {**meta, "tag": tags}}
 
     def _keeps(self, kind: str, key: str) -> bool:
-        required = _MANDATORY.get(kind, "").split()
+        required, summary = _marked(kind)
         if self.elements is not None:
             return _is_one_of(key, (*required, *self.elements))
         if self.summary == "data":
             return key != "text"
         if self.summary == "text":
             return _is_one_of(key, (*required, "text"))
-        summary = _SUMMARY.get(kind, "").split()
         return _is_one_of(key, (*required, *summary, "modifierExtension"))
+
+
+@cache
+def _marked(kind: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the elements without which a resource is none, and those of a summary."""
+    names = dict.fromkeys(e.choice or e.name for e in elements_of(kind).values())
+    rules = [(name, rule_of(kind, name)) for name in names]
+    required = tuple(name for name, rule in rules if rule.mandatory)
+    return required, tuple(name for name, rule in rules if rule.summary)
 
 
 def _is_one_of(key: str, names: Iterable[str]) -> bool:

@@ -18,6 +18,8 @@ class Interaction(StrEnum):
     CREATE = "create"
     UPDATE = "update"
     PATCH = "patch"
+    # An operation of ours here, since who may ask is decided as for the others.
+    VALIDATE = "validate"
 
 
 _LOOK = (
@@ -39,6 +41,7 @@ LETTERS: Mapping[str, str] = {
     "create": "c",
     "update": "u",
     "patch": "u",
+    "validate": "r",
 }
 
 
@@ -46,9 +49,10 @@ def _readable(action: Action) -> dict[Interaction, Action]:
     return dict.fromkeys(_LOOK, action)
 
 
-# Resource x interaction -> the action that a caller must be allowed.
-# The capability statement is generated from this table.
-PERMITS: Mapping[str, Mapping[Interaction, Action]] = {
+# Definitions of the release (`fhir.conformance.definitions`): of no patient.
+DEFINED = ("CodeSystem", "SearchParameter", "StructureDefinition", "ValueSet")
+
+_OFFERED: Mapping[str, Mapping[Interaction, Action]] = {
     "DiagnosticReport": {
         **_readable(Action.READ_REPORT),
         Interaction.UPDATE: Action.EDIT_REPORT,
@@ -114,6 +118,31 @@ PERMITS: Mapping[str, Mapping[Interaction, Action]] = {
         Interaction.UPDATE: Action.MANAGE_SUBSCRIPTION,
         Interaction.PATCH: Action.MANAGE_SUBSCRIPTION,
     },
+    **{
+        kind: {
+            Interaction.READ: Action.READ_DEFINITIONS,
+            Interaction.SEARCH: Action.READ_DEFINITIONS,
+        }
+        for kind in DEFINED
+    },
+}
+
+
+def _with_validation(
+    offered: Mapping[Interaction, Action],
+) -> Mapping[Interaction, Action]:
+    """Return what is offered of a type; who reads resources may have some judged."""
+    reads = offered.get(Interaction.READ)
+    if reads is None or Interaction.SEARCH not in offered:
+        return offered
+    return {**offered, Interaction.VALIDATE: reads}
+
+
+# Resource x interaction -> the action that a caller must be allowed.
+# The capability statement is generated from this table.
+PERMITS: Mapping[str, Mapping[Interaction, Action]] = {
+    kind: offered if kind in DEFINED else _with_validation(offered)
+    for kind, offered in _OFFERED.items()
 }
 
 

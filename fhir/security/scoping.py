@@ -8,7 +8,7 @@ from fhir.content.masked import UNLABELLED_TYPES
 from fhir.encoding.wire import parse
 from fhir.search.matching import meets
 from fhir.search.parameters import COMMON, PARAMETERS, criterion, index_of, parameter
-from fhir.security.access import Interaction, require, require_scope
+from fhir.security.access import DEFINED, Interaction, require, require_scope
 from node.domain.access import Identity
 from node.domain.scopes import Context, Scope
 from node.store.resources import Stored
@@ -23,7 +23,8 @@ def understood(scope: Scope) -> bool:
     """
     if scope.kind == "*":
         return not scope.narrowing
-    if scope.kind not in PARAMETERS and scope.kind not in ("AuditEvent", "Task"):
+    others = ("AuditEvent", "Task", *DEFINED)
+    if scope.kind not in PARAMETERS and scope.kind not in others:
         return False
     if scope.kind == "Binary":  # each is opened by what opens its report as well
         return not scope.narrowing

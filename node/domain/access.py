@@ -40,6 +40,7 @@ class Action(Enum):
     RECONCILE = "reconcile"  # say whose study answers which order; sees identity
     READ_AGREEMENT = "read_agreement"  # counts of AI and doctors, no report
     EXPORT_RESOURCES = "export_resources"  # everything at once, by programs alone
+    READ_DEFINITIONS = "read_definitions"  # profiles and codes, of no patient
     READ_AUDIT = "read_audit"
     MANAGE_USERS = "manage_users"
 
@@ -57,7 +58,7 @@ _DOCTOR = _READER | {
     Action.BIND_PATIENT,
 }
 
-PERMISSIONS: dict[Role, frozenset[Action]] = {
+_OF_ROLE: dict[Role, frozenset[Action]] = {
     Role.TECHNOLOGIST: frozenset(
         _READER | {Action.RETRY_WORK, Action.BIND_PATIENT, Action.RECONCILE},
     ),
@@ -86,6 +87,10 @@ PERMISSIONS: dict[Role, frozenset[Action]] = {
         },
     ),
     Role.PACS: frozenset({Action.READ_IMAGE, Action.RETRIEVE_INSTANCE}),
+}
+
+PERMISSIONS: dict[Role, frozenset[Action]] = {
+    role: actions | {Action.READ_DEFINITIONS} for role, actions in _OF_ROLE.items()
 }
 
 SEES_IDENTITY = frozenset({Role.EHR, Role.PACS})

@@ -70,6 +70,14 @@ EXPECTED: dict[Role, set[tuple[str, Interaction]]] = {
     },
 }
 
+_DEFINED = {"CodeSystem", "SearchParameter", "StructureDefinition", "ValueSet"}
+for offered in EXPECTED.values():
+    # Who reads resources of a type may have some judged; what is defined all may read.
+    readable = {k for k, i in offered if i == "read"} - {"Binary"}
+    offered |= {(kind, Interaction.VALIDATE) for kind in readable}
+    offered |= {
+        (k, i) for k in _DEFINED for i in (Interaction.READ, Interaction.SEARCH)
+    }
 # A patch is an update: who may do the one may do the other.
 for offered in EXPECTED.values():
     updates = {kind for kind, interaction in offered if interaction == "update"}
@@ -95,6 +103,7 @@ def request_of(kind: str, interaction: Interaction) -> tuple[str, str, Any]:
         Interaction.CREATE: ("POST", f"/{kind}", body),
         Interaction.UPDATE: ("PUT", f"/{kind}/x", body),
         Interaction.PATCH: ("PATCH", f"/{kind}/x", body),
+        Interaction.VALIDATE: ("POST", f"/{kind}/$validate", body),
     }[interaction]
 
 
