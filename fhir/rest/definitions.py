@@ -1,86 +1,61 @@
-"""Definitions over HTTP: read and searched as any resource (FHIR R4 3.1.0, 5.1)."""
+"""Definitions are read and searched as any resource (FHIR R4 3.1.0.2, 3.1.1)."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from aiohttp import hdrs, web
 
 from fhir.conformance.definitions import definitions, narrowed
-from fhir.encoding.formats import FORM, form, prefers
-from fhir.encoding.outcome import Issue, Refused, outcome
+from fhir.encoding.outcome import Issue, outcome
 from fhir.encoding.wire import Json
-from fhir.rest.exchange import PREFIX, allowed, answered
+from fhir.rest.exchange import Asked, answered
 from fhir.search.bundles import MAX_COUNT
 from fhir.search.parameters import UnknownParameter
 from fhir.search.views import read_subset
-from fhir.security.access import DEFINED, Interaction
 from fhir.settings import FhirSettings
 from node.domain.errors import ErrorKind, NodeError
 
-if TYPE_CHECKING:
-    from node.store.store import Store
-
-_TYPE = f"{PREFIX}/{{type:{'|'.join(DEFINED)}}}"
-_ONE = f"{_TYPE}/{{id:[A-Za-z0-9.-]{{1,64}}}}"
-
 
 class Definitions:
-    """The handlers; what they answer is the same for every caller."""
+    """Reads and searches of them; what they answer is the same for every caller."""
 
-    def __init__(self, store: "Store", settings: FhirSettings, version: str) -> None:
+    def __init__(self, settings: FhirSettings, version: str) -> None:
         self._base_url = settings.base_url
         self._page_size = settings.page_size
         self._version = version
         self._all = definitions(version)
 
-    def routes(self) -> list[web.RouteDef]:
-        """Return the routes; nothing writes."""
-        return [
-            web.get(_TYPE, self.search),
-            web.post(f"{_TYPE}/_search", self.search),
-            web.get(_ONE, self.read),
-        ]
-
-    async def read(self, request: web.Request) -> web.Response:
+    def read(self, asked: Asked) -> web.Response:
         """Answer one definition; 304 when the caller has it."""
-        _, kind = allowed(request, Interaction.READ)
-        found = self._all.get((kind, request.match_info["id"]))
+        found = self._all.get((asked.kind, asked.resource_id))
         if found is None:
-            address = f"{kind}/{request.match_info['id']}"
+            address = f"{asked.kind}/{asked.resource_id}"
             raise NodeError(f"{address} is not known", ErrorKind.NOT_FOUND)
-        etag = f'W/"{self._version}"'
-        if request.headers.get(hdrs.IF_NONE_MATCH) == etag:
-            return web.Response(status=304, headers={hdrs.ETAG: etag})
-        asked = request.query
-        subset = read_subset(asked.get("_summary"), asked.get("_elements"))
+        etag = {hdrs.ETAG: f'W/"{self._version}"'}
+        if asked.headers.get(hdrs.IF_NONE_MATCH) == etag[hdrs.ETAG]:
+            return web.Response(status=304, headers=etag)
+        elements = asked.asked_for("_elements")
+        subset = read_subset(asked.asked_for("_summary"), elements)
         response = answered(subset.of(found) if subset else found)
-        response.headers[hdrs.ETAG] = etag
+        response.headers.update(etag)
         return response
 
-    async def search(self, request: web.Request) -> web.Response:
-        """Answer a search by GET or by POST _search."""
-        _, kind = allowed(request, Interaction.SEARCH)
-        asked = list(request.query.items())
-        if request.method == hdrs.METH_POST:
-            if request.content_type != FORM:
-                raise Refused([Issue("not-supported", f"_search takes {FORM}")], 415)
-            asked += form(await request.read())
-        strict = prefers(request, "handling") == "strict"
-        found = [one for (of, _), one in self._all.items() if of == kind]
+    def search(self, asked: Asked) -> web.Response:
+        """Answer a search of one type."""
+        found = [one for (kind, _), one in self._all.items() if kind == asked.kind]
         used: list[tuple[str, str]] = []
         ignored: list[Issue] = []
-        for name, value in asked:
+        for name, value in asked.query:
             try:
-                found = narrowed(kind, found, name, value)
+                found = narrowed(asked.kind, found, name, value)
             except UnknownParameter as error:
-                if strict:
+                if asked.strict:
                     raise
                 issue = Issue("not-supported", error.message, severity="warning")
                 ignored.append(issue)
             else:
                 used.append((name, value))
-        return answered(self._bundle(kind, found, used, ignored))
+        return answered(self._bundle(asked.kind, found, used, ignored))
 
     def _bundle(
         self,

@@ -12,6 +12,7 @@ from fhir.content.tasks import failed_task, failed_tasks, search_tasks
 from fhir.encoding.formats import FORM, form
 from fhir.encoding.outcome import CONTENT_TYPE, Issue, Refused
 from fhir.encoding.wire import date_range
+from fhir.rest.definitions import Definitions
 from fhir.rest.exchange import (
     ONE,
     TYPE,
@@ -26,7 +27,7 @@ from fhir.rest.exchange import (
 )
 from fhir.search.bundles import MAX_COUNT, Searcher, history_bundle
 from fhir.search.cursors import sealed, unsealed
-from fhir.security.access import Interaction, require_scope
+from fhir.security.access import DEFINED, Interaction, require_scope
 from fhir.security.scoping import sees
 from fhir.settings import FhirSettings
 from node.domain.errors import ErrorKind, NodeError
@@ -45,8 +46,11 @@ _OF_HISTORIES = frozenset({"_count", "_since", "_at", "_page", "_format", "_pret
 class Reading:
     """All that only looks."""
 
-    def __init__(self, store: "Store", settings: FhirSettings) -> None:
+    def __init__(
+        self, store: "Store", settings: FhirSettings, definitions: Definitions
+    ) -> None:
         self._store = store
+        self._definitions = definitions
         self._settings = settings
         self._answers = Answers(store, settings)
         self._newest = NewestVersions(store)
@@ -65,6 +69,8 @@ class Reading:
     async def read(self, asked: Asked) -> web.Response:
         """Answer the newest version of a resource; 304 when the caller has it."""
         asked.allowed(Interaction.READ)
+        if asked.kind in DEFINED:
+            return self._definitions.read(asked)
         if asked.kind == "Task":
             async with self._connection(asked) as tx:
                 return answered(await failed_task(tx, self._store, asked.resource_id))
@@ -168,6 +174,8 @@ class Reading:
     async def search(self, asked: Asked) -> web.Response:
         """Answer a search by GET or by POST _search."""
         asked.allowed(Interaction.SEARCH)
+        if asked.kind in DEFINED:
+            return self._definitions.search(asked)
         if asked.kind == "Task":
             return await self._search_tasks(asked)
         searcher = Searcher(

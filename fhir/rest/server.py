@@ -52,13 +52,13 @@ def route_group(store: "Store", settings: FhirSettings, version: str) -> RouteGr
     Everything that is no route of a room here is 404 or 405.
     """
     sockets = Sockets(store, settings)
-    reading, writing = Reading(store, settings), Writing(store, settings)
+    reading = Reading(store, settings, Definitions(settings, version))
+    writing = Writing(store, settings)
     everything = Everything(store, settings)
     bundled = Bundled(store, settings, reading, writing, everything.everything)
     routes = [
         web.get(SOCKET, sockets.serve),
         *_Metadata(store, settings, version).routes(),
-        *Definitions(store, settings, version).routes(),
         *SubscriptionOperations(store, settings).routes(),
         *AuditEvents(store, settings).routes(),
         *Validation().routes(),

@@ -14,9 +14,10 @@ from fhir.content.masked import is_masked
 from fhir.encoding.formats import read_body
 from fhir.encoding.outcome import Issue, Refused, outcome
 from fhir.encoding.wire import Json, as_list
-from fhir.rest.exchange import ONE, TYPE, allowed, answered
+from fhir.rest.exchange import ONE, TYPE, Asked, answered
 from fhir.security.access import PERMITS, Interaction
 from node.domain.errors import NodeError
+from node.http import identity
 
 _R4 = "http://hl7.org/fhir/StructureDefinition/"
 _NOTHING_WRONG = Issue("informational", "nothing is wrong", severity="information")
@@ -28,7 +29,7 @@ _MODES = {
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Call:
     """What a call asks: the resource, what is to be done with it, and by what."""
 
     resource: Json | None
@@ -48,16 +49,19 @@ class Validation:
 
     async def validate(self, request: web.Request) -> web.Response:
         """Answer what is wrong with a resource; Parameters or the resource alone."""
-        _, kind = allowed(request, Interaction.VALIDATE)
+        named = request.match_info
+        kind, resource_id = named["type"], named.get("id")
+        Asked(identity(request), request.method, kind, resource_id or "").allowed(
+            Interaction.VALIDATE
+        )
         asked = _read(parse_resource(await read_body(request)), request)
-        resource_id = request.match_info.get("id")
         found = _of_mode(asked, kind, resource_id)
         if asked.resource is not None:
             found += _of_resource(asked.resource, kind, asked.profiles)
         return answered(outcome(found or [_NOTHING_WRONG]))
 
 
-def _read(body: Json, request: web.Request) -> _Asked:
+def _read(body: Json, request: web.Request) -> _Call:
     query = request.query
     mode, profiles = query.get("mode"), list(query.getall("profile", []))
     resource: Json | None = body
@@ -78,10 +82,10 @@ def _read(body: Json, request: web.Request) -> _Asked:
         raise Refused([Issue("value", "create, update or delete", "mode")], 400)
     if resource is None and mode != "delete":
         raise Refused([Issue("required", "a resource is needed", "resource")], 400)
-    return _Asked(resource, mode, tuple(profiles))
+    return _Call(resource, mode, tuple(profiles))
 
 
-def _of_mode(asked: _Asked, kind: str, resource_id: str | None) -> list[Issue]:
+def _of_mode(asked: _Call, kind: str, resource_id: str | None) -> list[Issue]:
     """Return why what is to be done would not be done, whatever the resource says."""
     found: list[Issue] = []
     if asked.mode is None:
@@ -106,10 +110,10 @@ def _of_resource(resource: Json, kind: str, profiles: Sequence[str]) -> list[Iss
         found = problems(resource, thorough=True)
     except NodeError as error:
         return [Issue("structure", error.message, error.expression)]
-    if is_masked(resource):
+    shapely = not any(issue.code == "structure" for issue in found)
+    if shapely and is_masked(resource):
         message = "a masked copy cannot replace the original"
         found.append(Issue("business-rule", message, f"{kind}.meta"))
-    shapely = not any(issue.code == "structure" for issue in found)
     for url in profiles:
         profile = BY_URL.get(url)
         if profile is None and url != f"{_R4}{kind}":

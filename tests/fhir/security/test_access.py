@@ -73,7 +73,7 @@ EXPECTED: dict[Role, set[tuple[str, Interaction]]] = {
 _DEFINED = {"CodeSystem", "SearchParameter", "StructureDefinition", "ValueSet"}
 for offered in EXPECTED.values():
     # Who reads resources of a type may have some judged; what is defined all may read.
-    readable = {k for k, i in offered if i == "read"} - {"Binary"}
+    readable = {k for k, i in offered if i == "read"} - {"Binary", *_DEFINED}
     offered |= {(kind, Interaction.VALIDATE) for kind in readable}
     offered |= {
         (k, i) for k in _DEFINED for i in (Interaction.READ, Interaction.SEARCH)
