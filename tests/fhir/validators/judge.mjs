@@ -47,6 +47,7 @@ function byMedplum() {
   bodies.forEach((body, index) => {
     judge(body, index);
     for (const [resource] of resourcesIn(body, '')) {
+      if (resource.meta?.tag?.some((label) => label.code === 'SUBSETTED')) continue; // not whole
       for (const url of resource.meta?.profile ?? []) {
         if (ours.has(url)) judge(resource, index, { profile: ours.get(url) });
       }
