@@ -39,6 +39,7 @@ UCUM = lexicon.FHIR_SYSTEM["UCUM"]
 TERMINOLOGY = "http://terminology.hl7.org/CodeSystem"
 IDENTIFIER_TYPE = f"{TERMINOLOGY}/v2-0203"
 OBSERVATION_VALUE = f"{TERMINOLOGY}/v3-ObservationValue"
+DATA_OPERATION = f"{TERMINOLOGY}/v3-DataOperation"
 PARTICIPANT_TYPE = f"{TERMINOLOGY}/provenance-participant-type"
 ABSENT_REASON = f"{TERMINOLOGY}/data-absent-reason"
 

@@ -35,7 +35,6 @@ _PROVENANCE = UUID("5b7a2d1e-3c55-5b0c-9a53-0f6f2c1d8e44")
 _ID = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-v([1-9]\d{0,5})")
 _TITLE = "乳腺超声检查报告 / Breast ultrasound report"
 _CONFIDENTIALITY = "http://terminology.hl7.org/CodeSystem/v3-Confidentiality"
-_OPERATION = "http://terminology.hl7.org/CodeSystem/v3-DataOperation"
 
 
 @dataclass(frozen=True)
@@ -118,21 +117,16 @@ async def _publish(
         target = {"reference": f"DocumentReference/{before}"}
         resource["relatesTo"] = [{"code": "replaces", "target": target}]
     targets = [versioned(await put(tx, store, resource, report.patient_id))]
-    known = await resources.find(tx, store, "DiagnosticReport", str(report.id))
-    if told.told_beside_report and known is not None:
+    known = await resources.read(tx, store, "DiagnosticReport", str(report.id))
+    if told.told_beside_report:
         form = resource["content"][0]["attachment"]
         shown = parse(known.body) | {"presentedForm": [form]}
         targets.insert(0, versioned(await put(tx, store, shown, report.patient_id)))
-    provenance = mapping.to_provenance(
-        targets,
-        recorded=store.clock(),
-        agents=[("assembler", site.NODE["reference"])],
-        source=versioned(known) if known is not None else None,
+    provenance = mapping.by_the_node(
+        targets, recorded=store.clock(), source=versioned(known)
     )
-    operation = {"coding": [{"system": _OPERATION, "code": "APPEND"}]}
-    marker = str(uuid5(_PROVENANCE, document))
-    filed = provenance | {"id": marker, "activity": operation}
-    await put(tx, store, filed, report.patient_id)
+    provenance["id"] = str(uuid5(_PROVENANCE, document))
+    await put(tx, store, provenance, report.patient_id)
     if told.told_beside_report:
         changed = [("DiagnosticReport", str(report.id))]
         await events.resources_changed(tx, store, settings, changed)

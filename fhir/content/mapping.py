@@ -592,3 +592,18 @@ def to_provenance(
             if what
         ]
     return resource
+
+
+def by_the_node(targets: Sequence[str], *, recorded: datetime, source: str) -> Json:
+    """Return the Provenance of what the node filed by itself beside a report.
+
+    It assembled and appended: nobody has authored or changed anything by it.
+    """
+    provenance = to_provenance(
+        targets,
+        recorded=recorded,
+        agents=[("assembler", site.NODE["reference"])],
+        source=source,
+    )
+    appended = {"system": concepts.DATA_OPERATION, "code": "APPEND"}
+    return provenance | {"activity": {"coding": [appended]}}

@@ -84,7 +84,15 @@ async def publish_study(
             return
         if report.physician_has_written:  # else the next draft is published with it
             await write_exam(tx, store, settings, report)
-        await put(tx, store, known | {"extension": [*others, *told]}, report.patient_id)
+        newer = known | {"extension": [*others, *told]}
+        written = await put(tx, store, newer, report.patient_id)
+        provenance = mapping.by_the_node(
+            [versioned(written)],
+            recorded=written.last_updated,
+            source=f"ImagingStudy/{report.study_instance_uid}",
+        )
+        provenance["id"] = str(uuid5(_PROVENANCE, versioned(written)))
+        await put(tx, store, provenance, report.patient_id)
         await events.resources_changed(
             tx, store, settings, [("DiagnosticReport", str(report_id))]
         )

@@ -107,6 +107,10 @@ async def test_images_after_the_signature_are_told_and_change_nothing(
     assert (parts["count"], parts["total"]) == (2, 3)
     assert parts["en"] == "2 new images after signature; not yet read by the AI"
     assert report["status"] == "final"
+    version = f"{rig.report_path.strip('/')}/_history/{report['meta']['versionId']}"
+    filed = await rig.read(f"/Provenance?target={version}&agent=Device/sononode")
+    (provenance,) = [e["resource"] for e in filed["entry"]]
+    assert provenance["target"] == [{"reference": version}]
     study = await rig.read(f"/ImagingStudy/{STUDY_UID}")
     assert study["numberOfInstances"] == 3
     assert told(study, concepts.STUDY_COMPLETENESS)["state"] == "complete"
