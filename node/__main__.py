@@ -22,6 +22,7 @@ from node import (
     models_commands,
     order_commands,
     send_commands,
+    subscription_commands,
 )
 from node.command import read_settings, with_store
 from node.domain.access import Role
@@ -52,6 +53,7 @@ cli.add_typer(audit_commands.cli, name="audit")
 cli.add_typer(models_commands.cli, name="models")
 cli.add_typer(doctor_commands.cli, name="doctor")
 cli.add_typer(deliveries.cli, name="deliveries")
+cli.command("subscriptions")(subscription_commands.list_subscriptions)
 cli.add_typer(order_commands.cli, name="order")
 cli.add_typer(client_commands.cli, name="client")
 cli.add_typer(consent, name="consent")

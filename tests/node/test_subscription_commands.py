@@ -1,0 +1,58 @@
+"""Who is told of what, by hand: `python -m node subscriptions`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from typer.testing import CliRunner
+
+from node.__main__ import cli
+from node.store import subscriptions
+from node.store.keys import create_root_key
+from node.store.store import open_store
+from node.store.subscriptions import Occurrence, Settlement, Subscription
+from tests.conftest import FrozenClock, run_apart
+
+
+def test_what_waits_for_a_subscriber_is_listed_with_its_trouble(
+    new_database: Callable[[], str],
+    tmp_path: Path,
+    clock: FrozenClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dsn, key = new_database(), tmp_path / "keys" / "root.key"
+    key.parent.mkdir()
+    create_root_key(key)
+    monkeypatch.setenv("SONONODE_DATA", str(tmp_path))
+    monkeypatch.setenv("SONONODE_DATABASE__URL", dsn)
+    monkeypatch.setenv("COLUMNS", "220")
+    one, url = uuid4(), "https://ehr.hospital:8443/hook?key=secret"
+
+    async def prepare() -> None:
+        store = await open_store(dsn, key, tmp_path / "objects", clock)
+        asked = Subscription(
+            one, "urn:x/report-signed", "active", url, (), "empty", 10, None
+        )
+        async with store.db.transaction() as tx:
+            await subscriptions.create(tx, store, asked)
+            told = Occurrence("DiagnosticReport/x", b"{}", None)
+            await subscriptions.add_events(
+                tx, store, [(told, [one]), (told, [one])], at=clock.now
+            )
+            settled = Settlement(delivered=[(one, 1)], failed=[(one, clock.now)])
+            await subscriptions.settle(tx, settled, at=clock.now)
+        await store.close()
+
+    run_apart(prepare())
+    shown = CliRunner().invoke(cli, ["subscriptions"])
+    assert shown.exit_code == 0, shown.output
+    for told in (
+        str(one),
+        "report-signed",
+        "active",
+        "ehr.hospital:8443",
+        "failing since 2026-11-21 08:00, 1 times",
+    ):
+        assert told in shown.stdout
+    assert "secret" not in shown.stdout
