@@ -244,6 +244,10 @@ def queries(reports: int, step: int) -> dict[str, Query]:
                 )
             ),
         ),
+        "final, or of category CT": _reports(
+            NEWEST,
+            search.AnyOf(((final,), (TokenIs("category", (("urn:category", "CT"),)),))),
+        ),
         "changed lately and final": _reports(OLDEST, _since(polled), final),
         "by imagingStudy.identifier": _reports(
             NEWEST, search.Chained("imaging-study", "ImagingStudy", _hashed("u", n))

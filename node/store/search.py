@@ -32,6 +32,8 @@ SortKey = str
 _NAME = re.compile(r"[A-Za-z_][A-Za-z_:-]{0,63}")
 # How far one search looks for its number of matches before it estimates.
 _COUNTED = 1000
+# Up to how many resources it is quicker to sort than to try others in order.
+_FEW = 2000
 # The coarsest date is a year; nearly all are a day or a moment.
 _LONGEST_DATE = timedelta(days=367)
 _DAY = timedelta(days=1)
@@ -174,7 +176,7 @@ async def search(
     Resources of erased patients are left out. `bodies` saves opening what was
     opened before; never give it within a transaction that writes.
     """
-    sql = _Sql(store, query.resource_type, await _long_dates(tx, query))
+    sql = await _planned(tx, store, query)
     where = sql.where(query)
     backward = query.beside is not None and query.beside.backward
     order = [Order(o.key, o.descending ^ backward) for o in query.total_order]
@@ -239,7 +241,7 @@ def condition(store: "Store", criteria: Sequence[Criterion]) -> tuple[str, list[
 
 async def count(tx: "Transaction", store: "Store", query: Query) -> int:
     """Return how many resources meet the criteria of `query`."""
-    sql = _Sql(store, query.resource_type, await _long_dates(tx, query))
+    sql = await _planned(tx, store, query)
     where = sql.where(query)
     number = await tx.fetchval(
         f"select count(*) from resources r where {where}",
@@ -250,8 +252,7 @@ async def count(tx: "Transaction", store: "Store", query: Query) -> int:
 
 async def estimate(tx: "Transaction", store: "Store", query: Query) -> int:
     """Return about how many resources meet the criteria; exact while they are few."""
-    long_dates = await _long_dates(tx, query)
-    sql = _Sql(store, query.resource_type, long_dates)
+    sql = await _planned(tx, store, query)
     where = sql.where(query)
     found = await tx.fetchval(
         "select count(*) from (select 1 from resources r"
@@ -260,7 +261,7 @@ async def estimate(tx: "Transaction", store: "Store", query: Query) -> int:
     )
     if found <= _COUNTED:
         return int(found)
-    sql = _Sql(store, query.resource_type, long_dates)
+    sql = await _planned(tx, store, query)
     where = sql.where(query)
     plan = await tx.fetchval(
         f"explain (format json) select 1 from resources r where {where}",
@@ -463,6 +464,7 @@ class _Sql:
     store: "Store"
     resource_type: str = ""
     long_dates: Mapping[Within, datetime] = field(default_factory=dict)
+    few: frozenset[AnyOf] = frozenset()
     arguments: list[Any] = field(default_factory=list)
 
     def bind(self, value: Any) -> str:
@@ -503,10 +505,8 @@ class _Sql:
             case Has(parameter, kind, present):
                 inside = self._exists(_TABLES[kind], row, parameter, "true")
                 return inside if present else f"not {inside}"
-            case AnyOf(alternatives) if row == "r" and self._each_found(alternatives):
-                # One list of ids, with which a search for what is rare can begin.
-                lists = [self.clause(one, "") for (one,) in alternatives]
-                return f"r.resource_id in ({' union all '.join(lists)})"
+            case AnyOf() if row == "r" and criterion in self.few:
+                return f"r.resource_id in ({self.ids(criterion)})"
             case AnyOf(alternatives):
                 parts = [
                     " and ".join(self.clause(one, row) for one in together) or "true"
@@ -558,13 +558,9 @@ class _Sql:
             f" and {x}.parameter = {_constant(parameter)} and ({condition}))"
         )
 
-    def _each_found(self, alternatives: Sequence[Sequence[Criterion]]) -> bool:
-        """Tell whether the index lists what meets each of several alternatives."""
-        return (
-            bool(self.resource_type)
-            and len(alternatives) > 1
-            and all(len(one) == 1 and _listed(one[0]) for one in alternatives)
-        )
+    def ids(self, asked: AnyOf) -> str:
+        """Return what lists the ids of all that meet one of some alternatives."""
+        return " union all ".join(self.clause(one, "") for (one,) in asked.alternatives)
 
     def _token(self, wanted: TokenIs, row: str) -> str:
         x = _indexed(row)
@@ -620,6 +616,38 @@ class _Sql:
             if f"{{{name}}}" in template:
                 names[name] = self.bind(value)
         return template.format(**names)
+
+
+async def _planned(tx: "Transaction", store: "Store", query: Query) -> _Sql:
+    """Return what makes SQL of a query, knowing what the planner cannot guess."""
+    few = {
+        asked
+        for asked in query.criteria
+        if isinstance(asked, AnyOf) and await _are_few(tx, store, query, asked)
+    }
+    dates = await _long_dates(tx, query)
+    return _Sql(store, query.resource_type, dates, frozenset(few))
+
+
+async def _are_few(
+    tx: "Transaction", store: "Store", query: Query, asked: AnyOf
+) -> bool:
+    """Tell whether so few meet one of several alternatives that a list of them helps.
+
+    With a list a search for what is rare begins there; without one it tries the
+    resources in their order, which soon finds what is frequent.
+    """
+    if len(asked.alternatives) < 2:
+        return False
+    if not all(len(one) == 1 and _listed(one[0]) for one in asked.alternatives):
+        return False
+    sql = _Sql(store, query.resource_type)
+    found = await tx.fetchval(
+        f"select count(*) from (select 1 from ({sql.ids(asked)}) as listed"
+        f" limit {sql.bind(_FEW + 1)}) as few",
+        *sql.arguments,
+    )
+    return bool(found <= _FEW)
 
 
 async def _long_dates(tx: "Transaction", query: Query) -> dict[Within, datetime]:
