@@ -234,7 +234,11 @@ class _SignIn:
         """Open a short session for a script (RFC 6749 4.3 and 5)."""
         if request.content_length is None or request.content_length > _MAX_FORM:
             return _oauth_error("invalid_request")
-        form = await request.post()
+        try:
+            form = await request.post()
+        except (ValueError, LookupError):
+            # No form, or in a charset that nobody knows.
+            return _oauth_error("invalid_request")
         grant = self._grants.get(str(form.get("grant_type")))
         if grant is not None:
             return await grant(request)

@@ -129,7 +129,7 @@ async def register(
 
 
 def _check(client: Client) -> None:
-    if not 0 < len(client.name) <= 100:
+    if not 0 < len(client.name) <= 100 or not client.name.isprintable():
         raise _faulty("a client has a name of up to 100 signs", "name")
     if client.jwks is not None and client.jwks_uri is not None:
         raise _faulty("keys are given or fetched, not both", "jwks_uri")
@@ -447,4 +447,4 @@ def token_id(token: str) -> str:
 
 
 def _hash(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode()).digest()
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()

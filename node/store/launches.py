@@ -73,4 +73,4 @@ def _place(key: bytes) -> dict[str, str]:
 
 
 def _hash(state: str) -> bytes:
-    return hashlib.sha256(state.encode()).digest()
+    return hashlib.sha256(state.encode("utf-8", "surrogatepass")).digest()

@@ -217,4 +217,4 @@ def _family(row: "asyncpg.Record") -> Family:
 
 
 def _hash(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode()).digest()
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
