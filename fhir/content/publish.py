@@ -350,9 +350,8 @@ async def put_changed(
     """Store a resource unless it says what is there already; return what was stored."""
     kind, resource_id = resource["resourceType"], str(resource["id"])
     known = await resources.find(tx, store, kind, resource_id)
-    if known is not None and _says(parse(known.body)) == _says(
-        parse(to_bytes(resource))
-    ):
+    told = parse(to_bytes(with_profile(resource)))
+    if known is not None and _says(parse(known.body)) == _says(told):
         return None
     expected = 0 if known is None else known.version
     try:
