@@ -313,7 +313,7 @@ PROFILES: tuple[Profile, ...] = (
         "lesion",
         lexicon.MEASUREMENT_GROUP,
         Words("病灶", "Lesion"),
-        Row("identifier", Words("追踪标识（跨检查）", "Tracking UID"), 1, "1"),
+        Row("identifier", Words("追踪标识", "Tracking UID"), 1, "1"),
         Row("value[x]", Words("无", "None"), max="0"),
         Row("bodySite", Words("侧别", "Side"), 1, value_set="breast-side"),
         Row("hasMember", Words("描述与分类", "Descriptors and category"), 1),
@@ -383,7 +383,7 @@ PROFILES: tuple[Profile, ...] = (
         "BodyStructure",
         Words("病灶所在部位", "Where a lesion lies"),
         (
-            Row("identifier", Words("追踪标识（跨检查）", "Tracking UID"), 1, "1"),
+            Row("identifier", Words("追踪标识", "Tracking UID"), 1, "1"),
             Row("location", Words("侧别", "Side"), 1, value_set="breast-side"),
             Row("description", Words("文字描述", "In words"), 1),
         ),

@@ -11,6 +11,7 @@ from functools import cache
 from fhir.content import concepts
 from fhir.encoding.wire import Json
 from node.domain import lexicon
+from node.domain.access import Role
 from node.domain.completion import EvidenceKind
 from node.domain.disclosure import ReleaseState
 from node.domain.lexicon import Concept, Field
@@ -84,6 +85,7 @@ _RELEASE = f"{_CODE_SYSTEM}/release-state"
 _STATE = f"{_CODE_SYSTEM}/study-state"
 _EVIDENCE = f"{_CODE_SYSTEM}/completeness-evidence"
 _SIDE = f"{_CODE_SYSTEM}/side"
+_STAFF = f"{_CODE_SYSTEM}/staff-role"
 _OWN_WORDS: Mapping[str, Mapping[str, Words]] = {
     _RELEASE: {
         ReleaseState.READY: Words(
@@ -107,6 +109,10 @@ _OWN_WORDS: Mapping[str, Mapping[str, Words]] = {
         "R": Words("右", "right"),
         "L": Words("左", "left"),
         "B": Words("双", "both"),
+    },
+    _STAFF: {
+        Role.RADIOLOGIST.value: Words("诊断医师", "radiologist"),
+        Role.SENIOR_RADIOLOGIST.value: Words("高级诊断医师", "senior radiologist"),
     },
 }
 
@@ -212,6 +218,7 @@ VALUE_SETS: Mapping[str, ValueSet] = {
             _own(_EVIDENCE),
         ),
         _set("side", "侧别", "Side", _own(_SIDE)),
+        _set("staff-role", "签发人员角色", "Role of who signs", _own(_STAFF)),
     )
 }
 
