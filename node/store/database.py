@@ -60,6 +60,7 @@ class Database:
         self._listeners: dict[str, list[Listener]] = {}
         self._listening: asyncio.Task[None] | None = None
         self._subscribed = asyncio.Event()
+        self._subscribing = asyncio.Lock()
 
     @classmethod
     async def connect(
@@ -183,15 +184,16 @@ class Database:
         because notifications may have been missed in between.
         """
         self._listeners.setdefault(channel, []).append(listener)
-        if self._listening is not None:
-            self._listening.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._listening
-        self._subscribed.clear()
-        self._listening = asyncio.create_task(self._keep_listening())
-        with suppress(TimeoutError):
-            async with asyncio.timeout(ACQUIRE_TIMEOUT_S):
-                await self._subscribed.wait()
+        async with self._subscribing:  # or two would each leave a connection behind
+            if self._listening is not None:
+                self._listening.cancel()
+                with suppress(asyncio.CancelledError):
+                    await self._listening
+            self._subscribed.clear()
+            self._listening = asyncio.create_task(self._keep_listening())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ACQUIRE_TIMEOUT_S):
+                    await self._subscribed.wait()
 
     async def _keep_listening(self) -> None:
         lost_before = False

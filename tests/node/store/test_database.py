@@ -26,6 +26,12 @@ async def end_sessions(server: EmbeddedPostgres, dsn: str) -> None:
     await connection.close()
 
 
+LISTENING = """
+select count(*) from pg_stat_activity
+where application_name = 'sononode listen' and datname = current_database()
+"""
+
+
 async def test_what_a_block_did_is_committed_at_its_end(store: Store) -> None:
     async with store.db.transaction() as tx:
         await tx.execute("create table t (a integer)")
@@ -121,6 +127,17 @@ async def test_a_database_that_does_not_exist_names_the_setting(
     with pytest.raises(NodeError, match=r"database\.url") as told:
         await Database.connect(postgres_server.dsn(SUPERUSER, "no_such_database"))
     assert told.value.kind is ErrorKind.SETTING
+
+
+async def test_two_who_begin_to_listen_at_once_share_one_connection(
+    store: Store,
+) -> None:
+    await asyncio.gather(
+        *(store.db.listen(f"news{n}", lambda _: None) for n in range(4))
+    )
+    async with store.db.connection() as connection, asyncio.timeout(10):
+        while await connection.fetchval(LISTENING) != 1:
+            await asyncio.sleep(0.01)
 
 
 async def test_listeners_hear_commits_and_are_told_of_a_gap(
