@@ -1,6 +1,6 @@
 """Fixtures of the FHIR side: a live server, with a drafted report in it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from argon2 import PasswordHasher
@@ -8,6 +8,7 @@ from argon2 import PasswordHasher
 from node.domain.access import Role
 from node.store import people
 from node.store.store import Store
+from tests.fhir import judges
 from tests.fhir.rig import Rig, drafted, running_fhir
 
 
@@ -16,6 +17,14 @@ def quick_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     """Accounts are made in every test: hash their passwords with little work."""
     hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
     monkeypatch.setattr(people, "_HASHER", hasher)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def what_was_answered_is_judged() -> Iterator[None]:
+    """After the last test: whatever was answered is taken by all judges."""
+    yield
+    if judges.installed() and judges.HEARD.bodies:
+        assert judges.faults(judges.HEARD.bodies) == []
 
 
 ROLES = (Role.RADIOLOGIST, Role.EHR)

@@ -89,6 +89,8 @@ class Heard:
         return not known
 
 
+# What the servers of all FHIR tests of this process have answered.
+HEARD = Heard()
 # Values that decide how the rest is to be: as much a part of the shape as names.
 _TELLING = frozenset({"resourceType", "type", "status", "url", "name", "code"})
 

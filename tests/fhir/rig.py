@@ -34,6 +34,7 @@ from node.store.models import KnownModel, Origin
 from node.store.store import Store
 from node.workflow.reporting import draft_report
 from tests.factories import ALGORITHM, NOW, make_findings, make_patient
+from tests.fhir.judges import HEARD
 
 JSON = {"Content-Type": "application/fhir+json"}
 TOPICS = Path(__file__).parents[2] / "config" / "topics"
@@ -122,6 +123,7 @@ class Rig:
         if answer.raw:
             issues = [str(i) for i in fhirkit.validate(answer.json)]
             assert not issues, (method, path, answer.status, issues)
+            HEARD.hear(answer.json)
         self.answers.append(answer)
         return answer
 

@@ -15,6 +15,7 @@ from fhir.subscriptions.requests import RELAY
 from node.domain.access import Role
 from node.store import subscriptions as rows
 from tests.conftest import FrozenClock
+from tests.fhir.judges import HEARD
 from tests.fhir.rig import Rig
 from wechat.relay.masked import Notification, read_notification
 
@@ -36,6 +37,7 @@ class Hook:
 
     async def receive(self, request: web.Request) -> web.Response:
         body = await request.read()
+        HEARD.hear(body)
         status = self.answers.pop(0) if self.answers else 200
         self.headers.append(dict(request.headers))
         if self.redirect is not None:
