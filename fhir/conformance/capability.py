@@ -10,7 +10,8 @@ from fhir.encoding.wire import Json
 from fhir.search.parameters import COMMON, PARAMETERS, Parameter
 from fhir.security.access import DEFINED, PERMITS, Interaction
 
-_VALIDATE = "http://hl7.org/fhir/OperationDefinition/Resource-validate"
+_OPERATION = "http://hl7.org/fhir/OperationDefinition"
+_VALIDATE = f"{_OPERATION}/Resource-validate"
 _BULK = "http://hl7.org/fhir/uv/bulkdata/OperationDefinition"
 _BACKPORT = "http://hl7.org/fhir/uv/subscriptions-backport"
 _SMART = {
@@ -20,6 +21,10 @@ _SMART = {
 _OAUTH_URIS = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris"
 # Operations by type ("" for the system): their names and where they are defined.
 OPERATIONS: Mapping[str, Mapping[str, str]] = {
+    "CodeSystem": {"lookup": f"{_OPERATION}/CodeSystem-lookup"},
+    "ValueSet": {
+        name: f"{_OPERATION}/ValueSet-{name}" for name in ("expand", "validate-code")
+    },
     "": {"export": f"{_BULK}/export"},
     "Patient": {
         "everything": "http://hl7.org/fhir/OperationDefinition/Patient-everything",

@@ -32,6 +32,7 @@ from fhir.rest.everything import Everything
 from fhir.rest.exchange import PREFIX, answered
 from fhir.rest.reading import Reading
 from fhir.rest.subscription_operations import SOCKET, SubscriptionOperations
+from fhir.rest.terminology import Terminology
 from fhir.rest.validating import Validation
 from fhir.rest.writing import Writing
 from fhir.settings import FhirSettings
@@ -62,6 +63,7 @@ def route_group(store: "Store", settings: FhirSettings, version: str) -> RouteGr
         *SubscriptionOperations(store, settings).routes(),
         *AuditEvents(store, settings).routes(),
         *Validation().routes(),
+        *Terminology(version, store.clock).routes(),
         *everything.routes(),
         *reading.routes(),
         *writing.routes(),
