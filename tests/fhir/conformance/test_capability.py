@@ -16,7 +16,7 @@ from fhir.content.mapping import field_value
 from fhir.content.publish import keep_site_current
 from fhir.encoding.wire import Json, as_list
 from fhir.search.parameters import PARAMETERS, Parameter, parameter
-from fhir.security.access import Interaction
+from fhir.security.access import DEFINED, Interaction
 from node.domain.access import Role
 from node.domain.consent import ConsentScope
 from node.domain.lexicon import FieldKey
@@ -37,7 +37,7 @@ READER = {
     "AuditEvent": Role.AUDITOR,
 }
 # Answered by handlers of their own, whose tests walk their parameters.
-APART = frozenset({"Task", "AuditEvent"})
+APART = frozenset({"Task", "AuditEvent", *DEFINED})
 # What nothing in this hospital has a value for.
 WITHOUT_VALUE = {"Device?identifier", "Organization?identifier"}
 
@@ -282,6 +282,9 @@ OPERATIONS = {
     ("Patient", "everything"): "/Patient/{id}/$everything",
     ("Subscription", "status"): "/Subscription/{id}/$status",
     ("Subscription", "events"): "/Subscription/{id}/$events",
+    ("CodeSystem", "lookup"): "/CodeSystem/$lookup?code=4A",
+    ("ValueSet", "expand"): "/ValueSet/{id}/$expand",
+    ("ValueSet", "validate-code"): "/ValueSet/{id}/$validate-code?code=4A",
 }
 
 

@@ -328,6 +328,14 @@ def _validations(world: World) -> Iterator[Sent]:
             yield f"/fhir/{kind}/$validate", body, {}
 
 
+def _terminology(place: str) -> Callable[[World], Iterator[Sent]]:
+    def made(_: World) -> Iterator[Sent]:
+        path = place.format(id="breast-side")
+        yield f"{path}?code=4A", {"resourceType": "Parameters"}, {}
+
+    return made
+
+
 def _conditional(_: World) -> Iterator[Sent]:
     for kind in PERMITS:
         yield f"/fhir/{kind}?_lastUpdated=gt2020", {"resourceType": kind}, {}
@@ -391,6 +399,17 @@ ROWS: dict[tuple[str, str], Callable[[World], Iterator[Sent]]] = {
     ("POST", "/fhir/{type}/{id}/$validate"): _each(
         "/fhir/{type}/{id}/$validate", {"resourceType": "Parameters"}
     ),
+    **{
+        (method, f"/fhir/{place}"): _terminology(f"/fhir/{place}")
+        for method in ("GET", "POST")
+        for place in (
+            "CodeSystem/$lookup",
+            "ValueSet/$expand",
+            "ValueSet/{id}/$expand",
+            "ValueSet/$validate-code",
+            "ValueSet/{id}/$validate-code",
+        )
+    },
     ("DELETE", "/fhir/{type}/{id}"): _each("/fhir/{type}/{id}"),
     ("PUT", "/fhir/{type}"): _conditional,
     ("GET", "/fhir/AuditEvent"): _paths(
