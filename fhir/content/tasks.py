@@ -29,7 +29,7 @@ _LIMIT = 200
 _SHOWN_FOR = timedelta(days=7)
 _DISCONTINUED = UUID("4f0a6a2e-8f2b-5f4c-9e1d-6b1f3f0c7a12")
 # Work that no doctor waits for, or knows of: an engineer sees it in `doctor`.
-_UNSEEN = frozenset({"assess_shadow"})
+_UNSEEN = frozenset({"assess_shadow", "export_resources"})
 # What did not happen, in the words of a department: Chinese, English.
 _WORDS = {
     "assess_study": ("AI 阅片未完成", "The AI reading was not completed"),
