@@ -31,6 +31,7 @@ from prometheus_client import CollectorRegistry
 
 from config.settings import Coerce, Settings, SettingsError
 from dicom_scp.receiving import coercion, tls
+from dicom_scp.receiving.filing import file_anew
 from dicom_scp.receiving.machine_sr import read_machine_report
 from dicom_scp.receiving.peers import Peer, Peers, ServiceName
 from dicom_scp.receiving.scp import ScpSettings, run_scp
@@ -54,6 +55,7 @@ from dicom_scp.services.service import Service
 from dicom_scp.services.worklist import Stations, WorklistSettings, worklist_service
 from dicom_scp.web import dicomweb, orders
 from fhir.content.consents import publish_consent
+from fhir.content.disowned import publish_disowned
 from fhir.content.documents import publish_document
 from fhir.content.links import publish_links
 from fhir.content.mapping import Systems
@@ -128,6 +130,7 @@ from node.workflow.completion import (
 )
 from node.workflow.consent import PUBLISH_CONSENT
 from node.workflow.intake import settle_abandoned
+from node.workflow.moving import FILE_ANEW, PUBLISH_DISOWNED
 from node.workflow.orders import PUBLISH_LINKS
 from node.workflow.reporting import ASSESS_SHADOW, PUBLISH_DOCUMENT
 from review_ui import agreement, launch, reconciliation, server
@@ -943,6 +946,8 @@ def _worker_handlers(
         PUBLISH_CONSENT: partial(publish_consent, store),
         PUBLISH_DOCUMENT: partial(publish_document, store, fhir_settings),
         PUBLISH_LINKS: partial(publish_links, store, fhir_settings),
+        PUBLISH_DISOWNED: partial(publish_disowned, store, fhir_settings),
+        FILE_ANEW: partial(file_anew, store, system=settings.dicom.ae_title),
         "compare_report": partial(compare_report, store),
         "offer_binding": partial(offer_binding, store, fhir_settings, session),
     }

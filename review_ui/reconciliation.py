@@ -14,6 +14,7 @@ from node.domain.access import Action
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.study import PatientIdentity
 from node.http import STORE, RouteGroup, identity, read_json_object
+from node.workflow.moving import find_patients, move_study, seen_patient
 from node.workflow.reconciliation import (
     Candidate,
     Comparison,
@@ -41,6 +42,8 @@ def route_group() -> RouteGroup:
             web.post(f"{_STUDY}/link", link),
             web.post(f"{_STUDY}/unlink", unlink),
             web.post(f"{_STUDY}/settle", settle),
+            web.post(f"{_STUDY}/move", move),
+            web.get(f"{PREFIX}/patients", read_patients),
         ],
     )
 
@@ -79,7 +82,7 @@ async def link(request: web.Request) -> web.Response:
     await link_order(
         request.app[STORE],
         request.match_info["uid"],
-        _order_id(told),
+        _id(told, "order_id"),
         identity=identity(request),
         reason=_text(told, "reason"),
         seen=_text(told, "seen"),
@@ -93,7 +96,7 @@ async def unlink(request: web.Request) -> web.Response:
     await unlink_order(
         request.app[STORE],
         request.match_info["uid"],
-        _order_id(told),
+        _id(told, "order_id"),
         identity=identity(request),
         reason=_text(told, "reason"),
         seen=_text(told, "seen"),
@@ -113,6 +116,31 @@ async def settle(request: web.Request) -> web.Response:
         expected=told.get("expected") is True,
     )
     return web.json_response(await _shown(request))
+
+
+async def read_patients(request: web.Request) -> web.Response:
+    """Answer the patients with the Patient ID `number`, of whichever issuer."""
+    found = await find_patients(
+        request.app[STORE], identity(request), request.query.get("number", "")
+    )
+    return web.json_response({"patients": [_target(*one) for one in found]})
+
+
+async def move(request: web.Request) -> web.Response:
+    """File the study anew under another patient; answers which study it is then."""
+    told = await _told(request)
+    order_id = None if told.get("order_id") is None else _id(told, "order_id")
+    done = await move_study(
+        request.app[STORE],
+        request.match_info["uid"],
+        _id(told, "patient"),
+        identity=identity(request),
+        reason=_text(told, "reason"),
+        seen=_text(told, "seen"),
+        seen_target=_text(told, "seen_target"),
+        order_id=order_id,
+    )
+    return web.json_response({"filed_as": done.filed_as})
 
 
 async def _shown(request: web.Request) -> dict[str, Any]:
@@ -136,12 +164,12 @@ def _text(told: dict[str, Any], name: str) -> str:
     return value
 
 
-def _order_id(told: dict[str, Any]) -> UUID:
+def _id(told: dict[str, Any], name: str) -> UUID:
     try:
-        return UUID(_text(told, "order_id"))
+        return UUID(_text(told, name))
     except ValueError:
         raise NodeError(
-            "order_id names no order", ErrorKind.INVALID, expression="order_id"
+            f"{name} is no id of ours", ErrorKind.INVALID, expression=name
         ) from None
 
 
@@ -180,6 +208,7 @@ def _comparison(shown: Comparison) -> dict[str, Any]:
         },
         "why": None if shown.why is None else shown.why.value,
         "settled": shown.settled,
+        "filed_as": shown.filed_as,
         "orders": [_candidate(one) for one in shown.candidates],
     }
 
@@ -194,11 +223,21 @@ def _candidate(one: Candidate) -> dict[str, Any]:
         "scheduled_on": _day(step.scheduled_on),
         "procedure": step.requested_procedure_description,
         "patient": _patient(one.listed.identity),
+        "target": _target(order.patient_id, one.listed.identity),
         "named_by": None if one.named_by is None else one.named_by.value,
         "linked": one.linked,
         "verdict": None if one.verdict is None else one.verdict.value,
         "differs": list(one.differs),
         "refused": one.refused,
+    }
+
+
+def _target(patient_id: UUID, told: PatientIdentity) -> dict[str, Any]:
+    """Return whom a study can be filed under, as an act has to name her."""
+    return {
+        "id": str(patient_id),
+        "seen": seen_patient(patient_id, told),
+        "patient": _patient(told),
     }
 
 

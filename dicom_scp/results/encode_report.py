@@ -18,7 +18,11 @@ from dicom_scp.receiving.intake import describe
 from dicom_scp.receiving.upper_layer import StoreRequest
 from dicom_scp.results.figures import figures_of
 from dicom_scp.results.heatmap import build_heat_map, decode_overlay
-from dicom_scp.results.key_objects import build_key_images, build_rejection
+from dicom_scp.results.key_objects import (
+    build_key_images,
+    build_rejection,
+    build_wrong_patient,
+)
 from dicom_scp.results.report_pdf import build_report_pdf, encapsulate_report
 from dicom_scp.results.requests import add_requests
 from dicom_scp.results.segmentation import build_segmentations
@@ -256,6 +260,10 @@ def _rejection(job: _Job) -> Iterator[tuple[Dataset, Origin]]:
     withdrawn = [_header(instance) for instance in job.made]
     if withdrawn:
         note = build_rejection(job.version, withdrawn, **job.known_as())
+        yield note, Origin.REJECTION
+    if job.report.is_disowned and job.sources:
+        images = [_header(source) for source in job.sources]
+        note = build_wrong_patient(job.version, images, **job.known_as())
         yield note, Origin.REJECTION
 
 

@@ -33,9 +33,11 @@ from node.domain.uids import result_uid
 
 KEY_IMAGES: Final = "key-images"
 REJECTION: Final = "rejection"
+WRONG_PATIENT: Final = "wrong-patient"
 
 _SERIES_NUMBER: Final = {AuthorKind.ALGORITHM: 9300, AuthorKind.PHYSICIAN: 9600}
 _REJECTION_SERIES_NUMBER: Final = 9900
+_WRONG_PATIENT_SERIES_NUMBER: Final = 9950
 _SERIES: Final = {
     AuthorKind.ALGORITHM: "AI key images (unverified)",
     AuthorKind.PHYSICIAN: "Key images of the verified report",
@@ -49,6 +51,10 @@ _WHOSE: Final = {
 _WITHDRAWN: Final = {
     "zh-CN": "报告已撤销，请勿使用。原因：{reason}",
     "en": "The report is withdrawn, do not use it. Reason: {reason}",
+}
+_OTHER_PATIENT: Final = {
+    "zh-CN": "图像归入了错误的患者，请勿使用，已重新归档",
+    "en": "The images were filed under the wrong patient, do not use them.",
 }
 
 
@@ -115,6 +121,30 @@ def build_rejection(
         equipment=equipment,
         name=REJECTION,
         series=(_REJECTION_SERIES_NUMBER, "Rejected for patient safety"),
+    )
+
+
+def build_wrong_patient(
+    version: ReportVersion,
+    images: Sequence[Dataset],
+    *,
+    report_id: UUID,
+    equipment: Equipment,
+) -> Dataset:
+    """Return the note that rejects `images` as filed under the wrong patient.
+
+    DCM 113038: they came by a wrong worklist entry, and come again as instances of
+    another study (IHE RAD IOCM). The note names whom they name, to be filed with them.
+    """
+    return _document(
+        version,
+        images,
+        coded(lexicon.INCORRECT_WORKLIST_ENTRY),
+        _OTHER_PATIENT[equipment.language],
+        report_id=report_id,
+        equipment=equipment,
+        name=WRONG_PATIENT,
+        series=(_WRONG_PATIENT_SERIES_NUMBER, "Incorrect worklist entry"),
     )
 
 

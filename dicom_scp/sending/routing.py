@@ -278,7 +278,9 @@ async def route_result(
     )
     chosen = decide(subject, table)
     if result.origin is Origin.REJECTION:
-        holders = await routes.holders_of_results(tx, uid)
+        holders = await routes.holders_of_results(
+            tx, uid, images_too=report.is_disowned
+        )
         chosen = after_what_it_rejects(chosen, holders, table)
     for route in chosen:
         await _defer(

@@ -39,6 +39,8 @@ async def publish_links(
         if not await reports.version_count(tx, report_id):
             return
         report = await reports.read_for_update(tx, store, report_id)
+        if report.is_disowned:
+            return
         known = await resources.find(tx, store, "DiagnosticReport", str(report_id))
         if known is None:
             return

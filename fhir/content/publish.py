@@ -71,7 +71,7 @@ async def publish_study(
         report_id = UUID(str(payload["report_id"]))
         report = await reports.read_for_update(tx, store, report_id)
         stored = await resources.find(tx, store, "DiagnosticReport", str(report_id))
-        if stored is None:
+        if stored is None or report.is_disowned:
             return
         known = parse(stored.body)
         told = await completeness.extensions_of(tx, store, report)

@@ -86,9 +86,21 @@ def sees(identity: Identity, stored: Stored, letter: str = "r") -> bool:
     index = index_of(parse(stored.body))
     patient_id = identity.scopes.patient_id
     return any(
-        meets(stored, index, _criteria(scope, kind, patient_id))
+        _is_hers(scope, stored, patient_id)
+        and meets(stored, index, _criteria(scope, kind, patient_id))
         for scope in alternatives
     )
+
+
+def _is_hers(scope: Scope, stored: Stored, patient_id: str | None) -> bool:
+    """Tell whether a patient's token may show what a body says of her.
+
+    A report of another woman that was filed under her names her in every version,
+    and is hers in none.
+    """
+    owner = stored.patient_id
+    narrow = scope.context is Context.PATIENT and owner is not None
+    return not narrow or str(owner) == patient_id
 
 
 def _has_patient(kind: str) -> bool:

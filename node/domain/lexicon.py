@@ -520,6 +520,12 @@ CLASS_ACTIVATION = _dcm(
     "130403", "Gradient-weighted class activation", "梯度加权类激活图"
 )
 OF_INTEREST = _dcm("113000", "Of Interest", "关键图像", "Key images")
+INCORRECT_WORKLIST_ENTRY = _dcm(
+    "113038",
+    "Incorrect Modality Worklist Entry",
+    "设备工作列表条目有误",
+    "Incorrect worklist entry",
+)
 REJECTED_FOR_PATIENT_SAFETY = _dcm(
     "113037",
     "Rejected for Patient Safety Reasons",

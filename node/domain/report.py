@@ -27,10 +27,14 @@ class ReportStatus(StrEnum):
 
 
 class AuthorKind(StrEnum):
-    """Who wrote a version. The algorithm drafts and never signs."""
+    """Who wrote a version. The algorithm drafts and never signs.
+
+    A registrar corrects whose report it is: she withdraws, and says nothing medical.
+    """
 
     ALGORITHM = "algorithm"
     PHYSICIAN = "physician"
+    REGISTRAR = "registrar"
 
 
 SIGNED = frozenset(
@@ -126,8 +130,15 @@ class Report:
 
     @property
     def physician_has_written(self) -> bool:
-        """Tell whether a version is a physician's: nothing may take its place then."""
-        return any(v.author.kind is AuthorKind.PHYSICIAN for v in self.versions)
+        """Tell whether a version is a person's: nothing may take its place then."""
+        return any(v.author.kind is not AuthorKind.ALGORITHM for v in self.versions)
+
+    @property
+    def is_disowned(self) -> bool:
+        """Tell whether the report was withdrawn because it is another patient's."""
+        return bool(self.versions) and (
+            self.current.author.kind is AuthorKind.REGISTRAR
+        )
 
     def version(self, number: int) -> ReportVersion:
         """Return version `number`; NOT_FOUND when there is none such."""
@@ -208,6 +219,24 @@ class Report:
         if status is ReportStatus.APPENDED:
             _require_unchanged(current, findings, conclusions)
         return self._append(status, author, at, findings, conclusions, reason)
+
+    def disown(self, *, author: Author, at: datetime, reason: str) -> "Report":
+        """Return this report withdrawn, as its images are of another patient.
+
+        Signed or not: it names the wrong woman, whoever wrote it. Not medical, so no
+        physician has to do it; what she wrote stays in the versions before.
+        """
+        if author.kind is not AuthorKind.REGISTRAR:
+            raise NodeError("a registrar says whose a report is", ErrorKind.RULE)
+        before = self.current if self.versions else None
+        return self._append(
+            ReportStatus.ENTERED_IN_ERROR,
+            author,
+            at,
+            before.findings if before is not None else Findings(),
+            before.conclusions if before is not None else Conclusions(),
+            reason,
+        )
 
     def disclose(self, disclosure: Disclosure) -> "Report":
         """Return this report with the record that the patient was told."""

@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from node.domain.errors import ErrorKind, NodeError
-from node.store import agreement, cases, exports
+from node.store import agreement, cases, exports, moves
 
 if TYPE_CHECKING:
     import asyncpg
@@ -285,23 +285,25 @@ class KeyRing:
         """Destroy a patient's key: nothing of her can be read from now on.
 
         What is kept of her without a key, the vectors and outcomes of her cases, is
-        deleted, and bulk exports with her in them are taken away. NOT_FOUND when she
-        never had a key. `rotate` afterwards: until then a backup of the database opens
-        with today's root key.
+        deleted, and bulk exports with her in them are taken away. The keys of studies
+        that were filed under the wrong woman go with hers, whichever of both she is.
+        NOT_FOUND when she never had a key. `rotate` afterwards: until then a backup of
+        the database opens with today's root key.
         """
-        shredded = await tx.fetchval(
-            "update data_keys set wrapped = null, domain_key_id = null,"
-            " shredded_at = coalesce(shredded_at, now())"
-            " where domain = 'patient' and subject = $1 returning true",
-            patient_id,
-        )
-        if not shredded:
+        if not await _destroy(tx, patient_id):
             raise NodeError("this patient has no key here", ErrorKind.NOT_FOUND)
+        void = await moves.owners_of(tx, patient_id)
+        for owner in void:
+            await _destroy(tx, owner)
+        for other in await moves.named_by(tx, patient_id):
+            await exports.forget_patient(tx, other)
         await cases.forget_patient(tx, patient_id)
         await agreement.forget_patient(tx, patient_id)
         await exports.forget_patient(tx, patient_id)
-        await tx.execute("select pg_notify('key_shredded', $1)", str(patient_id))
-        self._forget(patient_id)
+        # Bodies of a void study may be held in memory for whose they were: let go all.
+        told = "" if void else str(patient_id)
+        await tx.execute("select pg_notify('key_shredded', $1)", told)
+        self._forget(None if void else patient_id)
 
     async def forget_shredded(self) -> None:
         """Drop cached keys as soon as any process shreds them."""
@@ -440,6 +442,17 @@ _FIND = """
 select key_id, domain_key_id, wrapped, created_at < now() as settled
 from data_keys where domain = $1 and subject = $2
 """
+
+
+async def _destroy(tx: "Transaction", subject: UUID) -> bool:
+    return bool(
+        await tx.fetchval(
+            "update data_keys set wrapped = null, domain_key_id = null,"
+            " shredded_at = coalesce(shredded_at, now())"
+            " where domain = 'patient' and subject = $1 returning true",
+            subject,
+        )
+    )
 
 
 async def shred_patient(database: "Database", ring: KeyRing, patient_id: UUID) -> int:

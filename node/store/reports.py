@@ -15,10 +15,10 @@ from node.domain.serial import (
     version_from_json,
     version_to_json,
 )
-from node.store.keys import Sealer
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
+    from node.store.keys import Sealer
     from node.store.store import Store
 
 
@@ -82,7 +82,7 @@ async def _assemble(tx: "Transaction", store: "Store", report_id: UUID) -> Repor
 
 
 async def _versions(
-    tx: "Transaction", sealer: Sealer, report_id: UUID
+    tx: "Transaction", sealer: "Sealer", report_id: UUID
 ) -> tuple[ReportVersion, ...]:
     rows = await tx.fetch(
         "SELECT number, body FROM report_version WHERE report_id = $1 ORDER BY number",
@@ -104,7 +104,7 @@ async def _versions(
 
 
 async def _disclosures(
-    tx: "Transaction", sealer: Sealer, report_id: UUID
+    tx: "Transaction", sealer: "Sealer", report_id: UUID
 ) -> tuple[Disclosure, ...]:
     rows = await tx.fetch(
         "SELECT number, body FROM report_disclosure WHERE report_id = $1"

@@ -158,6 +158,19 @@ async def write(
     return Stored(resource_type, resource_id, version, now, patient_id, method, body)
 
 
+async def ids_from(tx: "Transaction", resource_type: str, beginning: str) -> list[str]:
+    """Return the ids of a type that begin so: the resources of one report."""
+    rows = await tx.fetch(
+        "select resource_id from resources where resource_type = $1"
+        # As a range the primary key answers it, whatever the collation.
+        ' and resource_id collate "C" >= $2 and starts_with(resource_id, $2)'
+        " order by resource_id",
+        resource_type,
+        beginning,
+    )
+    return [row["resource_id"] for row in rows]
+
+
 async def lock(tx: "Transaction", resource_type: str, resource_id: str) -> int:
     """Keep other writers off a resource until `tx` ends; return its version or 0."""
     version = await tx.fetchval(

@@ -177,14 +177,21 @@ async def senders_of(tx: "Transaction", study_instance_uid: str) -> frozenset[st
     return frozenset(row["calling_ae"] for row in rows)
 
 
-async def holders_of_results(tx: "Transaction", study_instance_uid: str) -> list[str]:
-    """Return the destinations that get, or got, what the node made of a study."""
+async def holders_of_results(
+    tx: "Transaction", study_instance_uid: str, *, images_too: bool = False
+) -> list[str]:
+    """Return the destinations that get, or got, what the node made of a study.
+
+    With `images_too` also those that have only what machines sent.
+    """
     rows = await tx.fetch(
         "select distinct destination from routed_instances r"
         " join instances i using (sop_instance_uid)"
-        " where r.study_instance_uid = $1 and i.origin <> $2 order by destination",
+        " where r.study_instance_uid = $1 and ($3 or i.origin <> $2)"
+        " order by destination",
         study_instance_uid,
         Origin.RECEIVED.value,
+        images_too,
     )
     return [row["destination"] for row in rows]
 

@@ -19,7 +19,7 @@ from node.domain.order import (
     is_somebody_else,
 )
 from node.domain.study import Origin, PatientIdentity
-from node.store import audit, orders, studies
+from node.store import audit, moves, orders, studies
 from node.store.orders import ListedOrder, NamedBy, StudyOrder, Unmatched, Verdict
 
 if TYPE_CHECKING:
@@ -306,6 +306,10 @@ async def match_study(
     """
     study = await studies.study(tx, study_instance_uid)
     if study is None:
+        return []
+    if await moves.is_void(tx, study_instance_uid):
+        await orders.unlink_others(tx, study_instance_uid, [])
+        await orders.note_unmatched(tx, study_instance_uid, None)
         return []
     named = await _named_by_instances(tx, store, study_instance_uid)
     matches = await find_named_orders(

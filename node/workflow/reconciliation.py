@@ -19,7 +19,15 @@ from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.order import Order, OrderStatus
 from node.domain.study import PatientIdentity, StudyRecord
-from node.store import audit, likeness, orders, reports, studies, unmatched
+from node.store import (
+    audit,
+    likeness,
+    moves,
+    orders,
+    reports,
+    studies,
+    unmatched,
+)
 from node.store.orders import ListedOrder, NamedBy, OrderQuery, Unmatched, Verdict
 from node.workflow.orders import is_same_patient, match_study, publish_links_later
 
@@ -92,6 +100,7 @@ class Comparison:
     report_status: str
     why: Unmatched | None
     settled: bool
+    filed_as: str
     candidates: tuple[Candidate, ...] = field(repr=False)
 
     @property
@@ -101,15 +110,16 @@ class Comparison:
             self.study.study_instance_uid,
             str(self.study.patient_id),
             self.accession_number,
-            _words(self.patient),
+            words_of(self.patient),
             self.report_status,
             self.settled,
+            self.filed_as,
         ]
         for one in self.candidates:
             order = one.listed.order
             verdict = None if one.verdict is None else one.verdict.value
             shown.append([str(order.order_id), one.linked, verdict])
-            shown.append(_words(one.listed.identity))
+            shown.append(words_of(one.listed.identity))
         text = json.dumps(shown, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -196,6 +206,7 @@ async def compare(
     patient = await studies.patient(tx, store, study.patient_id)
     detail = await studies.study_detail(tx, store, study_instance_uid)
     decided = await orders.decisions(tx, study_instance_uid)
+    move = await moves.of_study(tx, store, study_instance_uid)
     return Comparison(
         study=study,
         patient=patient,
@@ -204,6 +215,7 @@ async def compare(
         report_status=await reports.newest_status(tx, study_instance_uid),
         why=await unmatched.why(tx, study_instance_uid),
         settled=decided.get(None) is Verdict.NONE_EXPECTED,
+        filed_as="" if move is None else move.filed_as,
         candidates=await _candidates(tx, store, study, patient, detail, decided),
     )
 
@@ -372,6 +384,11 @@ async def _turn(
     check_reason(reason)
     await studies.study(tx, study_instance_uid, for_update=True)
     shown = await compare(store, tx, study_instance_uid)
+    if shown.filed_as:
+        raise NodeError(
+            "the study was filed anew: it stands for nothing any more",
+            ErrorKind.CONFLICT,
+        )
     if shown.seen != seen:
         raise NodeError(
             "this has changed since you looked: compare both sides again",
@@ -435,20 +452,29 @@ async def _record(
     entity: str,
     detail: dict[str, str],
 ) -> None:
-    await audit.record(
-        tx,
-        AuditEntry(
-            at=store.clock(),
-            actor=identity.user_id,
-            role=" ".join(sorted(role.value for role in identity.roles)),
-            action=action,
-            entity=entity,
-            detail=detail,
-        ),
+    await audit.record(tx, entry_of(store, identity, action, entity, detail))
+
+
+def entry_of(
+    store: "Store",
+    identity: Identity,
+    action: str,
+    entity: str,
+    detail: dict[str, str],
+) -> AuditEntry:
+    """Return what the trail says of an act of reconciliation."""
+    return AuditEntry(
+        at=store.clock(),
+        actor=identity.user_id,
+        role=" ".join(sorted(role.value for role in identity.roles)),
+        action=action,
+        entity=entity,
+        detail=detail,
     )
 
 
-def _words(identity: PatientIdentity) -> dict[str, Any]:
+def words_of(identity: PatientIdentity) -> dict[str, Any]:
+    """Return who a patient is as a JSON value."""
     return {
         name: value.isoformat() if isinstance(value, date) else value
         for name, value in asdict(identity).items()

@@ -135,6 +135,34 @@ async def revise_report(
     return report
 
 
+async def disown_report(
+    store: "Store",
+    tx: "Transaction",
+    study_instance_uid: str,
+    *,
+    author: Author,
+    reason: str,
+) -> UUID:
+    """Withdraw the report of a study that shows another patient; return its id.
+
+    A study that was never read gets a withdrawn report, so that archives are told.
+    One that is withdrawn by a physician is withdrawn once more, for this reason.
+    """
+    study = await studies.study(tx, study_instance_uid)
+    if study is None:
+        raise NodeError(f"there is no study {study_instance_uid}", ErrorKind.NOT_FOUND)
+    report_id = await reports.create(
+        tx,
+        study_instance_uid=study_instance_uid,
+        patient_id=study.patient_id,
+        at=store.clock(),
+    )
+    report = await reports.read_for_update(tx, store, report_id)
+    report = report.disown(author=author, at=store.clock(), reason=reason)
+    await _write(store, tx, report, role="registrar")
+    return report_id
+
+
 async def record_disclosure(
     store: "Store", tx: "Transaction", report_id: UUID, disclosure: Disclosure
 ) -> Report:

@@ -40,7 +40,9 @@ async def test_technologists_and_administrators_see_the_list_and_nobody_else(
         answer = await client.get(path, headers=headers)
         missing = 404 if path != PATH else 200
         assert answer.status == (missing if allowed else 403)
-    for act in ("link", "unlink", "settle"):
+    people = await client.get(f"{PATH}/patients?number=1", headers=headers)
+    assert people.status == (200 if allowed else 403)
+    for act in ("link", "unlink", "settle", "move"):
         answer = await client.post(f"{PATH}/studies/{STUDY}/{act}", headers=headers)
         assert answer.status == (400 if allowed else 403)  # no body at all
     assert Identity("u", frozenset({role}), "x").may(Action.RECONCILE) is allowed
@@ -96,6 +98,36 @@ async def test_another_patients_order_is_refused_over_http_too(
     }
     answer = await client.post(f"{path}/link", json=told, headers=headers)
     assert answer.status == 422
+
+
+async def test_a_study_is_filed_anew_over_http_and_then_stands_for_nothing(
+    client, store, clock
+) -> None:
+    await placed(store, identity=OTHER)
+    await received(store)
+    clock.advance(seconds=1)
+    await close_due_studies(store, AT_ONCE)
+    async with store.db.transaction() as tx:
+        await tx.execute("update studies set status = 'read'")
+    headers = await bearer(store)
+    path = f"{PATH}/studies/{STUDY}"
+    query = {"number": OTHER.patient_id}
+    found = await client.get(f"{PATH}/patients", params=query, headers=headers)
+    (target,) = (await found.json())["patients"]
+    shown = await (await client.get(path, headers=headers)).json()
+    told = {"patient": target["id"], "seen": shown["seen"], "reason": "wrong entry"}
+    blind = await client.post(f"{path}/move", json=told, headers=headers)
+    assert blind.status == 409
+    told["seen_target"] = target["seen"]
+    done = await client.post(f"{path}/move", json=told, headers=headers)
+    assert done.status == 200
+    again = await client.post(f"{path}/move", json=told, headers=headers)
+    assert await again.json() == await done.json()
+    void = await (await client.get(path, headers=headers)).json()
+    assert void["filed_as"] == (await done.json())["filed_as"]
+    late = {"seen": void["seen"], "reason": "x"}
+    settled = await client.post(f"{path}/settle", json=late, headers=headers)
+    assert settled.status == 409
 
 
 @pytest.mark.parametrize(

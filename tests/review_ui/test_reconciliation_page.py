@@ -6,7 +6,7 @@ import pytest
 from playwright.async_api import Page, expect
 
 from node.domain.access import Role
-from node.store import studies
+from node.store import moves, studies
 from node.store.store import Store
 from node.workflow.completion import close_due_studies
 from tests.factories import make_patient
@@ -99,6 +99,45 @@ async def test_a_study_is_linked_by_keyboard_and_only_with_a_reason(
     await page.click("dialog .primary")
     await expect(page.locator(".reconcile .side.linked")).to_have_count(0)
     assert await matched(node.store, "2.25.3") == []
+
+
+async def test_images_of_another_woman_are_filed_anew_under_her(
+    node: Node, open_page: Open, clock: object
+) -> None:
+    await add_person(node.store, CLERK, Role.TECHNOLOGIST)
+    await _unmatched(node.store, clock)
+    async with node.store.db.transaction() as tx:
+        await tx.execute("update studies set status = 'read'")
+    page = await open_page(CLERK, language="en")
+    await _show(page)
+    await page.click("button[data-study='2.25.1']")
+    await page.click(".reconcile .other summary")
+    await page.fill(".reconcile input[name=patient]", OTHER.patient_id)
+    await _type(page, "Enter")
+    await page.click(".reconcile .other .side button")
+    await expect(page.locator("dialog .side")).to_have_count(2)
+    await page.fill("dialog textarea", "the entry before hers was chosen")
+    await _picture(page, "c4-reconcile-move-en")
+    await _accessible(page)
+    await page.click("dialog .primary")
+    await expect(page.locator(".reconcile .void")).to_be_visible()
+    await _picture(page, "c5-reconcile-void-en")
+    await _accessible(page)
+    async with node.store.db.transaction() as tx:
+        move = await moves.of_study(tx, node.store, "2.25.1")
+        assert move is not None
+        whose = await studies.patient(tx, node.store, move.to_patient)
+    assert whose.patient_id == OTHER.patient_id
+    # From the other side: the order that the images name is hers.
+    await page.click("button[data-study='2.25.2']")
+    await page.click(".reconcile .orders .side .actions button >> nth=0")
+    await page.fill("dialog textarea", "her order, her images")
+    await page.click("dialog .primary")
+    await expect(page.locator(".reconcile .void")).to_be_visible()
+    async with node.store.db.transaction() as tx:
+        move = await moves.of_study(tx, node.store, "2.25.2")
+    assert move is not None
+    assert move.order_id is not None
 
 
 async def test_who_may_not_reconcile_finds_no_way_to_the_page(

@@ -34,6 +34,12 @@ export interface Unreconciled {
   more: string;
   pairs: Pair[];
 }
+/** Whom a study can be filed under, and what an act has to carry of her. */
+export interface Target {
+  id: string;
+  seen: string;
+  patient: Person;
+}
 export interface Candidate {
   orderId: string;
   status: string;
@@ -42,6 +48,7 @@ export interface Candidate {
   scheduledOn: string | null;
   procedure: string;
   patient: Person;
+  target: Target;
   namedBy: string | null;
   linked: boolean;
   verdict: Verdict | null;
@@ -59,11 +66,14 @@ export interface Comparison {
   patient: Person;
   why: Why | null;
   settled: boolean;
+  /** Not empty: the study is void, and this is the one that stands in its place. */
+  filedAs: string;
   orders: Candidate[];
 }
 export type Act =
   | { kind: 'link' | 'unlink'; orderId: string }
-  | { kind: 'settle'; expected: boolean };
+  | { kind: 'settle'; expected: boolean }
+  | { kind: 'move'; target: Target; orderId: string | null };
 
 const BASE = '/review/reconciliation';
 
@@ -96,9 +106,21 @@ export async function readComparison(uid: string, signal?: AbortSignal): Promise
 
 /** Do it, for a reason; answers both sides as they are then. */
 export async function act(shown: Comparison, what: Act, reason: string): Promise<Comparison> {
-  const told = what.kind === 'settle' ? { expected: what.expected } : { order_id: what.orderId };
-  const body = { ...told, reason, seen: shown.seen };
-  return toComparison(await json(`${BASE}/studies/${shown.uid}/${what.kind}`, { method: 'POST', body }));
+  const body = { ...toldOf(what), reason, seen: shown.seen };
+  const answer = await json(`${BASE}/studies/${shown.uid}/${what.kind}`, { method: 'POST', body });
+  return what.kind === 'move' ? readComparison(shown.uid) : toComparison(answer);
+}
+
+function toldOf(what: Act): Record<string, unknown> {
+  if (what.kind === 'settle') return { expected: what.expected };
+  if (what.kind !== 'move') return { order_id: what.orderId };
+  return { patient: what.target.id, seen_target: what.target.seen, order_id: what.orderId };
+}
+
+/** Patients with this Patient ID, of whichever issuer. */
+export async function findPatients(number: string): Promise<Target[]> {
+  const body = await json(`${BASE}/patients?${new URLSearchParams({ number })}`);
+  return body.patients.map(toTarget);
 }
 
 // oxlint-disable-next-line no-explicit-any
@@ -113,6 +135,7 @@ export function toComparison(body: any): Comparison {
     patient: toPerson(body.study.patient),
     why: body.why,
     settled: body.settled,
+    filedAs: body.filed_as,
     // oxlint-disable-next-line no-explicit-any
     orders: body.orders.map((row: any) => ({
       orderId: row.order_id,
@@ -122,6 +145,7 @@ export function toComparison(body: any): Comparison {
       scheduledOn: row.scheduled_on,
       procedure: row.procedure,
       patient: toPerson(row.patient),
+      target: toTarget(row.target),
       namedBy: row.named_by,
       linked: row.linked,
       verdict: row.verdict,
@@ -129,6 +153,11 @@ export function toComparison(body: any): Comparison {
       refused: row.refused,
     })),
   };
+}
+
+// oxlint-disable-next-line no-explicit-any
+function toTarget(row: any): Target {
+  return { id: row.id, seen: row.seen, patient: toPerson(row.patient) };
 }
 
 // oxlint-disable-next-line no-explicit-any

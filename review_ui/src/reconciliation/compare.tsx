@@ -1,7 +1,9 @@
-import type { Act, Candidate, Comparison, Person } from '../api/reconciliation';
-import { nameOf } from '../api/reconciliation';
+import { useState } from 'preact/hooks';
+import type { Act, Candidate, Comparison, Person, Target } from '../api/reconciliation';
+import { findPatients, nameOf } from '../api/reconciliation';
+import { explain } from '../app/state';
 import { type MessageKey, t } from '../i18n';
-import { chosen, shown } from './live';
+import { choose, chosen, shown } from './live';
 
 /** The chosen study beside every order that it may answer. */
 export function SideBySide({ onAct }: { onAct: (what: Act) => void }) {
@@ -12,19 +14,85 @@ export function SideBySide({ onAct }: { onAct: (what: Act) => void }) {
     <section class="both" aria-label={t('reconcile.title')}>
       <StudySide both={both} />
       <div class="orders">
-        {both.orders.length === 0 && <p class="hint">{t('reconcile.noCandidates')}</p>}
+        {both.filedAs !== '' && (
+          <p class="void">
+            {t('reconcile.void')}{' '}
+            <button type="button" class="quiet" onClick={() => void choose(both.filedAs)}>
+              {t('reconcile.filedAs')}
+            </button>
+          </p>
+        )}
+        {both.orders.length === 0 && both.filedAs === '' && <p class="hint">{t('reconcile.noCandidates')}</p>}
         {both.orders.map((order) => (
           <OrderSide key={order.orderId} both={both} order={order}>
-            <Verdicts order={order} onAct={onAct} />
+            {both.filedAs === '' && <Verdicts order={order} onAct={onAct} />}
           </OrderSide>
         ))}
-        {!both.orders.some((order) => order.linked) && (
+        {both.filedAs === '' && !both.orders.some((order) => order.linked) && (
           <button type="button" onClick={() => onAct({ kind: 'settle', expected: both.settled })}>
             {t(both.settled ? 'reconcile.expect' : 'reconcile.settle')}
           </button>
         )}
+        {both.filedAs === '' && <OtherPatient both={both} onAct={onAct} />}
       </div>
     </section>
+  );
+}
+
+/** Whom to file the study under when no order leads to her. */
+function OtherPatient({ both, onAct }: { both: Comparison; onAct: (what: Act) => void }) {
+  const [found, setFound] = useState<Target[] | null>(null);
+  const [fault, setFault] = useState<string | null>(null);
+  const look = async (event: SubmitEvent) => {
+    event.preventDefault();
+    const number = new FormData(event.currentTarget as HTMLFormElement).get('patient')?.toString().trim();
+    if (!number) return;
+    try {
+      setFound(await findPatients(number));
+      setFault(null);
+    } catch (error) {
+      setFault(explain(error));
+    }
+  };
+  return (
+    <details class="other">
+      <summary>{t('reconcile.other')}</summary>
+      <p class="hint">{t('reconcile.otherHint')}</p>
+      <form role="search" onSubmit={(event) => void look(event)}>
+        <input type="search" name="patient" aria-label={t('reconcile.patientId')} placeholder={t('reconcile.patientId')} />
+        <button type="submit">{t('reconcile.look')}</button>
+      </form>
+      {fault !== null && (
+        <p class="fault" role="alert">
+          {fault}
+        </p>
+      )}
+      {found !== null && found.length === 0 && <p class="hint">{t('reconcile.nobody')}</p>}
+      {found?.map((target) => (
+        <article key={target.id} class="side">
+          <dl>
+            <Who person={target.patient} differs={[]} />
+          </dl>
+          <div class="actions">
+            <button type="button" onClick={() => onAct({ kind: 'move', target, orderId: null })}>
+              {t('reconcile.move')}
+            </button>
+          </div>
+        </article>
+      ))}
+      {both.reportStatus !== '' && <p class="hint">{t('reconcile.otherReport')}</p>}
+    </details>
+  );
+}
+
+export function TargetSide({ target }: { target: Target }) {
+  return (
+    <article class="side">
+      <h3>{t('reconcile.target')}</h3>
+      <dl>
+        <Who person={target.patient} differs={[]} />
+      </dl>
+    </article>
   );
 }
 
@@ -82,6 +150,11 @@ function Verdicts({ order, onAct }: { order: Candidate; onAct: (what: Act) => vo
         {!linked && refused === '' && (
           <button type="button" class="primary" onClick={() => onAct({ kind: 'link', orderId })}>
             {t('reconcile.link')}
+          </button>
+        )}
+        {refused === 'other-patient' && verdict !== 'unlinked' && (
+          <button type="button" onClick={() => onAct({ kind: 'move', target: order.target, orderId })}>
+            {t('reconcile.move')}
           </button>
         )}
         {verdict !== 'unlinked' && (linked || order.namedBy !== null) && (

@@ -2,7 +2,7 @@ import { useState } from 'preact/hooks';
 import type { Act, Comparison } from '../api/reconciliation';
 import { Modal } from '../app/modal';
 import { type MessageKey, t } from '../i18n';
-import { OrderSide, StudySide } from './compare';
+import { OrderSide, StudySide, TargetSide } from './compare';
 import { carryOut } from './live';
 
 /** The second step: both sides once more, what will happen, and why it is done. */
@@ -10,7 +10,10 @@ export function ConfirmSheet({ both, what, onClose }: { both: Comparison; what: 
   const [reason, setReason] = useState('');
   const [busy, setBusy] = useState(false);
   const [fault, setFault] = useState<string | null>(null);
-  const order = what.kind === 'settle' ? undefined : both.orders.find((one) => one.orderId === what.orderId);
+  const order =
+    what.kind === 'link' || what.kind === 'unlink'
+      ? both.orders.find((one) => one.orderId === what.orderId)
+      : undefined;
   const ready = reason.trim() !== '' && !busy;
   const submit = async (event: SubmitEvent) => {
     event.preventDefault();
@@ -28,8 +31,9 @@ export function ConfirmSheet({ both, what, onClose }: { both: Comparison; what: 
         <div class="two">
           <StudySide both={both} />
           {order && <OrderSide both={both} order={order} />}
+          {what.kind === 'move' && <TargetSide target={what.target} />}
         </div>
-        <p class="hint">{t(`reconcile.effect.${what.kind}` as MessageKey)}</p>
+        <p class={what.kind === 'move' ? 'full' : 'hint'}>{t(`reconcile.effect.${what.kind}` as MessageKey)}</p>
         <label>
           {t('reconcile.reason')}
           <textarea
