@@ -16,7 +16,7 @@ from fhir.content.links import agent_of
 from fhir.content.publish import put, versioned, write_places
 from fhir.encoding.wire import Json, as_list, parse
 from fhir.settings import FhirSettings
-from fhir.subscriptions import hooks
+from fhir.subscriptions import events
 from node.domain.report import Report
 from node.store import moves, reports, resources, studies
 from node.store.moves import Move
@@ -60,8 +60,7 @@ async def publish_disowned(
         targets = await _withdraw(tx, store, report)
         if targets:
             await _say_who(tx, store, report, move, targets)
-        if report.last_signed() is not None:
-            await hooks.report_changed(tx, store, settings, report)
+            await events.report_changed(tx, store, settings, report)
         await moves.reseal(tx, store, move)
 
 

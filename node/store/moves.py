@@ -189,8 +189,8 @@ async def reseal(tx: "Transaction", store: "Store", move: Move) -> None:
         ("shadow_reading", _reading),
     ):
         await seals.column(table, "body", of_report, report_id, place)
-    await _reseal_resources(tx, seals, move, report_id)
-    await _reseal_events(tx, seals, move, report_id)
+    focuses = await _reseal_resources(tx, seals, move, report_id)
+    await _reseal_events(tx, seals, move, report_id, focuses)
     for statement in (
         "update studies set patient_id = $2, accession_blind = null"
         " where study_instance_uid = $1",
@@ -204,7 +204,7 @@ async def reseal(tx: "Transaction", store: "Store", move: Move) -> None:
 
 async def _reseal_resources(
     tx: "Transaction", seals: "_Seals", move: Move, report_id: UUID
-) -> None:
+) -> list[str]:
     """Give every version of the study's and the report's resources to the key."""
     rows = await tx.fetch(
         "select resource_type, resource_id from resources where patient_id = $1"
@@ -233,24 +233,30 @@ async def _reseal_resources(
                 *key,
                 move.owner,
             )
+    return [f"{row['resource_type']}/{row['resource_id']}" for row in rows]
 
 
 async def _reseal_events(
-    tx: "Transaction", seals: "_Seals", move: Move, report_id: UUID
+    tx: "Transaction",
+    seals: "_Seals",
+    move: Move,
+    report_id: UUID,
+    focuses: list[str],
 ) -> None:
     handle = await tx.fetchval("select handle from report where id = $1", report_id)
-    focuses = [f"DiagnosticReport/{report_id}", f"DiagnosticReport/{handle}"]
+    about = [*focuses, f"DiagnosticReport/{handle}"]
     await seals.column(
-        "subscription_events",
+        "topic_events",
         "body",
         "focus = any($1) and patient_id = $2",
-        (focuses, move.from_patient),
-        lambda r: f"{r['subscription_id']}/{r['number']}",
+        (about, move.from_patient),
+        lambda r: str(r["sealed_as"]),
+        sealed_in="subscription_events",
     )
     await tx.execute(
-        "update subscription_events set patient_id = $3"
+        "update topic_events set patient_id = $3"
         " where focus = any($1) and patient_id = $2",
-        focuses,
+        about,
         move.from_patient,
         move.owner,
     )
@@ -269,6 +275,8 @@ class _Seals:
         where: str,
         told: object,
         row_of: "Callable[[asyncpg.Record], str]",
+        *,
+        sealed_in: str = "",
     ) -> None:
         arguments = told if isinstance(told, tuple) else (told,)
         rows = await self._tx.fetch(
@@ -276,7 +284,11 @@ class _Seals:
             *arguments,
         )
         for row in rows:
-            place = {"table": table, "row": row_of(row), "column": column}
+            place = {
+                "table": sealed_in or table,
+                "row": row_of(row),
+                "column": column,
+            }
             opened = self._old.open(row[column], **place)
             await self._tx.execute(
                 f"update {table} set {column} = $1 where ctid = $2",  # noqa: S608

@@ -186,21 +186,6 @@ async def find_patient(
     return None if found is None else UUID(str(found))
 
 
-async def find_patients_by_number(
-    tx: "Transaction", store: "Store", patient_id: str
-) -> list[UUID]:
-    """Return the patients with this Patient ID of any issuer; no erased ones."""
-    if not patient_id.strip():
-        return []
-    rows = await tx.fetch(
-        "select p.patient_id from patients p join data_keys k on"
-        " k.domain = 'patient' and k.subject = p.patient_id and k.wrapped is not null"
-        " where p.number_blind = $1 order by p.created_at limit 20",
-        number_blind(store.ring, patient_id),
-    )
-    return [row["patient_id"] for row in rows]
-
-
 async def patient_named(
     tx: "Transaction", store: "Store", identity: PatientIdentity, *, alone_in: str
 ) -> UUID | None:

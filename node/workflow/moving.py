@@ -45,11 +45,19 @@ def seen_patient(patient_id: UUID, identity: PatientIdentity) -> str:
 async def find_patients(
     store: "Store", identity: Identity, number: str
 ) -> list[tuple[UUID, PatientIdentity]]:
-    """Return the patients with this Patient ID, of whichever issuer."""
+    """Return the patients with this Patient ID, of whichever issuer; no erased ones."""
     identity.require(Action.RECONCILE)
+    found: list[tuple[UUID, PatientIdentity]] = []
+    if not number.strip():
+        return found
     async with store.db.transaction() as tx:
-        found = await studies.find_patients_by_number(tx, store, number)
-        return [(one, await studies.patient(tx, store, one)) for one in found]
+        for one in await studies.find_patients_by_number(tx, store, number):
+            try:
+                found.append((one, await studies.patient(tx, store, one)))
+            except NodeError as error:
+                if error.kind is not ErrorKind.GONE:
+                    raise
+    return found
 
 
 async def move_study(

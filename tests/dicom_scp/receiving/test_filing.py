@@ -30,7 +30,12 @@ from node.store import catalogue, moves, orders, studies
 from node.store.keys import shred_patient
 from node.store.store import Store
 from node.store.studies import StoredInstance
-from node.workflow.moving import FILE_ANEW, move_study, seen_patient
+from node.workflow.moving import (
+    FILE_ANEW,
+    find_patients,
+    move_study,
+    seen_patient,
+)
 from node.workflow.orders import By, Placement, match_study, place_order
 from node.workflow.reconciliation import compare
 from tests.dicom_scp.results.test_results import (
@@ -263,7 +268,7 @@ async def test_nobody_is_found_as_the_keeper_of_a_void_study(store: Store) -> No
     await draft(store)
     move = await moved(store, await right_woman(store))
     async with store.db.transaction() as tx:
-        assert await studies.find_patients_by_number(tx, store, "") == []
+        assert await find_patients(store, CLERK, "") == []
         told = await studies.patient(tx, store, move.owner)
         assert (told.name, told.patient_id) == ("", "")
         assert await orders.decisions(tx, STUDY) == {}

@@ -12,7 +12,7 @@ import pytest
 from fhir.content.disowned import publish_disowned
 from fhir.content.publish import publish_report
 from fhir.security.scoping import sees
-from fhir.subscriptions.hooks import ensure_relay_subscription
+from fhir.subscriptions.relay import ensure_relay_subscription
 from node.domain.access import Identity, Role
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.report import AuthorKind
