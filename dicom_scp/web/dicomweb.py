@@ -48,10 +48,11 @@ from node.domain.errors import ErrorKind, NodeError
 from node.http import Failure, identity
 from node.imaging import VIDEO, StoredImage
 from node.recording import UNKNOWN_ID, Told, safe_id
-from node.store import studies
+from node.store import moves, studies
 
 if TYPE_CHECKING:
     from node.store.blobs import BlobReader
+    from node.store.database import Transaction
     from node.store.store import Store
     from node.store.studies import StoredInstance
 
@@ -448,7 +449,10 @@ class _Handlers:
         *,
         missing_ok: bool = False,
     ) -> list[StoredInstance]:
-        """Return the instances that the path names; NOT_FOUND when there are none."""
+        """Return the instances that the path names; NOT_FOUND when there are none.
+
+        GONE for a study of the wrong patient: her name stands beside these images.
+        """
         path = request.match_info
         if any(_UID.fullmatch(path[key]) is None for key in _LEVELS if key in path):
             raise NodeError("that is not a UID", ErrorKind.INVALID)
@@ -459,6 +463,8 @@ class _Handlers:
             else:
                 found = await studies.instances_of(tx, self._store, path["study"])
             found = [one for one in found if _belongs(one, path)]
+            if found:
+                await _require_standing(tx, self._store, found[0].study_instance_uid)
         if not found and not missing_ok:
             raise NodeError("nothing is stored under these UIDs", ErrorKind.NOT_FOUND)
         return found
@@ -483,6 +489,17 @@ class _Handlers:
 
 
 _LEVELS: Final = ("study", "series", "instance")
+
+
+async def _require_standing(
+    tx: Transaction, store: Store, study_instance_uid: str
+) -> None:
+    move = await moves.of_study(tx, store, study_instance_uid)
+    if move is not None:
+        raise NodeError(
+            f"filed under the wrong patient; it is study {move.filed_as} now",
+            ErrorKind.GONE,
+        )
 
 
 def _belongs(instance: StoredInstance, path: web.UrlMappingMatchInfo) -> bool:

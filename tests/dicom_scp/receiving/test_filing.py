@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from aiohttp.test_utils import TestClient, TestServer
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
@@ -21,10 +23,12 @@ from pydicom.uid import (
 from dicom_scp.receiving.filing import corrected_part10, file_anew
 from dicom_scp.results.encode_report import encode_report
 from dicom_scp.results.sr import to_part10
+from dicom_scp.web import dicomweb
 from node.domain.access import Identity, Role
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.order import OrderSource, Step
 from node.domain.study import Origin, PatientIdentity, StudyStatus
+from node.http import HttpSettings, RouteGroup, make_app
 from node.imaging import read_part10
 from node.store import catalogue, moves, orders, studies
 from node.store.keys import shred_patient
@@ -48,6 +52,7 @@ from tests.dicom_scp.results.test_results import (
     stored_bytes,
 )
 from tests.dicom_scp.ultrasound import STUDY
+from tests.fhir.rig import sign_in
 from tests.intake import receive_object
 
 CLERK = Identity(str(uuid4()), frozenset({Role.TECHNOLOGIST}), "Li")
@@ -272,3 +277,31 @@ async def test_nobody_is_found_as_the_keeper_of_a_void_study(store: Store) -> No
         told = await studies.patient(tx, store, move.owner)
         assert (told.name, told.patient_id) == ("", "")
         assert await orders.decisions(tx, STUDY) == {}
+
+
+async def test_viewers_are_led_from_the_void_study_to_the_one_that_stands(
+    store: Store, tmp_path: Path
+) -> None:
+    await draft(store)
+    move = await moved(store, await right_woman(store))
+    await filed(store)
+    groups = [
+        RouteGroup(
+            dicomweb.PREFIX,
+            dicomweb.routes(store),
+            render_error=dicomweb.render_error,
+        )
+    ]
+    app = make_app(store, HttpSettings(data_directory=tmp_path), groups)
+    token = {"Authorization": f"Bearer {await sign_in(store, Role.PACS)}"}
+    async with TestClient(TestServer(app)) as client:
+        for path in ("metadata", "instances"):
+            void = await client.get(
+                f"{dicomweb.PREFIX}/studies/{STUDY}/{path}", headers=token
+            )
+            assert void.status == 410
+            assert move.filed_as in await void.text()
+        stands = await client.get(
+            f"{dicomweb.PREFIX}/studies/{move.filed_as}/metadata", headers=token
+        )
+        assert stands.status == 200
