@@ -37,8 +37,8 @@ _SAID = (
     "extension",
 )
 _REPORT_SAID = ("conclusion", "conclusionCode", "presentedForm", "extension", "basedOn")
-_ABSENT = "http://terminology.hl7.org/CodeSystem/data-absent-reason"
-_NOT_SAID = {"coding": [{"system": _ABSENT, "code": "error"}]}
+
+_NOT_SAID = {"coding": [{"system": concepts.ABSENT_REASON, "code": "error"}]}
 
 
 async def publish_disowned(
