@@ -311,7 +311,7 @@ class Syslog:
     ca: str = ""
     certificate: str = ""
     key: str = ""
-    needs_receipt: bool = True
+    needs_receipt: bool = False
 
 
 @dataclass(frozen=True)

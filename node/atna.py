@@ -2,9 +2,9 @@
 
 Each entry is a DICOM audit message (PS3.15 A.5) in a syslog message (RFC 5424), framed
 by its length (RFC 5425). Syslog has no answer, so a batch is a connection: we end it,
-and the repository's own end of it (TLS close_notify) says that it has read all of it.
-Only then the feed goes on. What was sent before a failure is sent again: at least
-once, in the order of the chain.
+and the repository's own end of it says that it has read all of it: one that stops with
+bytes unread resets the connection. Only then the feed goes on. What was sent before a
+failure is sent again: at least once, in the order of the chain.
 """
 
 import asyncio
@@ -38,6 +38,8 @@ _PRIORITY = 10 * 8 + 5
 _MESSAGE_ID = "DICOM+RFC3881"
 # Receivers need not take longer messages than 8192 bytes (RFC 5425 4.3.1).
 _PATIENTS_IN_ONE = 12
+# The state of a TCP connection whose other side has ended (Linux, tcp(7)).
+_CLOSE_WAIT = 8
 _NOT_XML = re.compile("[^\t\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _NOT_HEADER = re.compile(r"[^\x21-\x7e]")
 
@@ -48,13 +50,14 @@ log = structlog.get_logger("audit")
 class Repository:
     """An ATNA repository. `context` makes the TLS context anew for each connection.
 
-    `needs_receipt=False` also takes a bare end of the connection for its receipt.
+    With `needs_receipt` only TLS's own end (close_notify) counts, which rsyslog, for
+    one, does not send.
     """
 
     host: str
     port: int
     context: Callable[[], ssl.SSLContext]
-    needs_receipt: bool = True
+    needs_receipt: bool = False
 
     @classmethod
     def of_files(
@@ -172,9 +175,12 @@ def deliver(repository: Repository, messages: Sequence[bytes]) -> None:
 
 def _await_receipt(repository: Repository, secured: ssl.SSLSocket) -> None:
     """End our side, and wait until the other side has ended its own."""
+    state = secured.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    if state == _CLOSE_WAIT:
+        raise Unconfirmed("ended the connection before we did")
     try:
         secured.unwrap().close()
-    except (ssl.SSLEOFError, ssl.SSLSyscallError, ssl.SSLZeroReturnError):
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
         if repository.needs_receipt:
             raise Unconfirmed("ended the connection without close_notify") from None
 

@@ -10,7 +10,7 @@ believe that there is no earlier study.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -169,7 +169,9 @@ def _find(
         if not all(_supported(tag, asked.level) for tag in asked.keys):
             pending = PENDING_WITH_UNSUPPORTED_KEYS
         sets = spoken(identifier.character_sets, always)
-        for answer in _Search(settings, asked, thread, event).answers():
+        search = _Search(settings, asked, thread, event)
+        record.patients = search.patients
+        for answer in search.answers():
             record.matches += 1
             if record.matches > settings.maximum_matches:
                 raise NodeError(
@@ -191,11 +193,12 @@ def _find(
 
 @dataclass
 class _Record:
-    """What the audit trail tells of a search: tags and counts, never a value."""
+    """What the audit trail tells of a search: tags, counts and ids, never a value."""
 
     caller: Caller
     asked: Asked | None = None
     matches: int = 0
+    patients: Mapping[UUID, None] = field(default_factory=dict)
     ended: str = "complete"
     outcome: Outcome = Outcome.SUCCESS
 
@@ -220,6 +223,8 @@ class _Record:
                 "matches": str(self.matches),
                 "ended": self.ended,
                 "association": self.caller.association,
+                "address": self.caller.address,
+                "patients": " ".join(map(str, self.patients)),
             },
         )
 
@@ -356,12 +361,14 @@ class _Search:
         self._looked_at = 0
         self._opened = 0
         self._counts_of: tuple[UUID, Mapping[str, int]] | None = None
+        self.patients: dict[UUID, None] = {}
 
     def answers(self) -> Iterator[dict[str, Element]]:
         """Yield the matches, each with the keys that were asked and are supported."""
         for subject in self._subjects():
             self._stop_if_cancelled()
             if self._matches(subject, lambda _tag: True):
+                self.patients[subject.patient.patient_id] = None
                 yield self._answer(subject)
             else:
                 self._count_opened()

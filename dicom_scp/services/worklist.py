@@ -7,7 +7,7 @@ its order. Every query is audited; keys and answers name patients, no log has th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
 from enum import StrEnum
@@ -15,6 +15,7 @@ from functools import cache
 from io import BytesIO
 from time import sleep
 from typing import TYPE_CHECKING, Any, Final, cast
+from uuid import UUID
 
 import structlog
 from pydicom.datadict import dictionary_VR, tag_for_keyword
@@ -361,13 +362,14 @@ async def find_steps(
     async with store.db.transaction() as tx:
         listed = await orders.search(tx, store, query, limit=limit)
         pairs = ((one, answer_of(one, wanted.calling_ae)) for one in listed)
-        answers = [answer for one, answer in pairs if wanted.accepts(one, answer)]
-        more = len(answers) > most or len(listed) == limit
-        await audit.record(tx, _entry(store.clock(), caller, len(answers[:most])))
-    return Found(tuple(answers[:most]), more)
+        found = [(o, answer) for o, answer in pairs if wanted.accepts(o, answer)]
+        more = len(found) > most or len(listed) == limit
+        told = [one.order.patient_id for one, _ in found[:most]]
+        await audit.record(tx, _entry(store.clock(), caller, told))
+    return Found(tuple(answer for _, answer in found[:most]), more)
 
 
-def _entry(at: datetime, caller: Caller, count: int) -> AuditEntry:
+def _entry(at: datetime, caller: Caller, patients: Sequence[UUID]) -> AuditEntry:
     return AuditEntry(
         at=at,
         actor=caller.calling_ae,
@@ -375,7 +377,8 @@ def _entry(at: datetime, caller: Caller, count: int) -> AuditEntry:
         action="query",
         entity="worklist",
         detail={
-            "answers": str(count),
+            "answers": str(len(patients)),
+            "patients": " ".join(map(str, dict.fromkeys(patients))),
             "address": caller.address,
             "association": caller.association,
         },

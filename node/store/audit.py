@@ -22,6 +22,7 @@ from node.domain.audit import (
     chain_hash,
     note_act,
 )
+from node.domain.audit_codes import patients_of
 from node.domain.errors import ErrorKind, NodeError
 
 if TYPE_CHECKING:
@@ -78,12 +79,49 @@ class Sought:
 async def record(tx: "Transaction", entry: AuditEntry) -> None:
     """Append `entry` to the chain; it becomes durable with `tx`.
 
-    From here until `tx` ends nobody else can append: record last.
+    From here until `tx` ends nobody else can append: record last. Whose study or
+    report it is about is added, so that her trail tells it.
     """
+    entry = await _with_patient(tx, entry)
     await tx.execute(
         "select audit_append($1, $2, $3, $4, $5, $6, $7, $8)", *arguments(entry)
     )
     note_act(entry)
+
+
+async def record_all(tx: "Transaction", entries: Sequence[AuditEntry]) -> None:
+    """Append entries that name their patients, as `record` does, at once."""
+    if entries:
+        columns = zip(*map(arguments, entries), strict=True)
+        await tx.execute(
+            "select audit_append_all($1, $2, $3, $4, $5, $6, $7, $8)",
+            *map(list, columns),
+        )
+
+
+_WHOSE = {
+    "study": "select patient_id from studies where study_instance_uid = $1",
+    "instance": "select s.patient_id from instances i join studies s"
+    " using (study_instance_uid) where i.sop_instance_uid = $1",
+    "report": "select patient_id from report where id = $1",
+}
+
+
+async def _with_patient(tx: "Transaction", entry: AuditEntry) -> AuditEntry:
+    kind, _, rest = entry.entity.partition("/")
+    query = _WHOSE.get(kind)
+    if query is None or patients_of(entry):
+        return entry
+    named: str | UUID = rest.partition("/")[0]
+    if kind == "report":
+        try:
+            named = UUID(str(named))
+        except ValueError:
+            return entry
+    patient_id = await tx.fetchval(query, named)
+    if patient_id is None:
+        return entry
+    return replace(entry, detail={**entry.detail, "patient": str(patient_id)})
 
 
 async def append(connection: "Transaction", entries: Sequence[AuditEntry]) -> None:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from node.domain.access import Role
+from node.domain.audit import AuditEntry, by_the_node, note_patient
 from node.domain.errors import ErrorKind, NodeError
+from node.store import audit
 
 if TYPE_CHECKING:
     import asyncpg
@@ -455,14 +457,9 @@ async def settle(tx: "Transaction", told: Settlement, *, at: datetime) -> None:
     """Note what subscribers have confirmed, which failed and when each is due again."""
     if told.delivered:
         ids, numbers = zip(*told.delivered, strict=True)
-        await tx.execute(
-            "update subscription_events e set delivered_at = $3"
-            " from unnest($1::uuid[], $2::bigint[]) as d (subscription_id, number)"
-            " where e.subscription_id = d.subscription_id and e.number = d.number",
-            list(ids),
-            list(numbers),
-            at,
-        )
+        disclosed = await tx.fetch(_DELIVERED, list(ids), list(numbers), at)
+    else:
+        disclosed = []
     everyone = {one for one, _ in (*told.delivered, *told.failed, *told.beaten)}
     # In the order of `add_events`: two that lock several rows never wait crosswise.
     await tx.execute(
@@ -493,6 +490,32 @@ async def settle(tx: "Transaction", told: Settlement, *, at: datetime) -> None:
             one,
             next_heartbeat_at,
         )
+    await audit.record_all(tx, [_disclosure(row, at) for row in disclosed])
+
+
+# Who was told of whom: an empty notification names nobody.
+_DELIVERED = """
+with settled as (
+    update subscription_events e set delivered_at = $3
+    from unnest($1::uuid[], $2::bigint[]) as d (subscription_id, number)
+    where e.subscription_id = d.subscription_id and e.number = d.number
+    returning e.subscription_id, e.event_id
+)
+select subscription_id, content, count(*) as events,
+    array_agg(distinct t.patient_id::text) filter (where t.patient_id is not null)
+        as patients
+from settled join subscriptions s using (subscription_id)
+    join topic_events t using (event_id)
+group by subscription_id, content
+order by subscription_id
+"""
+
+
+def _disclosure(row: "asyncpg.Record", at: datetime) -> AuditEntry:
+    detail = {"events": str(row["events"]), "content": row["content"]}
+    if row["content"] != "empty" and row["patients"]:
+        detail["patients"] = " ".join(row["patients"])
+    return by_the_node(at, "notify", f"Subscription/{row['subscription_id']}", detail)
 
 
 # --- sockets --------------------------------------------------------------------------
@@ -546,6 +569,7 @@ async def _event(
         try:
             sealer = store.ring.node
             if row["patient_id"] is not None:
+                note_patient(row["patient_id"])
                 sealer = await store.ring.patient(tx, row["patient_id"])
             body = sealer.open(row["body"], **_event_place(row["sealed_as"]))
         except NodeError as error:
