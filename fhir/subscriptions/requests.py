@@ -5,7 +5,7 @@ subscriber that waits for what never comes is worse than one that knows.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -41,6 +41,7 @@ _OUR_HEADERS = frozenset(
     {"host", "content-length", "content-type", "transfer-encoding", "connection"}
     | {SIGNATURE_HEADER.lower(), "upgrade", "te", "trailer"}
 )
+_HIDDEN = "***"
 _MEDIA_TYPE = re.compile(
     rf"({re.escape(CONTENT_TYPE)}|{re.escape(XML_CONTENT_TYPE)})"
     r"(\s*;\s*(charset=utf-8|fhirversion=4\.0(\.1)?))*",
@@ -61,7 +62,9 @@ async def accept(
     """Store what a client asks by a new Subscription, or a `known` one; return it.
 
     To switch one off needs no right to what it tells. Whoever else changes it, it
-    stays its owner's: nobody is told by it what she may not read.
+    stays its owner's: nobody is told by it what she may not read. The values of its
+    headers are credentials of the hook: who reads it sees their names, and sends the
+    stars back to leave them as they are.
     """
     topic = topic_of(settings, resource["criteria"])
     if resource["status"] == "off":
@@ -79,7 +82,9 @@ async def accept(
         require_own(caller, current.owner)
         if current.owner is not None and current.owner.user_id != owner.user_id:
             owner = current.owner
-    return await subscribe(tx, store, settings, resource, subscription_id, owner)
+        resource = _with_headers(resource, _restored(resource, current.headers))
+    made = await subscribe(tx, store, settings, resource, subscription_id, owner)
+    return _with_headers(made, [_hidden(line) for line in _header_lines(made)])
 
 
 async def subscribe(
@@ -228,7 +233,7 @@ class _Asked:
         return str(self._channel.get("payload", CONTENT_TYPE)).strip()
 
     def _headers(self) -> tuple[str, ...]:
-        return tuple(str(line) for line in as_list(self._channel.get("header")))
+        return tuple(_header_lines(self._resource))
 
     def _end(self) -> datetime | None:
         end = self._resource.get("end")
@@ -253,6 +258,32 @@ class _Asked:
 
 def _issue(element: str, words: str) -> Issue:
     return Issue("not-supported", words, f"Subscription.{element}")
+
+
+def _header_lines(resource: Json) -> list[str]:
+    return [str(line) for line in as_list(resource["channel"].get("header"))]
+
+
+def _with_headers(resource: Json, lines: list[str]) -> Json:
+    if not lines:
+        return resource
+    return {**resource, "channel": {**resource["channel"], "header": lines}}
+
+
+def _hidden(line: str) -> str:
+    return f"{line.partition(':')[0]}: {_HIDDEN}"
+
+
+def _restored(resource: Json, known: Sequence[str]) -> list[str]:
+    """Return the headers of a resource, hidden ones as they are known, in order."""
+    left = list(known)
+    lines = []
+    for line in _header_lines(resource):
+        same = [one for one in left if _hidden(one).lower() == line.lower()]
+        if same:
+            left.remove(same[0])
+        lines.append(same[0] if same else line)
+    return lines
 
 
 def _header_allowed(line: str) -> bool:

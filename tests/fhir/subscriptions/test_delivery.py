@@ -466,6 +466,26 @@ async def test_events_are_sent_again_under_their_numbers(
     assert wrong.status == 400
 
 
+async def test_nobody_reads_the_credentials_of_a_hook(channel: Channel) -> None:
+    rig = channel.rig
+    one = await subscribed(channel, channel={"header": ["X-Key: 1", "X-Key: 2"]})
+    path = f"/Subscription/{one}"
+    for asked in (path, f"{path}/_history/1", f"{path}/_history"):
+        assert b"X-Key: ***" in (await rig.get(asked, role=Role.EHR)).raw
+    seen = await rig.read(path, role=Role.EHR)
+    assert seen["channel"]["header"] == ["X-Key: ***", "X-Key: ***"]
+    seen["channel"]["header"].append("X-Other: 3")
+    match = {"If-Match": f'W/"{seen["meta"]["versionId"]}"'}
+    changed = {**seen, "status": "requested"}
+    put = await rig.ask("PUT", path, changed, role=Role.EHR, headers=match)
+    assert put.status == 200, put.raw
+    assert (await state(rig.store, one)).headers == (
+        "X-Key: 1",
+        "X-Key: 2",
+        "X-Other: 3",
+    )
+
+
 async def test_whoever_manages_subscriptions_may_switch_one_off(
     channel: Channel,
 ) -> None:
