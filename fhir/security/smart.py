@@ -222,21 +222,26 @@ class Smart:
         anew: a token never opens more than either opens today.
         """
         form = await read_form(request)
+        token = form.get("refresh_token", "")
+        if not {"client_id", "client_assertion"} & form.keys():
+            # RFC 6749 6 does not ask a public program for its name.
+            async with self._store.db.connection() as tx:
+                form = {**form, "client_id": await refreshes.client_of(tx, token)}
         client = await self._authenticated(request, form, public=True)
         now, body = self._store.clock(), {}
         async with self._store.db.transaction() as tx:
-            renewed = await refreshes.renew(
-                tx, client.client_id, form.get("refresh_token", ""), now=now
-            )
+            renewed = await refreshes.renew(tx, client.client_id, token, now=now)
             if renewed is not None:
                 family, body["refresh_token"] = renewed
-                token = await self._renewed(tx, client, family, form.get("scope"), body)
+                opened = await self._renewed(
+                    tx, client, family, form.get("scope"), body
+                )
         # A token that came twice has ended its family, and that is kept.
         if renewed is None:
             await record_refusal(self._store, str(client.client_id), "refresh-token")
             request.app[KNOWN_CALLERS].forget_all()
             raise OAuthError("invalid_grant", "refresh-token")
-        return _token_response(token, body.pop("scope"), clients.USER_LIFETIME, body)
+        return _token_response(opened, body.pop("scope"), clients.USER_LIFETIME, body)
 
     async def _renewed(
         self,

@@ -157,6 +157,17 @@ async def find(
     return None if row is None else _family(row)
 
 
+async def client_of(tx: "Transaction", token: str) -> str:
+    """Return whose refresh token this is or was; empty when it is nobody's."""
+    found = await tx.fetchval(
+        "select client_id from client_families where token_hash = $1"
+        " union select f.client_id from client_spent_refreshes s"
+        " join client_families f using (family_id) where s.token_hash = $1",
+        _hash(token),
+    )
+    return "" if found is None else str(found)
+
+
 async def list_families(
     tx: "Transaction", *, now: datetime, client_id: UUID | None = None
 ) -> list[tuple[Family, str, str]]:

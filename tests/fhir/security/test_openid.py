@@ -11,6 +11,7 @@ from typing import Any
 import jwt
 import pytest
 
+from fhir.security.assertions import TYPE
 from fhir.security.openid import new_key
 from node.domain.access import Role
 from node.store import clients, people, refreshes, signing
@@ -158,6 +159,28 @@ async def test_a_refresh_token_works_once_and_a_copy_of_it_ends_the_family(
     assert (await refresh(app, third["refresh_token"]))[0] == 400
     for told in (body, second, third):
         assert await status_with(app, told) == 401
+
+
+async def test_a_public_program_need_not_say_its_name_and_one_with_keys_must_prove_it(
+    smart: SmartRig, app: App
+) -> None:
+    body = await redeemed(app, KEEPS)
+    form = {"grant_type": "refresh_token", "refresh_token": body["refresh_token"]}
+    status, second = await smart.post("/auth/token", form)
+    assert status == 200
+    assert (await smart.post("/auth/token", form))[0] == 400
+    # The copy has ended the family.
+    assert (await refresh(app, second["refresh_token"]))[0] == 400
+    client = await smart.register(REGISTERED, roles=[], redirect_uris=[BACK])
+    keyed = App(smart, client)
+    proof = {"client_assertion_type": TYPE, "client_assertion": smart.assertion(client)}
+    code = (await keyed.agree(scope=KEEPS))[1]["code"]
+    _, body = await keyed.redeem(code, **proof)
+    form["refresh_token"] = body["refresh_token"]
+    for unproven in (form, form | {"client_id": str(client.client_id)}):
+        assert (await smart.post("/auth/token", unproven))[0] == 401
+    proven = form | proof | {"client_assertion": smart.assertion(client)}
+    assert (await smart.post("/auth/token", proven))[0] == 200
 
 
 async def test_of_many_at_once_with_one_refresh_token_one_wins_at_most(
