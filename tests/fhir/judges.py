@@ -72,9 +72,11 @@ class Heard:
         self.bodies: list[bytes] = []
 
     def hear(self, raw: bytes) -> None:
-        """Keep a body, unless the like of it was heard before."""
-        body = orjson.loads(raw)
-        entries = body.get("entry", []) if body.get("resourceType") == "Bundle" else []
+        """Keep a resource, unless the like of it was heard before."""
+        body = orjson.loads(raw) if raw.startswith(b"{") else {}
+        if "resourceType" not in body:
+            return  # XML, which says the same, or no FHIR
+        entries = body.get("entry", []) if body["resourceType"] == "Bundle" else []
         fresh = [entry for entry in entries if self._is_new(entry)]
         # Bundles differ in what is in them; what was judged in another is left out.
         if self._is_new({**body, "entry": entries[:1]}) or fresh:
