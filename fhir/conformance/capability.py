@@ -19,6 +19,13 @@ _SMART = {
     "code": "SMART-on-FHIR",
 }
 _OAUTH_URIS = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris"
+# What is followed throughout. IHE IMR is not among them: its queries (RAD-143) are
+# answered, reports that others have written (RAD-141) are not taken.
+_GUIDES = (
+    "http://hl7.org/fhir/smart-app-launch/ImplementationGuide/hl7.fhir.uv.smart-app-launch",
+    "http://hl7.org/fhir/uv/bulkdata/ImplementationGuide/hl7.fhir.uv.bulkdata",
+    f"{_BACKPORT}/ImplementationGuide/hl7.fhir.uv.subscriptions-backport",
+)
 # Operations by type ("" for the system): their names and where they are defined.
 OPERATIONS: Mapping[str, Mapping[str, str]] = {
     "CodeSystem": {"lookup": f"{_OPERATION}/CodeSystem-lookup"},
@@ -45,6 +52,13 @@ _SYSTEM = {
     " come last",
     "batch": "Every entry as a request of its own would be answered",
 }
+_ASKED = (
+    "Modifiers :not and :missing, :exact of names, :identifier and :[type] of"
+    " references; chains and _has of one level; _include and _revinclude with :iterate;"
+    " _sort by _lastUpdated, _id and the dates of a type; _count, _total, _summary,"
+    " _elements. What is not understood is left out and told, or refused with Prefer:"
+    " handling=strict. Nothing is deleted: DELETE is 405 and says what is done instead."
+)
 
 
 def capability_statement(
@@ -59,6 +73,7 @@ def capability_statement(
         "instantiates": [
             f"{_BACKPORT}/CapabilityStatement/backport-subscription-server-r4"
         ],
+        "implementationGuide": list(_GUIDES),
         "software": {"name": "sononode", "version": version},
         "implementation": {
             "description": "Breast ultrasound integration node",
@@ -70,6 +85,7 @@ def capability_statement(
         "rest": [
             {
                 "mode": "server",
+                "documentation": _ASKED,
                 "security": {
                     "cors": False,
                     "extension": [_oauth_uris(base_url.removesuffix("/fhir"))],

@@ -41,9 +41,10 @@ from fhir.rest.transaction import (
     to_response,
 )
 from fhir.rest.writing import Writing
-from fhir.security.access import Interaction, require, require_scope
+from fhir.security.access import DEFINED, Interaction, require, require_scope
 from fhir.settings import FhirSettings
 from node.domain.access import Identity
+from node.domain.audit import note_query
 from node.domain.errors import ErrorKind, NodeError
 from node.http import HTTP_STATUS, identity
 from node.store.resources import StaleVersion
@@ -56,12 +57,12 @@ log = structlog.get_logger("fhir")
 # Searches, histories and $everything: one costs as much as many reads.
 MAX_SEARCHES = 20
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
-_OF_REPORTS = frozenset(
-    {"DiagnosticReport", "Observation", "Provenance", "Communication"}
-)
+_EDITED = frozenset({"DiagnosticReport", "Observation"})
+_TOLD_WITH_IT = frozenset({"Provenance", "Communication"})
+_OF_REPORTS = _EDITED | _TOLD_WITH_IT
 _STORED_TOGETHER = frozenset({"Patient", "Practitioner", "ServiceRequest"})
-# What others than `Reading` answer: a paper in its own form, the audit trail.
-_READ_ALONE = frozenset({"Binary", "AuditEvent"})
+# What others than `Reading` answer: papers, the audit trail, definitions.
+_READ_ALONE = frozenset({"Binary", "AuditEvent", *DEFINED})
 _OUTCOME = b'{"resourceType":"OperationOutcome"'
 # What says something of an entry; the rest says something of the node.
 _TOLD = frozenset(ErrorKind) - {ErrorKind.INTEGRITY, ErrorKind.UNAVAILABLE}
@@ -118,6 +119,8 @@ class Bundled:
             return await self._batch(request, caller, items)
         entries = [self._entry(request, i, item) for i, item in enumerate(items)]
         if any(e.kind in _OF_REPORTS and not e.looks for e in entries):
+            for entry in entries:
+                _require_of_edit(entry)
             whole = read_resource(raw, "Bundle")
             return await self._edit(request, caller, whole)
         return await self._store_together(caller, entries)
@@ -143,6 +146,8 @@ class Bundled:
                 log.exception("batch_entry_failed", entry=index)
                 issue = Issue("exception", "the node failed on this entry")
                 response = refusal(Refused([issue], 500, ErrorKind.INTEGRITY))
+            if response.status == HTTPStatus.FORBIDDEN and entry is not None:
+                note_query(f"{entry.method} {entry.kind}: refused")
             answers.append(self._answer(response, entry))
             allowance.spend(response)
         return _response("batch-response", answers)
@@ -344,6 +349,17 @@ def _at(entry: Entry, expression: str | None) -> str:
     if kind == entry.kind and element:
         return f"{entry.where}.resource.{element}"
     return f"{entry.where}.request"
+
+
+def _require_of_edit(entry: Entry) -> None:
+    changes = entry.method in ("PUT", "PATCH") and entry.kind in _EDITED
+    if not changes and not (entry.method == "POST" and entry.kind in _TOLD_WITH_IT):
+        raise _unsupported(
+            "a transaction that edits a report has PUT or PATCH of it and of its"
+            " Observations, POST of a Provenance or a Communication, and nothing else;"
+            " reports are written here, not stored",
+            f"{entry.where}.request",
+        )
 
 
 def _require_storable(entry: Entry) -> None:

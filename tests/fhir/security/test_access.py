@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fhir.security.access import PERMITS, Interaction
+from fhir.security.access import DEFINED, PERMITS, Interaction
 from node.domain.access import Role
 from node.store.store import Store
 from tests.fhir.rig import Rig, drafted, running_fhir
@@ -129,8 +129,9 @@ async def test_a_batch_opens_nothing_that_a_request_of_its_own_would_not(
 ) -> None:
     for role in Role:
         asked: list[Any] = []
-        # A paper and the audit trail are read by themselves.
-        for kind in [*sorted(PERMITS.keys() - {"Binary", "AuditEvent"}), "Medication"]:
+        # Papers, the audit trail and definitions are read by themselves.
+        alone = {"Binary", "AuditEvent", *DEFINED}
+        for kind in [*sorted(PERMITS.keys() - alone), "Medication"]:
             for interaction in Interaction:
                 method, path, body = request_of(kind, interaction)
                 request = {"method": method, "url": path.strip("/")}
