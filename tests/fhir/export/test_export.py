@@ -92,6 +92,13 @@ async def test_a_program_takes_everything_out_by_the_specification_alone(
     _, _, raw = await bulk.ask("GET", file["url"])
     _, _, read = await bulk.ask("GET", smart.report_path)
     assert read in raw.splitlines()
+    # Who was given away by the file stands in the audit trail.
+    async with smart.store.db.transaction() as tx:
+        entity = f"Export/{file['url'].split('/exports/')[1].removesuffix('.ndjson')}"
+        *_, entry = await audit.entries(tx, entity=entity)
+        assert entry.detail["step"] == "file"
+        assert len(entry.detail["patients"].split()) == 2
+        assert await audit.verify(tx) > 0
 
 
 async def test_files_go_out_as_gzip_to_who_takes_it_and_end_in_time(
@@ -148,6 +155,8 @@ async def test_what_the_node_cannot_do_is_refused_by_name(smart: SmartRig) -> No
         status, _, told = await bulk.kick_off(query)
         assert (status, told["issue"][0]["code"]) == (400, expected), query
         assert told["issue"][0]["expression"]
+    assert (await bulk.kick_off(prefer="return=minimal"))[0] == 400
+    assert (await bulk.kick_off(Accept="text/html"))[0] == 406
 
 
 async def test_a_lenient_caller_gets_the_rest_and_is_told_what_was_left_out(
@@ -166,14 +175,6 @@ async def test_a_lenient_caller_gets_the_rest_and_is_told_what_was_left_out(
     told = " ".join(one["issue"][0]["diagnostics"] for one in await bulk.lines(notes))
     assert "Flag" in told
     assert "_elements" in told
-
-
-async def test_an_export_needs_respond_async_and_an_answer_that_can_be_given(
-    smart: SmartRig,
-) -> None:
-    bulk = await program(smart)
-    assert (await bulk.kick_off(prefer="return=minimal"))[0] == 400
-    assert (await bulk.kick_off(Accept="text/html"))[0] == 406
 
 
 async def test_posted_parameters_choose_patients_and_what_is_around_them(
@@ -385,21 +386,6 @@ async def test_a_removed_export_is_gone_with_its_files_even_under_way(
         entity = f"Export/{place.rpartition('/')[2]}"
         told = [one.detail["step"] for one in await audit.entries(tx, entity=entity)]
     assert told[:2] == ["kick-off", "cancel"]
-
-
-async def test_each_file_that_is_fetched_stands_in_the_audit_trail(
-    smart: SmartRig,
-) -> None:
-    bulk = await program(smart)
-    place = await exported(smart, bulk, "?_type=Patient")
-    (file,) = (await bulk.manifest(place))["output"]
-    await bulk.lines(file)
-    async with smart.store.db.transaction() as tx:
-        entity = f"Export/{place.rpartition('/')[2]}/0"
-        (entry,) = await audit.entries(tx, entity=entity)
-        assert entry.detail["step"] == "file"
-        assert len(entry.detail["patients"].split()) == 2
-        assert await audit.verify(tx) > 0
 
 
 async def test_files_end_when_their_time_is_over(

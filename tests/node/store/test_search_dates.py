@@ -32,8 +32,8 @@ async def test_the_sort_date_narrows_a_search_without_losing_anything(
                 tx, store, "DiagnosticReport", name, lambda *_: b"{}", index
             )
     known = [told for told in dates.values() if told is not None]
-    edges = [told.earliest for told in random.sample(known, 4)]
-    edges += [told.latest for told in random.sample(known, 4)]
+    edges = [told.earliest for told in random.sample(known, 2)]
+    edges += [told.latest for told in random.sample(known, 2)]
     async with store.db.reading() as tx:
         for prefix, edge, length in product(sorted(PREFIXES), edges, LENGTHS):
             asked = Within("date", prefix, edge, edge + length, sorts=True)
@@ -47,4 +47,4 @@ async def test_the_sort_date_narrows_a_search_without_losing_anything(
                 }
                 found = {one.resource_id for one in page.matches}
                 assert found == expected, (prefix, edge, length)
-                assert await search.count(tx, store, query) == len(expected)
+            assert await search.count(tx, store, query) == len(expected)
