@@ -1,8 +1,10 @@
 """Who stands around a report in FHIR: the site, its people, its addresses, consents."""
 
 from dataclasses import replace
+from uuid import UUID
 
 from fhir.content.consents import publish_consent
+from fhir.content.older import publish_left_out
 from fhir.content.publish import keep_site_current
 from node.domain.access import Role
 from node.domain.consent import ConsentScope
@@ -80,6 +82,12 @@ async def test_a_consent_is_told_while_it_holds_and_after(rig: Rig) -> None:
 
     scope, patient = ConsentScope.RESEARCH, (await rig.read(rig.report_path))["subject"]
     await give_consent(rig.store, STUDY_UID, scope, by="desk")
+    while job := await rig.store.jobs.claim([PUBLISH_CONSENT], "the release before"):
+        await rig.store.jobs.done(job)
+    patient_id = UUID(patient["reference"].partition("/")[2])
+    async with rig.store.db.transaction() as tx:
+        await tx.execute("insert into left_out values ('consent', $1)", patient_id)
+    await publish_left_out(rig.store)
     await publish()
     path = f"/Consent?patient={patient['reference']}&scope=research"
     (entry,) = (await rig.read(path))["entry"]
