@@ -44,7 +44,7 @@ class _Paper:
     instance: "StoredInstance"
     size: int
     sha1: bytes
-    told_beside_report: bool
+    quietly: bool
 
 
 def document_id(report_id: UUID, number: int) -> str:
@@ -78,8 +78,8 @@ async def publish_document(
     """Tell that the paper of a signed version `payload` {report_id, version} is there.
 
     Of a version that is not the newest any more only the DocumentReference is
-    written, as superseded; of a withdrawn report nothing. `quietly` leaves the
-    DiagnosticReport as it is. Runs again without harm.
+    written, as superseded; of a withdrawn report nothing. `quietly` tells no
+    subscriber. Runs again without harm.
     """
     report_id, number = UUID(str(payload["report_id"])), int(payload["version"])
     async with store.db.transaction(readonly=True) as tx:
@@ -95,8 +95,8 @@ async def publish_document(
     async with store.db.transaction() as tx:
         report = await reports.read_for_update(tx, store, report_id)
         if report.current.status is not ReportStatus.ENTERED_IN_ERROR:
-            newest = report.current.number == number and not payload.get("quietly")
-            told = _Paper(instance, len(pdf), sha1, told_beside_report=newest)
+            quietly = bool(payload.get("quietly"))
+            told = _Paper(instance, len(pdf), sha1, quietly=quietly)
             await _publish(tx, store, settings, report, report.version(number), told)
 
 
@@ -118,7 +118,8 @@ async def _publish(
         resource["relatesTo"] = [{"code": "replaces", "target": target}]
     targets = [versioned(await put(tx, store, resource, report.patient_id))]
     known = await resources.read(tx, store, "DiagnosticReport", str(report.id))
-    if told.told_beside_report:
+    newest = report.current.number == version.number
+    if newest:
         form = resource["content"][0]["attachment"]
         shown = parse(known.body) | {"presentedForm": [form]}
         targets.insert(0, versioned(await put(tx, store, shown, report.patient_id)))
@@ -127,7 +128,7 @@ async def _publish(
     )
     provenance["id"] = str(uuid5(_PROVENANCE, document))
     await put(tx, store, provenance, report.patient_id)
-    if told.told_beside_report:
+    if newest and not told.quietly:
         changed = [("DiagnosticReport", str(report.id))]
         await events.resources_changed(tx, store, settings, changed)
 

@@ -194,7 +194,7 @@ async def publish_document_later(
 ) -> None:
     """Promise that the paper of a signed version is told of, now that it is stored.
 
-    `quietly` leaves the report as it is: its paper is as old as its signature.
+    `quietly` tells no subscriber: the paper is as old as the signature.
     """
     await store.jobs.defer(
         tx,

@@ -13,6 +13,7 @@ import pytest
 
 from fhir.content.documents import publish_document
 from fhir.content.older import publish_left_out
+from fhir.content.publish import put
 from node.domain.access import Role
 from node.store import audit
 from node.store.store import Store
@@ -249,22 +250,36 @@ async def test_who_waits_for_signed_reports_is_told_of_the_paper_too(
 async def test_after_an_update_older_papers_are_found_and_nobody_is_told(
     signed: Rig,
 ) -> None:
-    """As after the migration of a database whose release knew no DocumentReference."""
+    """As after the migration of a database whose release knew no DocumentReference.
+
+    It named the algorithm as performer of a report, which R4 has no place for.
+    """
     assert signed.report is not None
     await encode(signed, signed.report)
     jobs = signed.store.jobs
     while job := await jobs.claim([PUBLISH_DOCUMENT], "the release before"):
         await jobs.done(job)
+    older = await signed.read(signed.report_path)
+    older["performer"] = [{"reference": "Device/model-1"}]
+    asked = make_subscription("http://127.0.0.1:9/hook")
+    made = await signed.ask("POST", "/Subscription", asked, role=Role.EHR)
     async with signed.store.db.transaction() as tx:
+        await put(tx, signed.store, older, signed.report.patient_id)
         await tx.execute("insert into left_out values ('report', $1)", signed.report_id)
     await publish_left_out(signed.store)
     assert len(await tell_of_papers(signed)) == 1
     document = await signed.read(f"/DocumentReference/{signed.report_id}-v2")
     assert document["status"] == "current"
     report = await signed.read(signed.report_path)
-    assert (report["meta"]["versionId"], "presentedForm" in report) == ("2", False)
+    assert report["performer"] == [{"reference": "Organization/department"}]
+    assert report["presentedForm"] == [document["content"][0]["attachment"]]
+    events = await signed.read(
+        f"/Subscription/{made.body['id']}/$events", role=Role.EHR
+    )
+    assert len(events["entry"]) == 1  # its status, and no event
     await publish_left_out(signed.store)
     assert await tell_of_papers(signed) == []
+    assert await signed.read(signed.report_path) == report
     await amend(signed, "amended")
     await print_it(signed)
     assert (await form_of(signed))["url"] == f"Binary/{signed.report_id}-v3"
