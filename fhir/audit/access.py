@@ -6,7 +6,7 @@ nobody; another value is kept blind: equal values look equal, and nobody reads t
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from aiohttp import hdrs, web
@@ -46,12 +46,14 @@ def describe(store: "Store", request: web.Request, status: int, noted: Noted) ->
     """Return action, entity and details of a request, for `node.http.RouteGroup`."""
     if (part := _of_export(request)) is not None:
         return part
-    interaction = _interaction(request)
+    interaction = noted.interaction or _interaction(request)
     entity, detail = _entity(request, status), {}
     if noted.queries:
         detail["query"] = "\n".join(noted.queries)
-    elif request.query and (kind := _kind(request)):
+    elif (kind := _kind(request)) and (request.query or interaction == "search-type"):
         detail["query"] = told_query(store, kind, request.query.items())
+    if noted.parts:
+        detail["parts"] = _told_parts(noted.parts)
     if status < 400:
         if interaction in ("read", "vread") and noted.last_shown is not None:
             kind, id_, version = noted.last_shown
@@ -74,6 +76,16 @@ def _of_export(request: web.Request) -> Told | None:
     if number is not None:
         step, export_id = "file", f"{export_id}/{number}"
     return Told("fhir operation $export", f"Export/{export_id}", {"step": step})
+
+
+def _told_parts(parts: Mapping[str, int]) -> str:
+    """Return how the entries of a batch were answered: `Task 403 x 2`."""
+    told: dict[str, int] = {}
+    for part, count in parts.items():
+        kind, _, status = part.partition(" ")
+        word = f"{kind if kind in PERMITS else UNKNOWN_ID} {status}"
+        told[word] = told.get(word, 0) + count
+    return ", ".join(f"{word} x {count}" for word, count in sorted(told.items()))
 
 
 def told_query(store: "Store", kind: str, asked: Iterable[tuple[str, str]]) -> str:

@@ -44,7 +44,7 @@ from fhir.rest.writing import Writing
 from fhir.security.access import DEFINED, Interaction, require, require_scope
 from fhir.settings import FhirSettings
 from node.domain.access import Identity
-from node.domain.audit import note_query
+from node.domain.audit import note_interaction, note_part
 from node.domain.errors import ErrorKind, NodeError
 from node.http import HTTP_STATUS, identity
 from node.store.resources import StaleVersion
@@ -116,6 +116,7 @@ class Bundled:
         if not 0 < len(items) <= MAX_ENTRIES:
             raise _unsupported(f"1 to {MAX_ENTRIES} entries", "Bundle.entry")
         if bundle["type"] == "batch":
+            note_interaction("batch")
             return await self._batch(request, caller, items)
         entries = [self._entry(request, i, item) for i, item in enumerate(items)]
         if any(e.kind in _OF_REPORTS and not e.looks for e in entries):
@@ -146,8 +147,7 @@ class Bundled:
                 log.exception("batch_entry_failed", entry=index)
                 issue = Issue("exception", "the node failed on this entry")
                 response = refusal(Refused([issue], 500, ErrorKind.INTEGRITY))
-            if response.status == HTTPStatus.FORBIDDEN and entry is not None:
-                note_query(f"{entry.method} {entry.kind}: refused")
+            note_part("?" if entry is None else entry.kind, response.status)
             answers.append(self._answer(response, entry))
             allowance.spend(response)
         return _response("batch-response", answers)

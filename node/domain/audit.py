@@ -88,6 +88,8 @@ class Noted:
     last_shown: tuple[str, str, int] | None = None
     written: list[str] = field(default_factory=list)
     queries: list[str] = field(default_factory=list)
+    interaction: str | None = None
+    parts: dict[str, int] = field(default_factory=dict)
     acts: list[AuditEntry] = field(default_factory=list)
 
     @property
@@ -144,6 +146,21 @@ def note_query(query: str) -> None:
     noted = _NOTED.get()
     if noted is not None:
         noted.queries.append(query)
+
+
+def note_interaction(interaction: str) -> None:
+    """Note what a request turned out to be, where its address does not tell it."""
+    noted = _NOTED.get()
+    if noted is not None:
+        noted.interaction = interaction
+
+
+def note_part(kind: str, status: int) -> None:
+    """Note how one of several requests in a body was answered: denials are in there."""
+    noted = _NOTED.get()
+    if noted is not None:
+        part = f"{kind} {status}"
+        noted.parts[part] = noted.parts.get(part, 0) + 1
 
 
 def note_act(entry: AuditEntry) -> None:

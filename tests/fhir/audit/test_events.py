@@ -376,6 +376,79 @@ async def test_answers_in_xml_and_by_post_are_the_same(rig: Rig) -> None:
     assert as_json.body["entry"] == as_xml.body["entry"]
 
 
+async def test_a_batch_tells_whom_it_opened_and_what_it_was_denied(
+    rig: Rig, store: Store
+) -> None:
+    asked = [rig.report_path, "/Task", "/DiagnosticReport?status=partial", "/Nothing/1"]
+    entries_ = [{"request": {"method": "GET", "url": u.strip("/")}} for u in asked]
+    bundle = {"resourceType": "Bundle", "type": "batch", "entry": entries_}
+    answer = await rig.ask("POST", "", bundle, role=Role.EHR)
+    assert answer.status == 200, answer.raw
+    entry = await last(store)
+    assert entry.action == "fhir batch"
+    assert "DiagnosticReport 200 x 2" in entry.detail["parts"]
+    assert "Task 403 x 1" in entry.detail["parts"]
+    assert rig.report is not None
+    assert entry.detail["patients"] == str(rig.report.patient_id)
+    assert entry.detail["query"] == "DiagnosticReport?status=partial"
+
+
+HOW_BALP_HAS_IT = {
+    # profile: interactions, action, client and server role
+    "Read": (("read", "vread"), "R", "110152", "110153"),
+    "Query": (("search-type",), "E", "110153", "110152"),
+    "Create": (("create",), "C", "110153", "110152"),
+    "Update": (("update", "patch"), "U", "110153", "110152"),
+}
+
+
+def assert_balp(event: Json) -> str:
+    """Hold an event against the constraints of its BALP 1.1 profile."""
+    (profile,) = event["meta"]["profile"]
+    name = profile.rpartition("IHE.BasicAudit.")[2]
+    of_patient, name = name.startswith("Patient"), name.removeprefix("Patient")
+    codes, action, client, server = HOW_BALP_HAS_IT[name]
+    assert event["type"]["code"] == "rest"
+    assert event["subtype"][0]["code"] in codes
+    assert (event["action"], event["outcome"]) == (action, "0")
+    for code in (client, server):
+        one = agent(event, code)
+        assert one["network"]["address"]
+        assert one["who"]
+        assert "media" not in one
+    assert "network" not in agent(event, "IRCP")
+    assert sum(one["requestor"] for one in event["agent"]) == 1
+    kinds = [
+        (e["type"]["code"], e.get("role", {}).get("code")) for e in event["entity"]
+    ]
+    assert kinds.count(("1", "1")) == (1 if of_patient else 0)
+    assert entity(event, "XrequestId")["what"]["identifier"]["value"]
+    data = entity(event, "2")
+    if name == "Query":
+        assert data["role"]["code"] == "24"
+        assert data["query"]
+        assert not {"what", "lifecycle", "detail"} & set(data)
+    else:
+        assert data["role"]["code"] in ("3", "4", "20")
+        assert data["what"]["reference"]
+    return name
+
+
+async def test_each_event_keeps_the_profile_that_it_names(rig: Rig) -> None:
+    path = rig.report_path
+    for place in (path, f"{path}/_history/1", "/DiagnosticReport", "/Device", "/Task"):
+        await rig.get(place)
+    await rig.get(path, headers={"If-None-Match": 'W/"1"'})
+    await rig.sign()
+    nurse = {"resourceType": "Practitioner", "name": [{"family": "Li"}]}
+    await rig.ask("POST", "/Practitioner", nurse, role=Role.EHR)
+    await events(rig)
+    told = await events(rig, "type=rest&outcome=0&_count=100")
+    named = [assert_balp(e) for e in told if "profile" in e["meta"]]
+    assert set(named) == set(HOW_BALP_HAS_IT)
+    assert len(named) == len(told)
+
+
 def test_the_trail_has_one_writer_for_requests() -> None:
     """Handlers below /fhir need not think of the trail: none records an access."""
     folder = Path(__file__).parents[3] / "fhir"
