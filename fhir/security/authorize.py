@@ -246,7 +246,8 @@ class Desk:
         fields = {name: asked[name] for name in sorted(set(asked) - _OF_THE_PAGE)}
         if arrival is not None:
             fields["seen"] = csrf_token(arrival.ticket)
-        wanted = [str(scope) for scope in read_scopes(ask.scope)]
+        contexts = (Context.PATIENT, Context.USER)
+        wanted = [s for s in read_scopes(ask.scope) if s.context in contexts]
         beside = [word for word in (OPENID, ONLINE, OFFLINE) if word in ask.words]
         shown = Shown(
             client=ask.client.name,

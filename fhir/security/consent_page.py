@@ -8,6 +8,7 @@ from urllib.parse import urlencode, urlsplit
 from aiohttp import hdrs, web
 
 from fhir.security.patients import Choice, Choices
+from node.domain.scopes import LETTERS, Context, Scope
 
 SIGN_ON_PATH = "/auth/oidc/start"
 _WORDS = {
@@ -29,6 +30,16 @@ _WORDS = {
         "sign_on": "使用医院统一身份登录",
         "pick": "选择患者",
         "pick_lead": "该程序只能看到您选择的这一位患者。",
+        "pick_wide": "程序将从您选择的患者开始；它还请求了其他患者的数据。",
+        "patient": "仅限一位患者",
+        "user": "您可见的全部患者",
+        "c": "新建",
+        "r": "读取",
+        "u": "修改",
+        "d": "删除",
+        "s": "检索",
+        "and": "、",
+        "all": "全部资料",
         "accession": "检查号",
         "find": "查找",
         "none": "没有符合的患者。",
@@ -55,6 +66,16 @@ _WORDS = {
         "sign_on": "Sign in with the hospital's account",
         "pick": "Choose a patient",
         "pick_lead": "The program will see this one patient only.",
+        "pick_wide": "The program begins with this patient; it asks for others, too.",
+        "patient": "of one patient",
+        "user": "of all patients whom you see",
+        "c": "create",
+        "r": "read",
+        "u": "change",
+        "d": "delete",
+        "s": "search",
+        "and": ", ",
+        "all": "everything",
         "accession": "Accession number",
         "find": "Find",
         "none": "No patient fits.",
@@ -95,17 +116,29 @@ _POLICY = (
 )
 _UNAVAILABLE = frozenset({"away", "host"})
 _STYLE = """
-body { background: #14171c; color: #e8eaee; font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 28rem; margin: 10vh auto; padding: 0 1rem; }
+:root { color-scheme: dark; font: 16px/1.5 system-ui, 'Noto Sans CJK SC', sans-serif; }
+body { margin: 0; background: #0b0e12; color: #e9eef3; }
+main { box-sizing: border-box; max-width: 32rem; margin: 8vh auto; padding: 1.6rem 2rem;
+  background: #12171d; border: 1px solid #2b3540; border-radius: 16px; }
+h1 { margin: 0 0 .6rem; font-size: 1.5rem; }
 label, input, button, .button { display: block; width: 100%; box-sizing: border-box; }
-input, button, .button { margin: .25rem 0 1rem; padding: .6rem; font: inherit; }
-.button { background: #2b5fb3; color: #fff; text-align: center; border-radius: 3px; }
-.button, .button:visited { text-decoration: none; }
-.fault { color: #ffb4a8; }
-.patients { list-style: none; padding: 0; }
-.patients button { text-align: start; margin: 0 0 .4rem; }
+label { color: #aab6c2; }
+input, button, .button { margin: .3rem 0 .9rem; padding: .6rem .8rem; font: inherit;
+  color: #e9eef3; border: 1px solid #46535f; border-radius: 7px; }
+input { background: #0b0e12; }
+button { background: #1a2129; cursor: pointer; }
+button.first, .button { background: #1668ad; border-color: #3c8fd6; color: #fff;
+  font-weight: 600; text-align: center; text-decoration: none; }
+button:hover, .button:hover { border-color: #e9eef3; }
+.fault { color: #ff9482; }
+.wanted { padding-left: 1.2rem; }
+.wanted code { color: #aab6c2; font-size: .85em; }
+.patients { list-style: none; padding: 0; max-height: 50vh; overflow: auto; }
+.patients button { text-align: start; margin: 0 0 .4rem;
+  font-variant-numeric: tabular-nums; }
 .patients span { display: inline-block; margin-inline-end: 1em; }
-:focus-visible { outline: 3px solid #8ab4ff; outline-offset: 2px; }
+.patients span:first-child { font-weight: 600; min-width: 3em; }
+:focus-visible { outline: 2px solid #6db7f2; outline-offset: 2px; }
 """
 
 
@@ -119,7 +152,7 @@ class Shown:
 
     client: str
     host: str
-    scopes: Sequence[str]
+    scopes: Sequence[Scope]
     beside: Sequence[str]
     fields: Mapping[str, str]
     redirect_uri: str
@@ -185,29 +218,41 @@ def render(request: web.Request, shown: Shown) -> web.Response:
 
 
 def _consent(words: Mapping[str, str], shown: Shown) -> str:
-    wanted = [f"<code>{escape(scope)}</code>" for scope in shown.scopes]
+    wanted = [_told(words, scope) for scope in shown.scopes]
     wanted += [words[word] for word in shown.beside]
     asked = "".join(f"<li>{item}</li>" for item in wanted)
     fault = f'<p class="fault" role="alert">{words["wrong"]}</p>' if shown.wrong else ""
     return f"""<p><strong>{escape(shown.client)}</strong> {words["asks"]}</p>
-<ul>{asked}</ul>
+<ul class="wanted">{asked}</ul>
 <p>{words["back"]} <strong>{escape(shown.host)}</strong>.</p>{fault}
 {_sign_on(words, shown)}{_form(shown, _who(words, shown))}"""
+
+
+def _told(words: Mapping[str, str], scope: Scope) -> str:
+    """Return what a scope means, with its own words beside."""
+    does = words["and"].join(words[x] for x in LETTERS if x in scope.letters)
+    kind = words["all"] if scope.kind == "*" else scope.kind
+    whose = words.get(scope.context.value, scope.context.value)
+    return (
+        f"{escape(whose)}: {escape(does)} {escape(kind)}"
+        f" <code>{escape(str(scope))}</code>"
+    )
 
 
 def _who(words: Mapping[str, str], shown: Shown) -> str:
     deny = f'<button name="decision" value="deny">{words["deny"]}</button>'
     if shown.person is not None:
         return f"""<p>{words["person"]} <strong>{escape(shown.person)}</strong></p>
-<button name="decision" value="allow">{words["agree"]}</button>{deny}
+<button class="first" name="decision" value="allow">{words["agree"]}</button>{deny}
 <button name="decision" value="other">{words["other"]}</button>"""
     if not shown.passwords:
         return deny
+    first = "" if shown.sign_on else "first"
     return f"""<label>{words["login"]}
 <input name="login" autocomplete="username" spellcheck="false"></label>
 <label>{words["password"]}
 <input name="password" type="password" autocomplete="current-password"></label>
-<button name="decision" value="allow">{words["allow"]}</button>{deny}"""
+<button class="{first}" name="decision" value="allow">{words["allow"]}</button>{deny}"""
 
 
 def _sign_on(words: Mapping[str, str], shown: Shown) -> str:
@@ -226,7 +271,9 @@ def _picker(words: Mapping[str, str], shown: Shown) -> str:
 <input name="accession" value="{escape(found.accession)}" spellcheck="false"></label>
 <button name="decision" value="allow">{words["find"]}</button>"""
     deny = f'<button name="decision" value="deny">{words["deny"]}</button>'
-    return f"""<p><strong>{escape(shown.client)}</strong> — {words["pick_lead"]}</p>
+    wide = any(scope.context is not Context.PATIENT for scope in shown.scopes)
+    lead = words["pick_wide" if wide else "pick_lead"]
+    return f"""<p><strong>{escape(shown.client)}</strong> — {lead}</p>
 {_form(shown, searched)}{_form(shown, f"{listed}{deny}")}"""
 
 
