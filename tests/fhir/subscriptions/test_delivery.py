@@ -56,9 +56,8 @@ async def subscribed(to: Channel, **changes: Any) -> str:
 
 async def happened(store: Store, times: int, *subscription_ids: str) -> None:
     """Write events of nobody in particular."""
-    told = Occurrence(
-        "DiagnosticReport/x", b'{"resourceType":"DiagnosticReport"}', None
-    )
+    body = b'{"resourceType":"DiagnosticReport","status":"final","code":{"text":"x"}}'
+    told = Occurrence("DiagnosticReport/x", body, None)
     ids = [UUID(one) for one in subscription_ids]
     async with store.db.transaction() as tx:
         await rows.add_events(tx, store, [(told, ids)] * times, at=store.clock())
