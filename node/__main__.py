@@ -21,6 +21,7 @@ from node import (
     doctor_commands,
     models_commands,
     order_commands,
+    reconcile_commands,
     send_commands,
     subscription_commands,
 )
@@ -55,6 +56,7 @@ cli.add_typer(doctor_commands.cli, name="doctor")
 cli.add_typer(deliveries.cli, name="deliveries")
 cli.command("subscriptions")(subscription_commands.list_subscriptions)
 cli.add_typer(order_commands.cli, name="order")
+cli.add_typer(reconcile_commands.cli, name="reconcile")
 cli.add_typer(client_commands.cli, name="client")
 cli.add_typer(consent, name="consent")
 cli.add_typer(export, name="export")

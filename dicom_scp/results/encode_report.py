@@ -40,7 +40,7 @@ from dicom_scp.sending.routing import RoutingTable, route_result
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.finding import Findings
 from node.domain.report import AuthorKind, Report, ReportStatus, ReportVersion
-from node.domain.study import Origin, ReceivedInstance
+from node.domain.study import Origin, PatientIdentity, ReceivedInstance
 from node.imaging import read_part10
 from node.store import models, orders, reports, studies
 from node.store.orders import StudyOrder
@@ -96,10 +96,12 @@ class _Job:
     model: KnownModel | None
     orders: Sequence[StudyOrder]
     settings: ResultSettings
+    patient: PatientIdentity = field(repr=False)
 
     @cached_property
     def headers(self) -> list[Dataset]:
-        return image_headers(self.sources)
+        headers = image_headers(self.sources)
+        return [as_on_file(header, self.patient) for header in headers]
 
     def known_as(self) -> dict[str, Any]:
         return {
@@ -147,6 +149,7 @@ async def _read(
             model=await models.find(tx, version.author.id),
             orders=await orders.of_study(tx, store, report.study_instance_uid),
             settings=settings,
+            patient=await studies.patient(tx, store, report.patient_id),
         )
 
 
@@ -167,6 +170,22 @@ def image_headers(sources: Sequence[StoredInstance]) -> list[Dataset]:
     """Return the headers of a study's images, of everything when it has no image."""
     headers = [_header(source) for source in sources]
     return [header for header in headers if "Rows" in header] or headers
+
+
+def as_on_file(header: Dataset, patient: PatientIdentity) -> Dataset:
+    """Return a header that names the patient as she is on file by now.
+
+    The hospital corrects a name after the images were made (PUT Patient): what is
+    written from then on has the right one, under the same Patient ID.
+    """
+    if str(header.get("PatientID", "")) != patient.patient_id or not patient.name:
+        return header
+    header.PatientName = patient.name
+    if patient.birth_date is not None:
+        header.PatientBirthDate = patient.birth_date.strftime("%Y%m%d")
+    if patient.sex:
+        header.PatientSex = patient.sex
+    return header
 
 
 def predecessor_of_version(report: Report, version: ReportVersion) -> Predecessor:

@@ -90,12 +90,31 @@ async def place_service_request(
         written = _read(resource, settings, store.clock(), known)
         step = await _with_people(tx, store, written.step, resource)
         placement = Placement(key, patient_id, OrderSource.FHIR, step, resource_id)
+        await _take_off_replaced(tx, store, resource, patient_id)
         await place_order(store, tx, placement, by=None)
     except NodeError as error:
         if isinstance(error, Refused):
             raise
         raise _refused(error) from None
     return list(written.notes)
+
+
+async def _take_off_replaced(
+    tx: "Transaction", store: "Store", resource: Json, patient_id: UUID
+) -> None:
+    """Take the orders that this one replaces off the worklist, unless they have begun.
+
+    Its own number may then be theirs. The placer says of them what he wants said.
+    """
+    for reference in as_list(resource.get("replaces")):
+        parts = reference_parts(reference)
+        if parts is None or parts[0] != "ServiceRequest":
+            continue
+        known = await orders.find_by_key(tx, store, "/".join(parts))
+        if known is None or known.order.begun or known.order.patient_id != patient_id:
+            continue
+        order_id = known.order.order_id
+        await orders.set_status(tx, order_id, OrderStatus.CANCELLED, at=store.clock())
 
 
 def _refused(error: NodeError) -> Refused:

@@ -32,6 +32,7 @@ PUBLISH_LINKS = "publish_order_links"
 
 _REQUEST_ATTRIBUTES = "00400275"
 _ACCESSION, _PROCEDURE, _STEP = "00080050", "00401001", "00400009"
+_PLACER = "00402016"
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class RequestIds:
     accession_number: str = ""
     requested_procedure_id: str = ""
     step_id: str = ""
+    placer_order_number: str = ""
 
 
 async def patient_of_order(
@@ -133,8 +135,9 @@ async def place_order(
             return order, Placed.SAME
         await orders.update(tx, store, order, identity, at=store.clock())
     placed = Placed.NEW if known is None else Placed.CHANGED
-    if order.step.accession_number:
-        await _match_waiting_studies(store, tx, order.step.accession_number)
+    numbers = (order.step.accession_number, order.step.placer_order_number)
+    for named in dict.fromkeys(filter(None, numbers)):
+        await _match_waiting_studies(store, tx, named)
     if by is not None:
         await _record(store, tx, by, placed.value, order)
     return order, placed
@@ -315,12 +318,14 @@ async def match_study(
     matches = await find_named_orders(
         store, tx, study_instance_uid=study_instance_uid, named=named
     )
+    hers = await studies.patient(tx, store, study.patient_id)
+    if not matches:
+        matches = await _by_placer(store, tx, study.patient_id, hers, named)
     decided = await orders.decisions(tx, study_instance_uid)
     matches = await _as_decided(store, tx, matches, decided)
     known = [listed.order.order_id for listed, _ in matches]
     await orders.unlink_others(tx, study_instance_uid, known)
     new = []
-    hers = await studies.patient(tx, store, study.patient_id)
     for listed, how in matches:
         order = listed.order
         same = order.patient_id == study.patient_id
@@ -342,6 +347,38 @@ async def match_study(
     why = _unmatched(found, decided, any(ids.accession_number for ids in named))
     await orders.note_unmatched(tx, study_instance_uid, why)
     return found
+
+
+async def _by_placer(
+    store: "Store",
+    tx: "Transaction",
+    patient_id: UUID,
+    hers: PatientIdentity,
+    named: Sequence[RequestIds],
+) -> list[tuple[ListedOrder, NamedBy]]:
+    """Return her orders whose placer number a study names, where nothing else does.
+
+    Also in the place of the accession number: who types it in reads it off the paper
+    of the placer. Two systems may number alike, so it says nothing of another patient.
+    """
+    told = {one.placer_order_number for one in named}
+    told |= {one.accession_number for one in named}
+    told.discard("")
+    if not told or not hers.patient_id.strip():
+        return []
+    query = orders.OrderQuery(
+        statuses=frozenset(OrderStatus), patient_id=hers.patient_id
+    )
+    found = await orders.search(tx, store, query, limit=100)
+    return [
+        (listed, NamedBy.REQUEST)
+        for listed in found
+        if listed.order.step.placer_order_number in told
+        and (
+            listed.order.patient_id == patient_id
+            or is_same_patient(listed.identity, hers)
+        )
+    ]
 
 
 async def _as_decided(
@@ -454,13 +491,16 @@ async def _named_by_instances(
     ):
         header = json.loads(instance.metadata)
         own = _text(header, _ACCESSION)
-        named.append(RequestIds(accession_number=own))
+        named.append(
+            RequestIds(accession_number=own, placer_order_number=_text(header, _PLACER))
+        )
         for item in header.get(_REQUEST_ATTRIBUTES, {}).get("Value", []):
             named.append(
                 RequestIds(
                     _text(item, _ACCESSION) or own,
                     _text(item, _PROCEDURE),
                     _text(item, _STEP),
+                    _text(item, _PLACER),
                 )
             )
     return list(dict.fromkeys(named))

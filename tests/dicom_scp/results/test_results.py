@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 from uuid import UUID
@@ -343,3 +344,23 @@ def test_an_installation_is_the_same_device_after_every_start() -> None:
         "示范医院", "SECOND", "zh-CN", "+0800", software_version="1.2.3"
     )
     assert UUID(int=int(again.device_uid.removeprefix("2.25.")))
+
+
+async def test_a_name_that_the_hospital_has_corrected_stands_in_what_is_written_then(
+    store: Store,
+) -> None:
+    drafted = await draft(store)
+    await encode(store, drafted)
+    async with store.db.transaction() as tx:
+        told = await studies.patient(tx, store, drafted.patient_id)
+        right = replace(told, name="Wang^XiaoDan=王^小丹", birth_date=None)
+        await studies.upsert_patient(tx, store, right, at=store.clock(), replace=True)
+    signed = await sign(store, drafted)
+    await encode(store, signed)
+    found = await results(store)
+    before, after = found[Origin.AI_SR][0], found[Origin.VERIFIED_SR][0]
+    names = [
+        str(dcmread(BytesIO(stored_bytes(store, one))).PatientName)
+        for one in (before, after)
+    ]
+    assert names == ["Wang^XiaoDong=王^小东", "Wang^XiaoDan=王^小丹"]

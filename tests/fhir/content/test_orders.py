@@ -257,3 +257,50 @@ async def test_an_order_of_another_patient_is_named_as_a_conflict_and_not_linked
     assert "another patient" in images["note"][0]["text"]
     assert "basedOn" not in images
     assert (await stored(empty_rig))[0].status is OrderStatus.SCHEDULED
+
+
+async def test_an_order_that_replaces_another_takes_it_off_the_worklist(
+    empty_rig: Rig, patient: str
+) -> None:
+    first = await post(empty_rig, make_order(patient))
+    replaced = [{"reference": f"ServiceRequest/{first.body['id']}"}]
+    second = await post(empty_rig, make_order(patient, replaces=replaced))
+    assert second.status == 201, second.raw
+    by_source = {order.source_id: order.status for order in await stored(empty_rig)}
+    assert by_source == {
+        first.body["id"]: OrderStatus.CANCELLED,
+        second.body["id"]: OrderStatus.SCHEDULED,
+    }
+
+
+async def test_an_order_in_a_transaction_with_its_patient_is_matched_to_her_images(
+    empty_rig: Rig,
+) -> None:
+    await receive_study(empty_rig.store, make_patient(), accession="ACC-1")
+    await publish_draft(empty_rig.store, empty_rig.settings)
+    told = make_ehr_patient("MRN-0042", birthDate="1979-03-05")
+    told["identifier"][0].pop("system")
+    told["identifier"][0]["system"] = empty_rig.settings.systems.mrn
+    told["name"] = [{"text": "张三", "family": "张", "given": ["三"]}]
+    order = make_order("urn:uuid:6b2f2f5e-0f7a-4a4e-9d3c-0a4f3f0f9c11")
+    created = await empty_rig.transact(
+        {
+            "fullUrl": "urn:uuid:6b2f2f5e-0f7a-4a4e-9d3c-0a4f3f0f9c11",
+            "resource": told,
+            "request": {
+                "method": "POST",
+                "url": "Patient",
+                "ifNoneExist": f"identifier={empty_rig.settings.systems.mrn}|MRN-0042",
+            },
+        },
+        {
+            "fullUrl": "urn:uuid:6b2f2f5e-0f7a-4a4e-9d3c-0a4f3f0f9c12",
+            "resource": order,
+            "request": {"method": "POST", "url": "ServiceRequest"},
+        },
+        role=Role.EHR,
+    )
+    assert created.status == 200, created.raw
+    (placed,) = await stored(empty_rig)
+    # Her images were here before it: they are its answer.
+    assert placed.status is OrderStatus.IN_PROGRESS

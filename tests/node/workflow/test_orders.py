@@ -327,3 +327,34 @@ async def test_a_machine_that_leaves_the_issuer_out_still_means_the_same_patient
     other = replace(OTHER, patient_id="MRN-0042", issuer="urn:oid:9")
     await received(store, study="2.25.78", accession="ACC-1", identity=other)
     assert [named.agrees for named in await matched(store, "2.25.78")] == [False]
+
+
+@pytest.mark.parametrize("where", ["accession", "placer"])
+async def test_a_study_finds_the_order_of_its_patient_by_the_placers_number(
+    store: Store, where: str
+) -> None:
+    step = replace(STEP, accession_number="", placer_order_number="P-77")
+    order, _ = await placed(store, step)
+    if where == "accession":
+        await received(store, accession="P-77")
+    else:
+        await received(store, request={"00402016": "P-77"})
+    (found,) = await matched(store)
+    assert (found.order.order_id, found.agrees) == (order.order_id, True)
+
+
+async def test_a_placers_number_says_nothing_of_another_patient(store: Store) -> None:
+    step = replace(STEP, accession_number="", placer_order_number="P-77")
+    await placed(store, step, OTHER)
+    await received(store, accession="P-77")
+    assert await matched(store) == []
+
+
+async def test_an_order_that_comes_late_is_found_by_its_placers_number_too(
+    store: Store,
+) -> None:
+    await received(store, accession="P-77")
+    assert await matched(store) == []
+    step = replace(STEP, accession_number="", placer_order_number="P-77")
+    order, _ = await placed(store, step)
+    assert (await read(store, order.order_id)).status is OrderStatus.IN_PROGRESS
