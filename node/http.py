@@ -155,6 +155,11 @@ def identity(request: web.Request) -> Identity:
         raise NodeError("sign in first", ErrorKind.UNAUTHENTICATED) from None
 
 
+def known_as(request: web.Request, caller: Identity) -> None:
+    """Let a public route's access be recorded as that of whom it recognised itself."""
+    request[_IDENTITY] = caller
+
+
 def request_id(request: web.Request) -> str:
     """Return the id under which this request stands in the log."""
     return request[_REQUEST_ID_KEY]

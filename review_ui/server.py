@@ -186,7 +186,7 @@ def _auth_group(
             web.post("/auth/bindings", print_binding),
         ],
         public=frozenset({"/auth/sign-in", "/auth/login", "/auth/token"}),
-        unrecorded=frozenset({"/auth/me"}),
+        unrecorded=frozenset({"/auth/me", "/auth/sign-in"}),
     )
 
 

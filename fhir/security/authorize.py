@@ -36,7 +36,13 @@ from node.domain.scopes import (
     Scopes,
     read_scopes,
 )
-from node.http import RouteGroup, csrf_token, identity, read_json_object
+from node.http import (
+    RouteGroup,
+    csrf_token,
+    identity,
+    known_as,
+    read_json_object,
+)
 from node.store import clients, launches, people, resources
 from node.store.clients import Client, Code
 from node.store.people import User
@@ -135,8 +141,13 @@ class Desk:
             web.post("/auth/launches", self.launch),
         ]
         return [
-            RouteGroup("/auth", page, public=frozenset(r.path for r in page)),
-            RouteGroup("/auth", own),
+            RouteGroup(
+                "/auth",
+                page,
+                public=frozenset(r.path for r in page),
+                unrecorded=frozenset({f"{PATH}.css"}),
+            ),
+            RouteGroup("/auth", own, unrecorded=frozenset({"/auth/programs"})),
         ]
 
     # --- the page -----------------------------------------------------------------
@@ -163,6 +174,7 @@ class Desk:
             if user is None:
                 return self._page(request, ask, form, wrong=True)
             arrival = await self._welcomed(user, ask)
+        known_as(request, arrival.user.identity)
         if ask.launch:
             context = await self._launched(ask, arrival.user)
         elif LAUNCH_PATIENT in ask.words:

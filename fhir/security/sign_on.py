@@ -33,7 +33,7 @@ from node.domain.access import Role
 from node.domain.audit import AuditEntry, Outcome
 from node.domain.errors import ErrorKind, NodeError
 from node.fetching import Unfetched, fetch_json, may_call
-from node.http import RouteGroup, set_session_cookie
+from node.http import RouteGroup, known_as, set_session_cookie
 from node.store import audit, launches, people
 from node.store.people import SessionKind, User
 
@@ -213,6 +213,7 @@ class SignOn:
         try:
             said = await self._learn(request.query, begun[1])
             user, session = await self._enter(said, begun[1]["back"])
+            known_as(request, user.identity)
         except Unproven as error:
             return await self._refuse(request, error.reason)
         if session is None:

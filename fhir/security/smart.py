@@ -103,7 +103,12 @@ class Smart:
             web.post("/auth/revoke", told(self.revoke)),
         ]
         return [
-            RouteGroup("/auth", known, public=frozenset(r.path for r in known)),
+            RouteGroup(
+                "/auth",
+                known,
+                public=frozenset(r.path for r in known),
+                unrecorded=frozenset(r.path for r in known if r.method == "GET"),
+            ),
             *self._desk.route_groups(),
         ]
 

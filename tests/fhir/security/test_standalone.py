@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from node.domain.access import Role
+from node.store import people
 from node.store.store import Store
 from tests.factories import make_patient
 from tests.fhir.rig import ACCESSION, drafted, publish_draft, receive_study
@@ -94,6 +95,16 @@ async def test_a_doctor_picks_a_patient_and_the_program_sees_no_other(
     assert ACCESSION not in person.page
     assert f"…{ACCESSION[-4:]}" in person.page
     assert PERSON["password"] not in person.page
+    # Whom she was shown stands in the audit trail under her own id.
+    async with person.app.rig.store.db.connection() as tx:
+        entry = await tx.fetchrow(
+            "select actor, detail from audit_entries"
+            " where entity = 'auth/authorize' order by sequence desc limit 1"
+        )
+        doctor = await people.find_login(tx, "radiologist")
+    assert doctor is not None
+    assert entry["actor"] == str(doctor.user_id)
+    assert all(patient in entry["detail"] for patient in person.offered)
     await person.press(accession="A-2", decision="allow")
     (wanted,) = person.offered
     await person.press(accession="A-3", decision="allow")
