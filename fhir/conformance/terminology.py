@@ -295,9 +295,7 @@ def to_code_system(system: CodeSystem, version: str) -> Json:
 
 def concept_of(code: Code) -> Json:
     """Return a code with what it is called in both languages."""
-    told = [(ZH, code.words.zh)]
-    if code.words.en != code.display:
-        told.append(("en", code.words.en))
+    told = [(ZH, code.words.zh), ("en", code.words.en)]
     designations = [{"language": language, "value": text} for language, text in told]
     return {"code": code.code, "display": code.display, "designation": designations}
 

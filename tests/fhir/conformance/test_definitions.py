@@ -233,5 +233,6 @@ def test_the_lexicon_is_one_code_system_with_both_languages() -> None:
     by_code = {one["code"]: one for one in system["concept"]}
     assert by_code["4A"]["display"] == lexicon.CATEGORIES["4A"].concept.en
     assert by_code["4A"]["designation"] == [
-        {"language": "zh-CN", "value": lexicon.CATEGORIES["4A"].concept.zh}
+        {"language": "zh-CN", "value": lexicon.CATEGORIES["4A"].concept.zh},
+        {"language": "en", "value": lexicon.CATEGORIES["4A"].concept.en},
     ]

@@ -452,6 +452,7 @@ async def seeds_of(rig: Rig) -> list[Seed]:
         Seed("PATCH", at, path_patch, doctor),
         Seed("POST", "/Communication", told["resource"], doctor),
         Seed("POST", "", bundle, doctor),
+        Seed("POST", "/DiagnosticReport/$validate", entry["resource"], doctor),
     ]
 
 
