@@ -136,6 +136,21 @@ def test_each_machine_has_its_own_rules_for_the_end_of_a_study() -> None:
 @pytest.mark.parametrize(
     ("told", "fault"),
     [
+        ('{"ca": "x.pem"}', "audit.syslog.host"),
+        ('{"host": "a", "port": 0}', "audit.syslog.port"),
+        ('{"host": "a", "certificate": "x.pem"}', "audit.syslog.key"),
+        ('{"host": "a", "tls": true}', "audit.syslog.tls: is set, but it is unknown"),
+    ],
+)
+def test_a_repository_that_cannot_be_meant_is_named(told: str, fault: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"SONONODE_AUDIT__SYSLOG": told})
+    assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("told", "fault"),
+    [
         ('{"client_id": "x"}', "auth.oidc.issuer"),
         ('{"issuer": "http://idp.test"}', "auth.oidc.issuer: is an https"),
         ('{"issuer": "https://idp.test"}', "auth.oidc.client_id"),

@@ -11,6 +11,7 @@ from node.domain.errors import ErrorKind, NodeError
 from node.store import audit
 from node.store.store import Store
 
+PATIENT = "00000000-0000-4000-8000-000000000007"
 AT = datetime(2026, 11, 21, 8, 0, 0, 123456, tzinfo=UTC)
 
 
@@ -22,7 +23,7 @@ def entry(number: int = 0) -> AuditEntry:
         action="read",
         entity=f"DiagnosticReport/{number}",
         outcome=Outcome.REFUSED if number % 2 else Outcome.SUCCESS,
-        detail={"why": "急诊", "by": str(number)},
+        detail={"why": "急诊", "by": str(number), "patients": PATIENT},
     )
 
 
@@ -76,6 +77,9 @@ async def test_an_entry_of_a_rolled_back_act_leaves_no_gap(store: Store) -> None
         "update audit_entries set actor = 'somebody'",
         "delete from audit_entries",
         "truncate audit_entries",
+        "update audit_patients set sequence = 0",
+        "delete from audit_patients",
+        "truncate audit_patients",
     ],
 )
 async def test_the_database_refuses_to_change_the_trail(
