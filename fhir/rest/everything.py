@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 from uuid import UUID
 
 from aiohttp import hdrs, web
@@ -156,7 +157,9 @@ class Everything:
             warning = {"resource": outcome([issue]), "search": {"mode": "outcome"}}
             entries.append(to_bytes(warning))
         address = f"{base_url}/Patient/{patient.resource_id}/$everything"
-        links = [{"relation": "self", "url": address}]
+        used = [(name, value) for name, value in asked.query if name in _PARAMETERS]
+        here = f"{address}?{urlencode(used)}" if used else address
+        links = [{"relation": "self", "url": here}]
         if following is not None:
             told_times = (page.wanted.since, page.wanted.start, page.wanted.end)
             times = [t.isoformat() for t in told_times]

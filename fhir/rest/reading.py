@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
 from aiohttp import hdrs, web
 
@@ -169,7 +170,9 @@ class Reading:
             page = [count, told, at.isoformat(), resource_id, version]
             link = f"{base_url}/{address}?_page={sealed(self._store, address, page)}"
         show = self._answers.show(asked.caller)
-        return answered(history_bundle(versions, base_url, show, address, link))
+        understood = [(n, v) for n, v in asked.query if n in _OF_HISTORIES]
+        here = f"{address}?{urlencode(understood)}" if understood else address
+        return answered(history_bundle(versions, base_url, show, here, link))
 
     async def search(self, asked: Asked) -> web.Response:
         """Answer a search by GET or by POST _search."""

@@ -220,7 +220,7 @@ class Database:
     ) -> None:
         lost = asyncio.Event()
         connection.add_termination_listener(lambda _connection: lost.set())
-        for channel in self._listeners:
+        for channel in list(self._listeners):  # more may come meanwhile
             await connection.add_listener(channel, self._dispatch)
         self._subscribed.set()
         if lost_before:

@@ -111,7 +111,9 @@ async def test_everything_is_masked_for_who_sees_masked_patients(rig: Rig) -> No
 
 async def test_what_everything_does_not_take_is_told_or_refused(rig: Rig) -> None:
     path = f"{await patient_path(rig)}/$everything"
-    told = await rig.read(f"{path}?colour=red")
+    told = await rig.read(f"{path}?colour=red&_count=20")
+    own = f"{rig.settings.base_url}{path}?_count=20"
+    assert told["link"][0] == {"relation": "self", "url": own}
     assert [e["search"]["mode"] for e in told["entry"]][-1] == "outcome"
     strict = {"Prefer": "handling=strict"}
     assert (await rig.get(f"{path}?colour=red", headers=strict)).status == 400

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -138,6 +139,27 @@ async def test_two_who_begin_to_listen_at_once_share_one_connection(
     async with store.db.connection() as connection, asyncio.timeout(10):
         while await connection.fetchval(LISTENING) != 1:
             await asyncio.sleep(0.01)
+
+
+async def test_who_begins_to_listen_meanwhile_ends_nobodys_listening(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, begun = asyncpg.Connection.add_listener, []
+
+    async def interrupted(connection: Any, channel: str, told: Any) -> None:
+        await add(connection, channel, told)
+        if not begun:
+            begun.append(asyncio.create_task(store.db.listen("late", lambda _: None)))
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(asyncpg.Connection, "add_listener", interrupted)
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    await store.db.listen("news", heard.put_nowait)
+    await begun[0]
+    async with store.db.connection() as connection, asyncio.timeout(10):
+        await connection.execute("notify news, 'all the same'")
+        while await heard.get() != "all the same":
+            pass
 
 
 async def test_listeners_hear_commits_and_are_told_of_a_gap(
