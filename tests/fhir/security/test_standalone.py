@@ -3,12 +3,17 @@
 SMART App Launch 2.2, Standalone Launch and the scope launch/patient.
 """
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
+from html import unescape
 from urllib.parse import parse_qsl, urlsplit
 
 import aiohttp
 import pytest
+import requests
+from fhirclient.client import FHIRClient
+from fhirclient.models.diagnosticreport import DiagnosticReport
 
 from node.domain.access import Role
 from node.store import people
@@ -18,6 +23,7 @@ from tests.fhir.rig import ACCESSION, drafted, publish_draft, receive_study
 from tests.fhir.security.test_smart_people import BACK, PERSON, App
 from tests.fhir.smart_rig import SmartRig, running_smart
 
+HIDDEN = r'<input type="hidden" name="([^"]*)" value="([^"]*)">'
 SCOPE = "launch/patient patient/*.rs"
 
 
@@ -33,8 +39,7 @@ class Person:
 
     @property
     def fields(self) -> dict[str, str]:
-        hidden = r'<input type="hidden" name="([^"]*)" value="([^"]*)">'
-        return dict(re.findall(hidden, self.page))
+        return dict(re.findall(HIDDEN, self.page))
 
     @property
     def offered(self) -> list[str]:
@@ -182,3 +187,44 @@ async def test_she_may_turn_out_to_be_somebody_else(person: Person) -> None:
     assert 'name="password"' in person.page
     await person.press(decision="allow")
     assert person.status == 401
+
+
+async def test_a_foreign_program_signs_a_doctor_in_and_goes_on_by_itself(
+    smart: SmartRig,
+) -> None:
+    """fhirclient as it is: discovery, PKCE, consent, patient, refresh token."""
+    client = await smart.register(
+        "patient/*.rs offline_access", keys="", roles=[], redirect_uris=[BACK]
+    )
+
+    def agree(url: str) -> str:
+        browser = requests.Session()
+        page = browser.get(url, timeout=10).text
+        place = f"{smart.root}/auth/authorize"
+        found = dict(re.findall(HIDDEN, page))
+        told = {name: unescape(value) for name, value in found.items()}
+        page = browser.post(place, data=told | PERSON, timeout=10).text
+        told = {n: unescape(v) for n, v in re.findall(HIDDEN, page)}
+        told["patient"] = re.findall(r'name="patient" value="([^"]*)"', page)[0]
+        answer = browser.post(place, data=told, timeout=10, allow_redirects=False)
+        return answer.headers["Location"]
+
+    def work() -> tuple[str, int]:
+        settings = {
+            "app_id": str(client.client_id),
+            "api_base": f"{smart.root}/fhir",
+            "redirect_uri": BACK,
+            "scope": f"{SCOPE} offline_access openid fhirUser",
+        }
+        program = FHIRClient(settings=settings)
+        program.handle_callback(agree(program.authorize_url))
+        name = str(program.patient.name[0].text)
+        token = program.server.auth.access_token
+        assert program.reauthorize()
+        assert program.server.auth.access_token != token
+        reports = DiagnosticReport.where({}).perform_resources(program.server)
+        return name, len(reports)
+
+    name, reports = await asyncio.to_thread(work)
+    assert "*" in name
+    assert reports == 1
