@@ -10,11 +10,12 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID, uuid4
 
-import jwt
+import joserfc.jwt
 import pytest
 import requests
 from fhirclient.client import FHIRClient
 from fhirclient.models.diagnosticreport import DiagnosticReport
+from joserfc.jwk import ECKey
 
 from fhir.security.assertions import ALGORITHMS, TYPE
 from node.domain.access import Role
@@ -323,27 +324,28 @@ async def test_discovery_and_capabilities_name_what_is_there(smart: SmartRig) ->
 async def test_a_foreign_client_works_with_nothing_but_what_is_discovered(
     smart: SmartRig,
 ) -> None:
+    """fhirclient as it is, with an assertion that joserfc has signed."""
     client = await smart.register()
 
     def work() -> str:
-        base = f"{smart.root}/fhir"
+        base, name = f"{smart.root}/fhir", str(client.client_id)
         found = requests.get(f"{base}/.well-known/smart-configuration", timeout=10)
-        endpoint = found.json()["token_endpoint"]
-        name, now = str(client.client_id), int(smart.store.clock().timestamp())
-        claims = {"iss": name, "sub": name, "aud": endpoint, "exp": now + 300}
-        claims |= {"jti": "one"}
-        header = {"kid": "EC", "jku": "http://127.0.0.1:1/jwks"}
-        form = {
-            "grant_type": "client_credentials",
-            "client_assertion_type": TYPE,
-            "client_assertion": jwt.encode(claims, private_key("EC"), "ES384", header),
+        now = int(smart.store.clock().timestamp())
+        claims = {"iss": name, "sub": name, "aud": found.json()["token_endpoint"]}
+        claims |= {"exp": now + 300, "jti": "one"}
+        header = {"alg": "ES384", "kid": "EC", "jku": "http://127.0.0.1:1/jwks"}
+        key = ECKey.import_key(private_key("EC"))
+        settings = {
+            "app_id": name,
+            "api_base": base,
             "scope": "system/DiagnosticReport.read",
+            "jwt_token": joserfc.jwt.encode(header, claims, key, algorithms=["ES384"]),
         }
-        token = requests.post(endpoint, data=form, timeout=10).json()["access_token"]
-        reader = FHIRClient(settings={"app_id": "ehr", "api_base": base})
-        reader.server.session.headers["Authorization"] = f"Bearer {token}"
+        program = FHIRClient(settings=settings)
+        program.prepare()
+        program.authorize()
         reports = DiagnosticReport.where({"status": "partial"})
-        return str(reports.perform_resources(reader.server)[0].id)
+        return str(reports.perform_resources(program.server)[0].id)
 
     assert await asyncio.to_thread(work) == str(smart.report_id)
 
