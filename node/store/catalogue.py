@@ -183,13 +183,24 @@ _VISIBLE: Final = (
 )
 
 
+# What was filed under the wrong patient nobody finds or fetches, rejected or not: it
+# names one woman and shows another.
+_STANDS: Final = (
+    "not exists (select from study_moves m"
+    " where m.study_instance_uid = s.study_instance_uid)"
+)
+
+
 async def patients_page(
     store: "Store", narrowing: Narrowing, *, after: UUID | None, limit: int
 ) -> Page[PatientEntry, UUID]:
     """Return the next candidates that have a study, by id."""
     where = _Where()
     _narrow_patients(where, store, narrowing)
-    where.add("exists (select from studies s where s.patient_id = p.patient_id)")
+    where.add(
+        "exists (select from studies s where s.patient_id = p.patient_id"
+        f" and {_STANDS})"
+    )
     if after is not None:
         where.add("p.patient_id > {}", after)
     async with store.db.connection() as tx:
@@ -247,6 +258,7 @@ def studies_statement(
             f" where {patients.text})"
         )
     _narrow_studies(where, store, narrowing)
+    where.add(_STANDS)
     if after is not None:
         where.add(
             f"({_DATE}, s.study_instance_uid) < ({{}}, {{}})",
@@ -489,8 +501,15 @@ def _narrow_studies(where: _Where, store: "Store", narrowing: Narrowing) -> None
 async def _hidden(
     tx: "Transaction", store: "Store", study_uids: Sequence[str], rejected_too: bool
 ) -> _Hidden:
+    void = await tx.fetch(
+        "select i.sop_instance_uid from instances i"
+        " join study_moves m using (study_instance_uid)"
+        " where m.study_instance_uid = any($1)",
+        list(study_uids),
+    )
+    rejected = {row["sop_instance_uid"] for row in void}
     if rejected_too:
-        return _Hidden([], [])
+        return _Hidden(sorted(rejected), [])
     notes = await tx.fetch(
         f"select {_ENTRY}, s.patient_id from instances i"
         " join studies s using (study_instance_uid)"
@@ -498,7 +517,6 @@ async def _hidden(
         f" and i.sop_class_uid = '{KEY_OBJECT_SELECTION}'",
         list(study_uids),
     )
-    rejected: set[str] = set()
     for row in notes:
         sealer = await store.ring.patient(tx, row["patient_id"])
         rejected |= rejected_by(_instance(row, sealer).header)

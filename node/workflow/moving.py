@@ -109,7 +109,8 @@ async def move_study(
             store, tx, study_instance_uid, author=author, reason=reason
         )
         await _defer(store, tx, move, report_id)
-        detail = {"patient": str(patient_id), "filed_as": uid}
+        patients = f"{study.patient_id} {patient_id}"
+        detail = {"patients": patients, "filed_as": uid}
         entity = f"study/{study_instance_uid}"
         entry = entry_of(store, identity, "study-move", entity, detail)
         await audit.record(tx, entry)

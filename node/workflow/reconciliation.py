@@ -438,7 +438,7 @@ async def _decide(
             tx, give_back.order_id, OrderStatus.SCHEDULED, at=store.clock()
         )
     await publish_links_later(store, tx, uid, number)
-    detail = {"decision": str(number)}
+    detail = {"decision": str(number), "patient": str(shown.study.patient_id)}
     if order_id is not None:
         detail["order"] = str(order_id)
     await _record(tx, store, identity, action, f"study/{uid}", detail)

@@ -168,7 +168,7 @@ async def test_as_the_answer_to_her_order_it_is_matched_by_itself(store: Store) 
     assert detail.accession_number == "ACC-77"
 
 
-async def test_archives_are_told_to_hide_results_and_images_and_the_node_does(
+async def test_archives_are_told_to_hide_results_and_images(
     store: Store,
 ) -> None:
     report = await sign(store, drafted := await draft(store))
@@ -187,9 +187,6 @@ async def test_archives_are_told_to_hide_results_and_images_and_the_node_does(
     assert reference.ReferencedSOPInstanceUID == "2.25.2001"
     # An archive files the notes where it has what they reject.
     assert {str(note.PatientID) for note in notes} == {"BUS-0001"}
-    found = await catalogue.retrievable(store, catalogue.Narrowing(), [STUDY])
-    hidden = {one.sop_instance_uid for one in await instances(store, STUDY)}
-    assert hidden.isdisjoint(one.sop_instance_uid for one in found)
 
 
 async def test_a_late_image_under_the_wrong_name_is_refused_not_lost_silently(
@@ -305,3 +302,26 @@ async def test_viewers_are_led_from_the_void_study_to_the_one_that_stands(
             f"{dicomweb.PREFIX}/studies/{move.filed_as}/metadata", headers=token
         )
         assert stands.status == 200
+
+
+@pytest.mark.parametrize("rejected_too", [False, True])
+async def test_no_peer_finds_or_fetches_the_void_study(
+    store: Store, rejected_too: bool
+) -> None:
+    await draft(store)
+    move = await moved(store, right := await right_woman(store))
+    await filed(store)
+    every = catalogue.Narrowing()
+    for resealed in (False, True):
+        if resealed:
+            async with store.db.transaction() as tx:
+                await moves.reseal(tx, store, move)
+        page = await catalogue.studies_page(store, every, after=None, limit=9)
+        assert [one.study_instance_uid for one in page.entries] == [move.filed_as]
+        people = await catalogue.patients_page(store, every, after=None, limit=9)
+        assert [one.patient_id for one in people.entries] == [right]
+        found = await catalogue.retrievable(
+            store, every, [STUDY], rejected_too=rejected_too
+        )
+        assert found == []
+        assert await catalogue.retrievable(store, every, [move.filed_as])
