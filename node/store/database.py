@@ -183,8 +183,8 @@ class Database:
         back by itself, and every listener is called once with an empty payload,
         because notifications may have been missed in between.
         """
-        self._listeners.setdefault(channel, []).append(listener)
         async with self._subscribing:  # or two would each leave a connection behind
+            self._listeners.setdefault(channel, []).append(listener)
             if self._listening is not None:
                 self._listening.cancel()
                 with suppress(asyncio.CancelledError):
@@ -224,7 +224,7 @@ class Database:
             await connection.add_listener(channel, self._dispatch)
         self._subscribed.set()
         if lost_before:
-            for channel in self._listeners:
+            for channel in list(self._listeners):
                 self._tell(channel, "")
         await lost.wait()
 

@@ -133,9 +133,16 @@ async def test_a_database_that_does_not_exist_names_the_setting(
 async def test_two_who_begin_to_listen_at_once_share_one_connection(
     store: Store,
 ) -> None:
-    await asyncio.gather(
-        *(store.db.listen(f"news{n}", lambda _: None) for n in range(4))
-    )
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    for wave in range(3):  # some begin while others are still being taken in
+        names = [f"news{wave}{n}" for n in range(4)]
+        listening = [store.db.listen(name, heard.put_nowait) for name in names]
+        await asyncio.gather(*listening)
+    async with store.db.transaction() as tx:
+        await tx.execute("notify news23, 'last'")
+    async with asyncio.timeout(10):
+        while await heard.get() != "last":
+            pass
     async with store.db.connection() as connection, asyncio.timeout(10):
         while await connection.fetchval(LISTENING) != 1:
             await asyncio.sleep(0.01)
