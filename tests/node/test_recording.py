@@ -25,8 +25,17 @@ from tests.node.test_app import make_settings
 # What shows nothing of anybody: to be lengthened only with that reason.
 UNRECORDED = {
     "/",
+    # What the node is and can: discovery, public keys, the names of programs.
+    "/.well-known/oauth-authorization-server",
+    "/.well-known/openid-configuration",
+    "/.well-known/smart-configuration",
     "/assets/{name}",
+    "/auth/authorize.css",
+    "/auth/keys",
     "/auth/me",
+    "/auth/programs",
+    "/auth/sign-in",
+    "/fhir/.well-known/smart-configuration",
     "/fhir/metadata",
     "/healthz",
     "/metrics",
