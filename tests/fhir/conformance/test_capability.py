@@ -322,8 +322,8 @@ async def test_operations_that_are_listed_are_there_and_others_are_not(
         assert answer.body["resourceType"] == "OperationOutcome"
 
 
-async def test_nothing_is_there_that_is_not_listed(hospital: Rig) -> None:
-    statement = await hospital.read("/metadata", role=None)
+async def test_nothing_is_there_that_is_not_listed(rig: Rig) -> None:
+    statement = await rig.read("/metadata", role=None)
     listed = {r["type"] for r in statement["rest"][0]["resource"]}
     assert [i["code"] for i in statement["rest"][0]["interaction"]] == [
         "transaction",
@@ -333,17 +333,17 @@ async def test_nothing_is_there_that_is_not_listed(hospital: Rig) -> None:
         if kind in listed:
             continue
         for path in (f"/{kind}", f"/{kind}/1", f"/{kind}/_history"):
-            answer = await hospital.get(path, role=Role.EHR)
+            answer = await rig.get(path, role=Role.EHR)
             assert answer.status == 404, path
     for method, path in (
         ("GET", "/_history"),
         ("GET", ""),
         ("GET", "?_id=1"),
         ("POST", "/_search"),
-        ("GET", f"/Patient/{hospital.report_id}/Observation"),
+        ("GET", f"/Patient/{rig.report_id}/Observation"),
         ("DELETE", "/Patient"),
         ("PATCH", "/Patient?identifier=1"),
     ):
-        answer = await hospital.ask(method, path, role=Role.EHR)
+        answer = await rig.ask(method, path, role=Role.EHR)
         assert answer.status in (404, 405), (method, path, answer.status)
         assert answer.body["resourceType"] == "OperationOutcome"

@@ -5,9 +5,11 @@ from typing import Any
 
 from fhir.encoding.wire import Json
 from node.domain.access import Role
+from node.store.store import Store
 from tests.conftest import FrozenClock
 from tests.factories import make_findings, make_patient
-from tests.fhir.rig import Rig, publish_draft, receive_study
+from tests.fhir.rig import Rig, drafted, publish_draft, receive_study
+from tests.fhir.smart_rig import running_smart
 
 
 async def entries(rig: Rig, path: str, **options: Any) -> list[Json]:
@@ -127,3 +129,30 @@ async def test_what_everything_does_not_take_is_told_or_refused(rig: Rig) -> Non
     ):
         answer = await rig.ask(method, where, {} if method == "PUT" else None)
         assert answer.status == status, (method, where, answer.raw)
+
+
+async def test_a_token_opens_of_everything_what_its_scopes_open(store: Store) -> None:
+    async with running_smart(store, roles=(Role.RADIOLOGIST, Role.EHR)) as smart:
+        await drafted(smart)
+        path = await patient_path(smart)
+        client = await smart.register("system/*.rs")
+        for scope, expected in (
+            ("system/Patient.rs", {"Patient"}),
+            ("system/Patient.r system/ImagingStudy.r", {"Patient", "ImagingStudy"}),
+            (
+                "system/Patient.r system/DiagnosticReport.rs?status=final",
+                {"Patient"},
+            ),
+            (
+                "system/Patient.r system/DiagnosticReport.rs?status=partial",
+                {"Patient", "DiagnosticReport"},
+            ),
+        ):
+            token = await smart.token(client, scope)
+            told = await smart.with_token(token, "GET", f"{path}/$everything")
+            assert told.status == 200, told.raw
+            shown = {e["resource"]["resourceType"] for e in told.body["entry"]}
+            assert shown == expected, scope
+        token = await smart.token(client, "system/DiagnosticReport.rs")
+        told = await smart.with_token(token, "GET", f"{path}/$everything")
+        assert told.status == 403

@@ -240,7 +240,7 @@ async def test_what_the_statement_lists_works_and_what_it_does_not_is_told(
         "string": "x",
         "uri": "x",
     }
-    for kind, resource in listed.items():
+    for place, (kind, resource) in enumerate(listed.items()):
         if "searchParam" not in resource:
             assert (await hospital.get(f"/{kind}", role=Role.EHR)).status == 405
             continue
@@ -258,18 +258,14 @@ async def test_what_the_statement_lists_works_and_what_it_does_not_is_told(
             "_has:Medication:subject:code",
         }
         wrong |= {"_has:DiagnosticReport:status:code", "_list", "_filter", "_query"}
-        for name in {*every, "_text", "_content", "colour", *wrong} - set(offered):
+        # What others are found by, an eighth of it for each type in turn.
+        others = sorted(every - set(offered))[place % 8 :: 8]
+        for name in {*others, "_text", "_content", "colour", *wrong} - set(offered):
             path = f"/{kind}?{name}=x"
             told = found(await hospital.read(path, role=role), "outcome")
             assert told[0]["issue"][0]["code"] == "not-supported", path
             answer = await hospital.get(path, role=role, headers=STRICT)
             assert answer.status == 400, path
-        for value in resource.get("searchInclude", []):
-            path = f"/{kind}?_include={value}"
-            assert (await hospital.get(path, role=role, headers=STRICT)).status == 200
-        for value in resource.get("searchRevInclude", []):
-            path = f"/{kind}?_revinclude={value}"
-            assert (await hospital.get(path, role=role, headers=STRICT)).status == 200
     assert {p.name for p in COMMON} <= {
         p["name"] for p in listed["Device"]["searchParam"]
     }
