@@ -72,7 +72,7 @@ _OF_RESOURCE = (
 def structure_of_profile(profile: Profile, version: str) -> Json:
     """Return the StructureDefinition of a profile."""
     slices = [one for one in EXTENSIONS.values() if one.id in profile.extensions]
-    snapshot = list(_snapshot(profile.type))
+    snapshot = list(snapshot_of(profile.type))
     for row in profile.rows:  # a row may reach into a data type, and into its parts
         names = row.path.split(".")
         for depth in range(1, len(names)):
@@ -102,7 +102,7 @@ def structure_of_profile(profile: Profile, version: str) -> Json:
 
 def structure_of_extension(extending: Extending, version: str) -> Json:
     """Return the StructureDefinition of an extension, simple or of several parts."""
-    snapshot = list(_snapshot("Extension"))
+    snapshot = list(snapshot_of("Extension"))
     root, own_id, parts, url, value = snapshot
     fixed = {"fixedUri": extending.url}
     differential: list[Json] = [_placed(root, _told(extending.words))]
@@ -153,7 +153,7 @@ def _definition(
 # --- R4's own elements ----------------------------------------------------------------
 
 
-def _snapshot(type_name: str) -> Iterator[Json]:
+def snapshot_of(type_name: str) -> Iterator[Json]:
     """Yield the elements that R4 gives a type, in order."""
     words = f"As FHIR R4 defines it: {type_name}"
     yield {

@@ -9,7 +9,7 @@ import pytest
 
 from fhir.conformance.profiles import PROFILES
 from fhir.conformance.rules import ANY, rule_of
-from fhir.conformance.structures import _snapshot
+from fhir.conformance.structures import snapshot_of
 from fhir.encoding.elements import elements_of, has_type
 from fhir.encoding.wire import Json
 from fhir.security.access import PERMITS
@@ -55,7 +55,7 @@ def test_our_snapshots_start_from_r4_s_own_elements() -> None:
             if "snapshot" in resource:
                 theirs[resource["id"]] = resource["snapshot"]["element"]
     for kind in {profile.type for profile in PROFILES} | {"Extension"}:
-        ours = [told(element) for element in _snapshot(kind)]
+        ours = [told(element) for element in snapshot_of(kind)]
         assert ours == [told(element) for element in theirs[kind]], kind
 
 
