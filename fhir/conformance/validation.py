@@ -199,6 +199,9 @@ class _Judge:
         if plan.type == RESOURCE:
             self._inner(value, key, path)
             return
+        if not value.keys() - {"id"}:
+            message = "ele-1: an element has a value or others below it"
+            self.find("invariant", message, path)
         if key == "modifierExtension":
             message = "a modifier extension that this node does not know"
             self.find("extension", message, path.rpartition("[")[0])

@@ -219,6 +219,8 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("Observation", {"device": {"reference": "Patient/1"}}, "Observation.device"),
     ("Patient", {"contact": [{"gender": "female"}]}, "Patient.contact[0]"),
     ("Patient", {"gender": "F"}, "Patient.gender"),
+    ("Patient", {"identifier": [{}]}, "Patient.identifier[0]"),
+    ("Patient", {"maritalStatus": {"id": "a"}}, "Patient.maritalStatus"),
     ("Patient", {"telecom": [{"value": "1"}]}, "Patient.telecom[0]"),
     ("Organization", {"active": True}, "Organization"),
     (
