@@ -48,6 +48,20 @@ def test_a_program_is_registered_listed_given_other_keys_and_shut(
     assert "disabled" in run("list").stdout
 
 
+def test_what_people_left_is_listed_and_the_signing_key_is_renewed(run: Run) -> None:
+    people = ("--scope", "user/*.rs", "--scope", "offline_access")
+    back = ("--redirect-uri", "https://app.test/back")
+    added = run("add", "App", *people, *back, "--launch-url", "https://app.test/go")
+    assert added.exit_code == 0, added.output
+    assert "grant_id" in run("grants").stdout
+    assert str(run("end-grant", "x").exception) == "no such grant"
+    made = [run("new-signing-key", *more).stdout for more in ((), ("--drop",))]
+    assert made[0].startswith("signing with ")
+    assert made[0] != made[1]
+    odd = run("add", "App", *people, *back, "--launch-url", "http://app.test/go")
+    assert "a launch address is https" in str(odd.exception)
+
+
 def test_what_is_wrong_with_a_registration_is_one_line(
     run: Run, tmp_path: Path
 ) -> None:

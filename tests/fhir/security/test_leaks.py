@@ -10,6 +10,7 @@ import re
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -230,6 +231,8 @@ def _searches(world: World) -> Iterator[Sent]:
 
 def _posted_searches(world: World) -> Iterator[Sent]:
     for kind, query in _questions(world):
+        if ":" in query and not query.startswith("_include"):
+            continue  # asked sideways by GET
         yield f"/fhir/{kind}/_search", query.encode(), FORM
 
 
@@ -375,7 +378,7 @@ ROWS: dict[tuple[str, str], Callable[[World], Iterator[Sent]]] = {
     ),
     ("GET", "/fhir/Binary/{id}"): _papers,
     ("POST", "/fhir"): _bundles,
-    ("POST", "/fhir/"): _bundles,
+    ("POST", "/fhir/"): lambda world: islice(_bundles(world), 2),
     ("POST", "/fhir/{type}"): _creations,
     ("PUT", "/fhir/{type}/{id}"): _changes,
     ("PATCH", "/fhir/{type}/{id}"): _patches,
