@@ -10,7 +10,7 @@ that shredding the key erases them; resources of nobody belong to the node's.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
@@ -414,9 +414,11 @@ async def type_history(
 
     Those of erased patients are left out: a page may hold fewer than `count`.
     """
-    beyond = ""
+    beyond, latest = "", times.latest
     if after is not None:
         beyond = "and (v.last_updated, v.resource_id, v.version) < ($6, $7, $8)"
+        # The same once more, as the index can use it: a walk begins there.
+        latest = min(latest, after[0] + timedelta(milliseconds=1))
     rows = await tx.fetch(
         f"select {COLUMNS} from resource_versions v"
         f" where v.resource_type = $1 {_TIMES} {beyond}"
@@ -424,7 +426,7 @@ async def type_history(
         resource_type,
         times.since,
         times.earliest,
-        times.latest,
+        latest,
         count + 1,
         *(after or ()),
     )

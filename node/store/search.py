@@ -481,7 +481,9 @@ class _Sql:
         columns = [_column(one.key) for one in order]
         values = [self.bind(key) for key in keys]
         signs = ["<" if one.descending else ">" for one in order]
-        if len(set(signs)) == 1:
+        # Of two tables the planner would compare the row after reading them all.
+        of_one = all(one.key in _COLUMN for one in order)
+        if of_one and len(set(signs)) == 1:
             return f"({', '.join(columns)}) {signs[0]} ({', '.join(values)})"
         steps = []
         for end in range(len(order)):
