@@ -100,7 +100,7 @@ def _check(
     told = claims.get("aud")
     if audience not in (told if isinstance(told, list) else [told]):
         raise Unproven("aud")
-    expires_at = _time(claims, "exp")
+    expires_at = time_of(claims, "exp")
     if expires_at is None:
         raise Unproven("exp-missing")
     if expires_at <= now:
@@ -108,7 +108,7 @@ def _check(
     if expires_at > now + LONGEST + SKEW:
         raise Unproven("exp-too-far")
     for name in ("nbf", "iat"):
-        at = _time(claims, name)
+        at = time_of(claims, name)
         if at is not None and at > now + SKEW:
             raise Unproven(f"{name}-future")
     jti = claims.get("jti")
@@ -117,7 +117,8 @@ def _check(
     return Assertion(jti, expires_at)
 
 
-def _time(claims: Mapping[str, Any], name: str) -> datetime | None:
+def time_of(claims: Mapping[str, Any], name: str) -> datetime | None:
+    """Return a time that a token claims; None where it claims none."""
     value = claims.get(name)
     if value is None:
         return None

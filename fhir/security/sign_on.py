@@ -15,7 +15,7 @@ import secrets
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
@@ -27,7 +27,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
 from fhir.security import consent_page
-from fhir.security.assertions import TYPE, Keys, Unproven, decoded, fit_for
+from fhir.security.assertions import TYPE, Keys, Unproven, decoded, fit_for, time_of
 from fhir.security.consent_page import SIGN_ON_PATH
 from node.domain.access import Role
 from node.domain.audit import AuditEntry, Outcome
@@ -488,12 +488,12 @@ def check_claims(
         authorized != settings.client_id
     ):
         raise Unproven("azp")
-    expires_at, issued_at = _time(claims, "exp"), _time(claims, "iat")
+    expires_at, issued_at = time_of(claims, "exp"), time_of(claims, "iat")
     if expires_at is None or expires_at + SKEW <= now:
         raise Unproven("expired")
     if issued_at is None or issued_at > now + SKEW:
         raise Unproven("iat")
-    not_before = _time(claims, "nbf")
+    not_before = time_of(claims, "nbf")
     if not_before is not None and not_before > now + SKEW:
         raise Unproven("nbf")
     sent = claims.get("nonce")
@@ -530,15 +530,3 @@ def _claim(claims: Mapping[str, Any], name: str) -> Any:
             return None
         value = value.get(part)
     return value
-
-
-def _time(claims: Mapping[str, Any], name: str) -> datetime | None:
-    value = claims.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Unproven(name)
-    try:
-        return datetime.fromtimestamp(value, UTC)
-    except (ValueError, OverflowError, OSError):
-        raise Unproven(name) from None

@@ -162,25 +162,6 @@ async def find(tx: "Transaction", client_id: str) -> Client | None:
     return None if row is None else _client(row)
 
 
-async def is_shut(tx: "Transaction", caller_id: str) -> bool:
-    """Tell whether a caller (`Identity.user_id`) is a program or person that was shut.
-
-    What it left behind (subscriptions, exports) then ends. Who is neither was never
-    let in, and counts as shut.
-    """
-    try:
-        wanted = UUID(caller_id)
-    except ValueError:
-        return True
-    is_open = await tx.fetchval(
-        "select exists (select from clients where client_id = $1"
-        " and disabled_at is null) or exists (select from people where user_id = $1"
-        " and disabled_at is null)",
-        wanted,
-    )
-    return not is_open
-
-
 async def note_use(tx: "Transaction", client_id: UUID, *, now: datetime) -> None:
     """Write down that a program proved itself, at most once a minute."""
     await tx.execute(

@@ -1,7 +1,7 @@
 """A live node for FHIR tests: real HTTP, a real store, one drafted report."""
 
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -102,6 +102,23 @@ class Rig:
     @property
     def report_path(self) -> str:
         return f"/DiagnosticReport/{self.report_id}"
+
+    async def draft_more(self, numbers: Iterable[int]) -> None:
+        """Store a study of another patient for each number, and publish its draft."""
+        for number in numbers:
+            study_uid = f"2.25.300{number}"
+            await receive_study(
+                self.store,
+                make_patient(patient_id=f"MRN-{number}"),
+                study_uid=study_uid,
+                accession=f"A-{number}",
+            )
+            await publish_draft(
+                self.store,
+                self.settings,
+                study_uid=study_uid,
+                findings=make_findings("2"),
+            )
 
     async def ask(
         self,

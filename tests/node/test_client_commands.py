@@ -5,28 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer import Typer
 
 from node.client_commands import cli
 from node.domain.errors import NodeError
-from node.store.keys import create_root_key
 from tests.fhir.smart_rig import jwks
-
-Run = Callable[..., Result]
+from tests.node.conftest import Run
 
 
 @pytest.fixture
-def run(
-    new_database: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Run:
+def run(installed: Callable[[Typer], Run], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Return the command on an installation of its own."""
-    (tmp_path / "keys").mkdir()
-    create_root_key(tmp_path / "keys" / "root.key")
-    monkeypatch.setenv("SONONODE_DATA", str(tmp_path))
-    monkeypatch.setenv("SONONODE_DATABASE__URL", new_database())
     monkeypatch.setenv("SONONODE_FHIR__KEY_HOSTS", "his.test")
-    monkeypatch.setenv("COLUMNS", "200")
-    return lambda *words: CliRunner().invoke(cli, list(words))
+    return installed(cli)
 
 
 def test_a_program_is_registered_listed_given_other_keys_and_shut(

@@ -6,27 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer import Typer
 
 from node.domain.errors import NodeError
 from node.order_commands import cli
-from node.store.keys import create_root_key
 from tests.dicom_scp.web.test_orders import ORDER
-
-Run = Callable[..., Result]
+from tests.node.conftest import Run
 
 
 @pytest.fixture
-def run(
-    new_database: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Run:
+def run(installed: Callable[[Typer], Run]) -> Run:
     """Return the command on an installation of its own."""
-    (tmp_path / "keys").mkdir()
-    create_root_key(tmp_path / "keys" / "root.key")
-    monkeypatch.setenv("SONONODE_DATA", str(tmp_path))
-    monkeypatch.setenv("SONONODE_DATABASE__URL", new_database())
-    monkeypatch.setenv("COLUMNS", "200")
-    return lambda *words, **options: CliRunner().invoke(cli, list(words), **options)
+    return installed(cli)
 
 
 def test_an_order_is_added_listed_and_cancelled(run: Run) -> None:

@@ -3,33 +3,24 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer import Typer
 
 from node.command import read_settings, with_store
 from node.domain.errors import NodeError
 from node.reconcile_commands import cli
-from node.store.keys import create_root_key
 from node.store.store import Store
 from node.workflow.orders import match_study
+from tests.node.conftest import Run
 from tests.node.workflow.test_orders import OTHER, STEP, placed, received
 
 STUDY = "2.25.77"
-Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run(
-    new_database: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Run:
+def run(installed: Callable[[Typer], Run]) -> Run:
     """Return the command on an installation with one study of a mistyped number."""
-    (tmp_path / "keys").mkdir()
-    create_root_key(tmp_path / "keys" / "root.key")
-    monkeypatch.setenv("SONONODE_DATA", str(tmp_path))
-    monkeypatch.setenv("SONONODE_DATABASE__URL", new_database())
-    monkeypatch.setenv("COLUMNS", "200")
 
     async def fill(store: Store) -> None:
         await placed(store)
@@ -42,7 +33,7 @@ def run(
             await match_study(store, tx, STUDY)
 
     with_store(read_settings(), fill)
-    return lambda *words, **options: CliRunner().invoke(cli, list(words), **options)
+    return installed(cli)
 
 
 def test_a_study_is_listed_shown_and_linked_after_a_look(run: Run) -> None:

@@ -9,9 +9,8 @@ from fhirclient.models.observation import Observation
 from fhirclient.models.patient import Patient
 
 from node.domain.access import Role
-from tests.factories import make_findings, make_patient
 from tests.fhir.rest.test_rest import make_ehr_patient
-from tests.fhir.rig import Rig, publish_draft, receive_study
+from tests.fhir.rig import Rig
 
 
 def connect(rig: Rig, role: Role) -> Any:
@@ -22,19 +21,7 @@ def connect(rig: Rig, role: Role) -> Any:
 
 
 async def test_fhirclient_reads_searches_and_pages(rig: Rig) -> None:
-    for number in range(2, 9):
-        await receive_study(
-            rig.store,
-            make_patient(patient_id=f"MRN-{number}"),
-            study_uid=f"2.25.300{number}",
-            accession=f"A-{number}",
-        )
-        await publish_draft(
-            rig.store,
-            rig.settings,
-            study_uid=f"2.25.300{number}",
-            findings=make_findings("2"),
-        )
+    await rig.draft_more(range(2, 9))
 
     def work() -> None:
         smart = connect(rig, Role.EHR)

@@ -5,7 +5,7 @@ from typing import Any
 from node.domain.access import Role
 from node.domain.finding import Findings, NotRead
 from node.store import audit
-from tests.factories import make_findings, make_patient
+from tests.factories import make_patient
 from tests.fhir.rig import ACCESSION, Rig, publish_draft, receive_study
 
 MRN_TYPE = {
@@ -210,19 +210,7 @@ async def test_the_worklist_brings_patients_and_results_along(rig: Rig) -> None:
 
 
 async def test_pages_walk_over_everything_once_and_hide_the_query(rig: Rig) -> None:
-    for number in range(2, 8):
-        await receive_study(
-            rig.store,
-            make_patient(patient_id=f"MRN-{number}"),
-            study_uid=f"2.25.300{number}",
-            accession=f"A-{number}",
-        )
-        await publish_draft(
-            rig.store,
-            rig.settings,
-            study_uid=f"2.25.300{number}",
-            findings=make_findings("2"),
-        )
+    await rig.draft_more(range(2, 8))
     url: str | None = "/DiagnosticReport?_count=3&patient.name=zhang&_sort=date"
     seen, pages = [], 0
     while url:
