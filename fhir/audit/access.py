@@ -7,10 +7,14 @@ nobody; another value is kept blind: equal values look equal, and nobody reads t
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING
 
 from aiohttp import hdrs, web
 
+from fhir.conformance.rules import required_codes
+from fhir.conformance.terminology import VALUE_SETS
+from fhir.encoding.elements import elements_of
 from fhir.search.parameters import CONTROL, PARAMETERS, parameter
 from fhir.security.access import PERMITS
 from node.domain.audit import Noted
@@ -27,18 +31,23 @@ _WRITING = {
     hdrs.METH_DELETE: "delete",
 }
 _BLIND_CHARACTERS = 16
-_CODES = re.compile(r"[A-Za-z0-9:/.|_,+-]{0,200}")
-_DATES = re.compile(r"[a-z]{0,2}[0-9:.TZ+-]{4,35}")
+_DATES = re.compile(
+    r"[a-z]{0,2}\d{4}(-\d\d(-\d\d(T\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d)?)?)?)?"
+)
+_NUMBERS = re.compile(r"\d{1,4}")
 _REFERENCES = re.compile(
     r"(?:[A-Z][A-Za-z]+/)?(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d+(?:\.\d+){2,})"
 )
-# An auditor asks by ids and codes; nothing that she can ask by is a name.
-_AUDITED = {
-    "date": _DATES,
-    "patient": _REFERENCES,
-    **dict.fromkeys(("entity", "agent", "source"), _CODES),
-    **dict.fromkeys(("action", "type", "subtype", "outcome", "_id"), _CODES),
-}
+# What an auditor may ask by; nothing of it is a name, unless she types one.
+_AUDITED = frozenset(
+    {"date", "patient", "entity", "agent", "source"}
+    | {"action", "type", "subtype", "outcome"}
+)
+# Values of what shapes an answer, beside the names of types, parameters and elements.
+_SHAPING = frozenset(
+    {"true", "false", "none", "estimate", "accurate", "text", "data", "count"}
+    | {"json", "xml", "*"}
+)
 _MODIFIERS = frozenset({"", "not", "missing", "exact", "contains", "identifier"})
 
 
@@ -98,33 +107,60 @@ def _told_parameter(store: "Store", kind: str, name: str, value: str) -> str:
     if name == "_page":
         return "_page=~"
     if name in CONTROL:
-        return f"{name}={value if _CODES.fullmatch(value) else '~'}"
+        return f"{name}={value if _shapes(kind, value) else '~'}"
     bare, _, modifier = name.partition(":")
-    shape = _shape(kind, bare)
-    if shape is None or modifier not in _MODIFIERS:
+    if not _is_parameter(kind, bare) or modifier not in _MODIFIERS:
         first = bare.partition(".")[0]
-        known = kind in PARAMETERS and parameter(kind, first) is not None
-        told = f"{first}.~" if known and "." in bare else "~"
+        told = f"{first}.~" if "." in bare and _is_parameter(kind, first) else "~"
         return f"{told}=~{_blind(store, name, value)}"
-    if modifier != "identifier" and shape.fullmatch(value):
+    if modifier != "identifier" and _is_plain(value):
         return f"{name}={value}"
     return f"{name}=~{_blind(store, bare, value)}"
 
 
-def _shape(kind: str, name: str) -> re.Pattern[str] | None:
-    """Return how values look that identify nobody; None for an unknown parameter."""
+def _is_parameter(kind: str, name: str) -> bool:
     if kind == "AuditEvent":
-        return _AUDITED.get(name)
-    if name == "_id":
-        return _REFERENCES
-    if name == "_lastUpdated":
-        return _DATES
-    found = parameter(kind, name) if kind in PARAMETERS else None
-    if found is None:
-        return None
-    if found.identifying or found.kind == "string":
-        return re.compile("")
-    return {"reference": _REFERENCES, "date": _DATES}.get(found.kind, _CODES)
+        return name in _AUDITED or name == "_id"
+    return name in ("_id", "_lastUpdated") or (
+        kind in PARAMETERS and parameter(kind, name) is not None
+    )
+
+
+def _is_plain(value: str) -> bool:
+    """Tell whether a value identifies nobody, whatever it was meant for.
+
+    A caller can put a name where a code belongs: only what is known is plain.
+    """
+    return all(
+        _DATES.fullmatch(one)
+        or _REFERENCES.fullmatch(one)
+        or set(one.split("|")) <= _vocabulary()
+        for one in value.split(",")
+    )
+
+
+@cache
+def _vocabulary() -> frozenset[str]:
+    """Return the codes that R4 and the lexicon have, and the systems of the latter."""
+    listed = [code for held in VALUE_SETS.values() for code in held.codes]
+    ours = {word for code in listed for word in (code.system, code.code)}
+    return required_codes() | ours | {"", "true", "false"}
+
+
+def _shapes(kind: str, value: str) -> bool:
+    """Tell whether a value only names types, parameters, elements or how many."""
+    return all(
+        _NUMBERS.fullmatch(word) or word in _names(kind) or word in _SHAPING
+        for word in (part.removeprefix("-") for part in re.split("[,:]", value))
+    )
+
+
+@cache
+def _names(kind: str) -> frozenset[str]:
+    types = PERMITS.keys() & PARAMETERS.keys()
+    searched = {p.name for one in types for p in PARAMETERS[one]}
+    elements = elements_of(kind).keys() if kind in PERMITS else set()
+    return frozenset(types | searched | elements | {"_id", "_lastUpdated"})
 
 
 def _blind(store: "Store", name: str, value: str) -> str:

@@ -105,6 +105,11 @@ def _tables() -> tuple[Mapping[str, str], Mapping[str, frozenset[str]]]:
     return types, value_sets
 
 
+def required_codes() -> frozenset[str]:
+    """Return every code that some required binding of R4 allows."""
+    return frozenset().union(*_tables()[1].values())
+
+
 # --- writing the table --------------------------------------------------------------
 
 
