@@ -17,6 +17,7 @@ from fhir.content.publish import put, versioned, write_places
 from fhir.encoding.wire import Json, as_list, parse
 from fhir.settings import FhirSettings
 from fhir.subscriptions import events
+from node.domain import lexicon
 from node.domain.report import Report
 from node.store import moves, reports, resources, studies
 from node.store.moves import Move
@@ -103,6 +104,8 @@ def _silent(resource: Json) -> Json:
     kept["status"] = "entered-in-error"
     if kind == "Observation" and not as_list(kept.get("hasMember")):
         kept["dataAbsentReason"] = _NOT_SAID
+    if kind == "Observation" and "bodySite" in resource:
+        kept["bodySite"] = concepts.codeable(lexicon.BREAST)  # of neither side
     return kept
 
 
