@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fhir.content import concepts
 from fhir.encoding.wire import Json
 from fhir.security.access import PERMITS
 from node.domain.audit import AuditEntry, Outcome
@@ -26,6 +27,8 @@ from node.recording import UNKNOWN_ID
 from node.store.audit import Recorded
 
 BALP = "https://profiles.ihe.net/ITI/BALP"
+# The node's own words for acts.
+OWN_SYSTEM = f"{concepts.BASE}/CodeSystem/audit-action"
 _TERMINOLOGY = "http://terminology.hl7.org/CodeSystem"
 _JTI = "urn:ietf:params:oauth:jti:"
 _ID = re.compile(r"([1-9]\d{0,17})(?:-([1-9]\d{0,4}))?")
@@ -119,7 +122,7 @@ class Teller:
         if act.subtype is not None:
             told.append({"system": DCM, "code": act.subtype})
         own = {
-            "system": own_system(self.base_url),
+            "system": OWN_SYSTEM,
             "code": code_of(entry.action),
             "display": entry.action,
         }
@@ -198,11 +201,6 @@ def read_id(text: str) -> tuple[int, int] | None:
     """Return entry and place that an event's id names; place 0 for the only one."""
     match = _ID.fullmatch(text)
     return None if match is None else (int(match[1]), int(match[2] or 0))
-
-
-def own_system(base_url: str) -> str:
-    """Return the code system of the node's own words for acts."""
-    return f"{base_url}/CodeSystem/audit-action"
 
 
 def user_system(base_url: str) -> str:

@@ -18,7 +18,7 @@ from uuid import UUID
 from aiohttp import hdrs, web
 
 from fhir.audit.access import told_query
-from fhir.audit.events import Person, Teller, own_system, read_id, user_system
+from fhir.audit.events import OWN_SYSTEM, Person, Teller, read_id, user_system
 from fhir.encoding.formats import FORM, form, prefers
 from fhir.encoding.outcome import Issue, Refused, outcome
 from fhir.encoding.wire import Json, date_range
@@ -260,7 +260,7 @@ class AuditEvents:
         codes = {
             (INTERACTION, act.interaction),
             (DCM, act.subtype),
-            (own_system(self._base_url), code_of(action)),
+            (OWN_SYSTEM, code_of(action)),
         }
         return any(c == code and (not bar or s == system) for s, c in codes)
 
