@@ -59,6 +59,7 @@ from fhir.content.disowned import publish_disowned
 from fhir.content.documents import publish_document
 from fhir.content.links import publish_links
 from fhir.content.mapping import Systems
+from fhir.content.merged import publish_merge
 from fhir.content.older import publish_left_out
 from fhir.content.publish import (
     index_older,
@@ -130,6 +131,7 @@ from node.workflow.completion import (
 )
 from node.workflow.consent import PUBLISH_CONSENT
 from node.workflow.intake import settle_abandoned
+from node.workflow.merging import PUBLISH_MERGE
 from node.workflow.moving import FILE_ANEW, PUBLISH_DISOWNED
 from node.workflow.orders import PUBLISH_LINKS
 from node.workflow.reporting import ASSESS_SHADOW, PUBLISH_DOCUMENT
@@ -947,6 +949,7 @@ def _worker_handlers(
         PUBLISH_DOCUMENT: partial(publish_document, store, fhir_settings),
         PUBLISH_LINKS: partial(publish_links, store, fhir_settings),
         PUBLISH_DISOWNED: partial(publish_disowned, store, fhir_settings),
+        PUBLISH_MERGE: partial(publish_merge, store, fhir_settings),
         FILE_ANEW: partial(file_anew, store, system=settings.dicom.ae_title),
         "compare_report": partial(compare_report, store),
         "offer_binding": partial(offer_binding, store, fhir_settings, session),

@@ -17,6 +17,7 @@ from node.screen import console
 if TYPE_CHECKING:
     from node.domain.access import Identity
     from node.store.store import Store
+    from node.workflow.merging import BothRows
     from node.workflow.reconciliation import Comparison
 
 cli = typer.Typer(help="Studies without their order, or of the wrong patient.")
@@ -24,6 +25,8 @@ cli = typer.Typer(help="Studies without their order, or of the wrong patient.")
 _Study = Annotated[str, typer.Argument(metavar="STUDY", help="Study Instance UID.")]
 _Order = Annotated[UUID, typer.Argument(metavar="ORDER")]
 _Reason = Annotated[str, typer.Option(help="Why; kept sealed, and for ever.")]
+_Issuer = Annotated[str, typer.Option(help="Of the first, where two have it.")]
+_IssuerThatStands = Annotated[str, typer.Option(help="Of the second, likewise.")]
 _Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing: it was compared.")]
 
 
@@ -120,6 +123,106 @@ def move(
 
     _confirmed(study, act, yes)
     console.print(f"{study}: void, filed anew as {filed[0]}", highlight=False)
+
+
+@cli.command("merge")
+def merge(
+    gone: Annotated[str, typer.Argument(metavar="PATIENT-ID")],
+    stays: Annotated[str, typer.Argument(metavar="PATIENT-ID-THAT-STANDS")],
+    reason: _Reason,
+    issuer: _Issuer = "",
+    issuer_that_stands: _IssuerThatStands = "",
+    yes: _Yes = False,
+) -> None:
+    """Say that two rows are one woman, for whom the second stands from now on."""
+    from node.workflow.merging import merge_rows
+
+    numbers = ((gone, issuer), (stays, issuer_that_stands))
+    lost, kept = _both_confirmed(numbers, merge_rows, reason, yes)
+    console.print(f"{lost}: one woman with {kept}", highlight=False)
+
+
+@cli.command("unmerge")
+def unmerge(
+    gone: Annotated[str, typer.Argument(metavar="PATIENT-ID")],
+    stays: Annotated[str, typer.Argument(metavar="PATIENT-ID-THAT-STANDS")],
+    reason: _Reason,
+    issuer: _Issuer = "",
+    issuer_that_stands: _IssuerThatStands = "",
+    yes: _Yes = False,
+) -> None:
+    """Say that the two rows of a merge are two women: each stands for itself again."""
+    from node.workflow.merging import take_apart
+
+    numbers = ((gone, issuer), (stays, issuer_that_stands))
+    lost, kept = _both_confirmed(numbers, take_apart, reason, yes)
+    console.print(f"{lost}: apart from {kept}", highlight=False)
+
+
+@cli.command("different")
+def different(
+    one: Annotated[str, typer.Argument(metavar="PATIENT-ID")],
+    other: Annotated[str, typer.Argument(metavar="PATIENT-ID")],
+    reason: _Reason,
+    issuer: _Issuer = "",
+    issuer_that_stands: _IssuerThatStands = "",
+    yes: _Yes = False,
+) -> None:
+    """Say that two rows are two women: they are never suggested as one again."""
+    from node.workflow.merging import keep_apart
+
+    numbers = ((one, issuer), (other, issuer_that_stands))
+    told = _both_confirmed(numbers, keep_apart, reason, yes)
+    console.print(f"{told[0]} and {told[1]}: two women", highlight=False)
+
+
+def _both_confirmed(
+    numbers: tuple[tuple[str, str], tuple[str, str]],
+    act: Callable[..., Awaitable[None]],
+    reason: str,
+    yes: bool,
+) -> tuple[UUID, UUID]:
+    """Show two rows, ask, and act on exactly what was shown; return their ids."""
+    from node.workflow.merging import compare_rows
+
+    async def look(store: "Store") -> tuple[UUID, UUID, "BothRows"]:
+        lost, kept = [await _the_one(store, *told) for told in numbers]
+        async with store.db.transaction() as tx:
+            return lost, kept, await compare_rows(store, tx, lost, kept)
+
+    settings = read_settings()
+    lost, kept, shown = with_store(settings, look)
+    for row in (shown.one, shown.other):
+        console.print(
+            f"patient {row.identity.patient_id} ({row.identity.issuer or 'no issuer'}):"
+            f" {row.studies} studies, {row.patient_id}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(
+        f"different: {', '.join(shown.differs) or 'nothing'}", highlight=False
+    )
+    if not yes:
+        typer.confirm("Is this what you mean?", abort=True)
+
+    async def do(store: "Store") -> None:
+        await act(
+            store, lost, kept, identity=_operator(), reason=reason, seen=shown.seen
+        )
+
+    with_store(settings, do)
+    return lost, kept
+
+
+async def _the_one(store: "Store", number: str, issuer: str) -> UUID:
+    from node.workflow.moving import find_patients
+
+    found = await find_patients(store, _operator(), number)
+    right = [one for one, told in found if not issuer or told.issuer == issuer]
+    if len(right) != 1:
+        told = "several patients have" if right else "nobody has"
+        raise NodeError(f"{told} the number {number}", ErrorKind.NOT_FOUND)
+    return right[0]
 
 
 def _confirmed(

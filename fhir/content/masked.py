@@ -53,6 +53,15 @@ def _patient(resource: Json, today: date) -> Json:
         masked["telecom"] = phones
     if "gender" in resource:
         masked["gender"] = resource["gender"]
+    if "active" in resource:
+        masked["active"] = resource["active"]
+    links = [
+        {"other": {"reference": told}, "type": link.get("type")}
+        for link in as_list(resource.get("link"))
+        if (told := link.get("other", {}).get("reference"))
+    ]
+    if links:
+        masked["link"] = links
     if "birthDate" in resource:
         reason = {"url": concepts.DATA_ABSENT, "valueCode": "masked"}
         masked["_birthDate"] = {"extension": [reason]}

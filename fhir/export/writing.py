@@ -27,7 +27,7 @@ from fhir.settings import FhirSettings
 from node.domain.access import Identity
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.scopes import Scopes, read_scopes
-from node.store import clients, exports, resources
+from node.store import clients, exports, merges, resources, search
 from node.store.exports import Export, File, Output, Slice
 from node.store.jobs import Postponed
 from node.store.resources import Stored
@@ -267,6 +267,9 @@ class _Writing:
             if name == kind
         ]
         criteria = _criteria(self._caller, kind, filters)
+        async with self._store.db.connection() as tx:
+            criteria = await search.of_one_woman(tx, self._store, criteria, kind)
+            patients = await _ids(tx, self._request.patients)
         while self._has_room(lines):
             wanted = Slice(
                 kind,
@@ -275,7 +278,7 @@ class _Writing:
                 criteria,
                 self._request.since,
                 self._request.of_patients,
-                _ids(self._request.patients),
+                patients,
             )
             async with self._store.db.connection() as tx:
                 rows = await exports.page(tx, self._store, wanted, self._size.page)
@@ -338,17 +341,20 @@ def _criteria(
     return (*opened, AnyOf(tuple(filters))) if filters else opened
 
 
-def _ids(patients: tuple[str, ...] | None) -> tuple[UUID, ...] | None:
-    """Return the ids that patients of this node can have; others are nobody here."""
+async def _ids(
+    tx: "Transaction", patients: tuple[str, ...] | None
+) -> tuple[UUID, ...] | None:
+    """Return every row of some patients; ids that none can have are nobody here."""
     if patients is None:
         return None
+    others = await merges.named_with(tx, patients)
     found = []
-    for one in patients:
+    for one in (*patients, *(other for rows in others.values() for other in rows)):
         try:
             found.append(UUID(one))
         except ValueError:
             continue
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
 
 
 def _erasure(name: str) -> Json:

@@ -6,6 +6,7 @@ from urllib.parse import parse_qsl, urlencode
 from uuid import UUID, uuid4
 
 from fhir.content.masked import is_masked
+from fhir.content.merged import KEPT_AS_IS, heed_links
 from fhir.content.orders import place_service_request
 from fhir.content.reading import read_patient
 from fhir.encoding.outcome import Issue, Refused
@@ -18,7 +19,7 @@ from fhir.subscriptions import events, requests
 from node.domain.access import Identity
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
-from node.store import audit, resources, search, studies
+from node.store import audit, merges, resources, search, studies
 from node.store.database import limited
 from node.store.resources import Stored
 from node.store.search import Query
@@ -115,6 +116,7 @@ class Clerk:
 
     async def _create_patient(self, resource: Json) -> Stored:
         told = read_patient(resource, self._settings.systems)
+        await self._wait_for_merges(resource)
         patient_id = await studies.upsert_patient(
             self.tx, self._store, told, at=self._store.clock(), replace=True
         )
@@ -126,7 +128,21 @@ class Clerk:
                 "Patient.identifier",
             )
             raise Refused([issue], 409, ErrorKind.CONFLICT)
+        resource = await self._with_links(resource, patient_id)
         return await self._write(resource, str(patient_id), patient_id, expected=0)
+
+    async def _wait_for_merges(self, resource: Json) -> None:
+        """Let who merges now end first: she could wait for a row that is held here."""
+        if "link" in resource:
+            await merges.take_turn(self.tx)
+
+    async def _with_links(self, resource: Json, patient_id: UUID) -> Json:
+        kept = await heed_links(
+            self.tx, self._store, resource, patient_id, self._identity
+        )
+        if kept != resource:
+            self._notes.append(KEPT_AS_IS)
+        return kept
 
     async def _create_order(self, resource: Json) -> Stored:
         patient_id, order_id = await self._patient_of(resource), str(uuid4())
@@ -167,6 +183,8 @@ class Clerk:
         kind, resource_id = resource["resourceType"], resource["id"]
         if kind == "Subscription":
             await self._audit(kind, resource_id, new=False)
+        if kind == "Patient":
+            await self._wait_for_merges(resource)
         current = await resources.lock(self.tx, kind, resource_id)
         if current == 0:
             raise NodeError(f"{kind}/{resource_id} is not known", ErrorKind.NOT_FOUND)
@@ -175,6 +193,7 @@ class Clerk:
         patient_id: UUID | None = None
         if kind == "Patient":
             patient_id = await self._update_identity(resource)
+            resource = await self._with_links(resource, patient_id)
         elif kind == "ServiceRequest":
             patient_id = await self._patient_of(resource)
             await self._place(resource, resource_id, patient_id)

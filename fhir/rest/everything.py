@@ -26,7 +26,7 @@ from fhir.security.access import PERMITS, Interaction, may_read
 from fhir.security.scoping import sees
 from fhir.settings import FhirSettings
 from node.domain.errors import ErrorKind, NodeError
-from node.store import resources, search
+from node.store import merges, resources, search
 from node.store.database import limited
 from node.store.resources import NEVER
 from node.store.search import Belonging
@@ -133,7 +133,7 @@ class Everything:
         matches, following = await search.of_patient(
             tx,
             self._store,
-            UUID(patient.resource_id),
+            sorted(await merges.rows_of(tx, UUID(patient.resource_id))),
             page.wanted,
             types=page.types,
             after=page.after,

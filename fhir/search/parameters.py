@@ -29,7 +29,7 @@ Kind = Literal["token", "reference", "date", "string", "uri"]
 NAME_PREFIX_LENGTH = 16
 # One more whenever `index_of` finds something else: the worker then indexes anew
 # what was stored before.
-INDEX_VERSION = 3
+INDEX_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
         Parameter("family", "string", "name.family", identifying=True),
         Parameter("given", "string", "name.given", identifying=True),
         Parameter("gender", "token", "gender"),
+        Parameter("active", "token", "active"),
+        Parameter("link", "reference", "link.other", ("Patient",)),
         Parameter(
             "organization", "reference", "managingOrganization", ("Organization",)
         ),

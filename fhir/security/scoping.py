@@ -48,8 +48,8 @@ def narrowing(identity: Identity, kind: str, letter: str) -> tuple[Criterion, ..
     alternatives = identity.scopes.alternatives(kind, letter)
     if any(not scope.narrowed for scope in alternatives):
         return ()
-    patient_id = identity.scopes.patient_id
-    return (AnyOf(tuple(_criteria(scope, kind, patient_id) for scope in alternatives)),)
+    patients = identity.scopes.patients
+    return (AnyOf(tuple(_criteria(scope, kind, patients) for scope in alternatives)),)
 
 
 def require_criteria(identity: Identity, criteria: "tuple[Criterion, ...]") -> None:
@@ -84,15 +84,15 @@ def sees(identity: Identity, stored: Stored, letter: str = "r") -> bool:
     if not alternatives:
         return False
     index = index_of(parse(stored.body))
-    patient_id = identity.scopes.patient_id
+    patients = identity.scopes.patients
     return any(
-        _is_hers(scope, stored, patient_id)
-        and meets(stored, index, _criteria(scope, kind, patient_id))
+        _is_hers(scope, stored, patients)
+        and meets(stored, index, _criteria(scope, kind, patients))
         for scope in alternatives
     )
 
 
-def _is_hers(scope: Scope, stored: Stored, patient_id: str | None) -> bool:
+def _is_hers(scope: Scope, stored: Stored, patients: tuple[str, ...]) -> bool:
     """Tell whether a patient's token may show what a body says of her.
 
     A report of another woman that was filed under her names her in every version,
@@ -100,7 +100,7 @@ def _is_hers(scope: Scope, stored: Stored, patient_id: str | None) -> bool:
     """
     owner = stored.patient_id
     narrow = scope.context is Context.PATIENT and owner is not None
-    return not narrow or str(owner) == patient_id
+    return not narrow or str(owner) in patients
 
 
 def _has_patient(kind: str) -> bool:
@@ -109,7 +109,9 @@ def _has_patient(kind: str) -> bool:
     )
 
 
-def _criteria(scope: Scope, kind: str, patient_id: str | None) -> tuple[Criterion, ...]:
+def _criteria(
+    scope: Scope, kind: str, patients: tuple[str, ...]
+) -> tuple[Criterion, ...]:
     """Return what a resource must meet to be opened by a narrowed scope."""
     criteria = [
         criterion(kind, name, value, sees_identity=False)
@@ -117,9 +119,10 @@ def _criteria(scope: Scope, kind: str, patient_id: str | None) -> tuple[Criterio
     ]
     if scope.context is Context.PATIENT:
         if kind == "Patient":
-            criteria.append(IdIs((patient_id or "",)))
+            criteria.append(IdIs(patients))
         elif _has_patient(kind):
-            criteria.append(RefersTo("patient", (("Patient", patient_id or ""),)))
+            hers = tuple(("Patient", one) for one in patients)
+            criteria.append(RefersTo("patient", hers))
         else:
             criteria.append(IdIs(()))
     return tuple(criteria)

@@ -39,7 +39,7 @@ def caller_of(owner: Owner) -> Identity:
         PERMITS,
         lambda kind, letter: permits(roles, kind, letter),
     )
-    scopes = Scopes(left, owner.patient_id)
+    scopes = Scopes(left, owner.patient_id, owner.also)
     return Identity(owner.user_id, owner.roles, "", scopes=scopes)
 
 

@@ -20,7 +20,7 @@ from fhir.subscriptions.topics import Indexed, Topic
 from node.domain.disclosure import patient_report
 from node.domain.errors import NodeError
 from node.domain.report import Report
-from node.store import reports, resources, studies, subscriptions
+from node.store import reports, resources, search, studies, subscriptions
 from node.store.resources import Index
 from node.store.subscriptions import Occurrence, Subscription
 
@@ -115,7 +115,7 @@ async def _told_of(
         one.subscription_id
         for one in waiting
         if one.topic in fired
-        and _wanted(one, topics[one.topic], now)
+        and await _wanted(tx, store, one, topics[one.topic], now)
         and may_hear(one.owner, topics[one.topic], focus, stored.body)
     ]
     occurrence = Occurrence(
@@ -124,15 +124,21 @@ async def _told_of(
     return occurrence, subscribers
 
 
-def _wanted(subscription: Subscription, topic: Topic, now: Indexed) -> bool:
+async def _wanted(
+    tx: "Transaction",
+    store: "Store",
+    subscription: Subscription,
+    topic: Topic,
+    now: Indexed,
+) -> bool:
     try:
-        asked = [topic.filter(text) for text in subscription.filters]
+        asked = tuple([topic.filter(text) for text in subscription.filters])
     except NodeError:  # the topic's file no longer offers it: nobody signs less for it
         log.warning(
             "subscription.filter_gone", subscription=str(subscription.subscription_id)
         )
         return False
-    return meets(*now, asked)
+    return meets(*now, await search.of_one_woman(tx, store, asked, topic.kind))
 
 
 async def _owed_patients_view(

@@ -90,10 +90,19 @@ def read_scopes(text: str) -> tuple[Scope, ...]:
 
 @dataclass(frozen=True)
 class Scopes:
-    """What one token opens; `patient_id` is the patient of `patient/` scopes."""
+    """What one token opens; `patient_id` is the patient of `patient/` scopes.
+
+    `also` are the other rows that stand for her at this moment.
+    """
 
     granted: tuple[Scope, ...]
     patient_id: str | None = None
+    also: tuple[str, ...] = ()
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        """Return every id of the patient whom `patient/` scopes open."""
+        return (self.patient_id or "", *self.also)
 
     def __str__(self) -> str:
         """Return them as the token response lists them."""

@@ -15,6 +15,7 @@ from uuid import UUID
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.outcome import CaseOutcome, Method, RecordedOutcome
 from node.domain.report import Report
+from node.store import merges
 
 if TYPE_CHECKING:
     import asyncpg
@@ -115,7 +116,7 @@ async def similar(
         _BY_INDEX if kind == "vector" else _ONE_BY_ONE,
         own["vector"],
         own["model_sha"],
-        own["patient_id"],
+        list(await merges.rows_of(tx, own["patient_id"])),
         _CANDIDATES,
     )
     nearest: dict[UUID, asyncpg.Record] = {}
@@ -131,7 +132,7 @@ _BY_INDEX = """
 select case_id, report_id, tracking_uid, patient_id,
        1 - (vector <=> $1::text::vector) as similarity
 from lesion_vector
-where confirmed and model_sha = $2 and patient_id <> $3
+where confirmed and model_sha = $2 and patient_id <> all($3::uuid[])
 order by vector <=> $1::text::vector limit $4
 """
 
@@ -140,7 +141,7 @@ _ONE_BY_ONE = f"""
 select case_id, report_id, tracking_uid, patient_id, similarity
 from (
     select * from lesion_vector
-    where confirmed and model_sha = $2 and patient_id <> $3
+    where confirmed and model_sha = $2 and patient_id <> all($3::uuid[])
     order by written_at desc limit {SCANNED_WITHOUT_INDEX}
 ) as newest,
 lateral (

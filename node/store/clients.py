@@ -382,7 +382,9 @@ async def find_token(tx: "Transaction", token: str, *, now: datetime) -> Grant |
     """Return what stands behind a token; None when it is not, or no longer, valid."""
     row = await tx.fetchrow(
         "select t.*, c.name, c.roles as client_roles, p.display, p.roles,"
-        " p.practitioner_id from client_tokens t join clients c using (client_id)"
+        " p.practitioner_id, (select array_agg(other) from patient_rows r"
+        "  where r.patient_id = t.patient_id) as also"
+        " from client_tokens t join clients c using (client_id)"
         " left join people p using (user_id)"
         " where token_hash = $1 and expires_at > $2 and c.disabled_at is null"
         " and p.disabled_at is null",
@@ -391,7 +393,9 @@ async def find_token(tx: "Transaction", token: str, *, now: datetime) -> Grant |
     )
     if row is None:
         return None
-    scopes = Scopes(read_scopes(row["scopes"]), row["patient_id"])
+    scopes = Scopes(
+        read_scopes(row["scopes"]), row["patient_id"], tuple(row["also"] or ())
+    )
     own = row["user_id"] is None
     identity = Identity(
         str(row["client_id"] if own else row["user_id"]),

@@ -1,4 +1,4 @@
-"""Rows of patients that may stand for one woman: found by blind traits, never merged.
+"""Rows of patients that may stand for one woman: found by blind traits, not merged.
 
 Two systems that number their patients apart make two rows of one woman. What they share
 is a trait: the number, whoever gave it, or the name with the birth date. Pairs are kept
@@ -79,7 +79,10 @@ async def note(
 
 
 async def pairs(tx: "Transaction", *, limit: int) -> list[Pair]:
-    """Return patients who may be one, those who share most first; no erased ones."""
+    """Return patients who may be one, those who share most first; no erased ones.
+
+    Left out is of whom somebody has said that they are one, or are not.
+    """
     rows = await tx.fetch(
         "select one, other, array_agg(p.kind order by p.kind) as kinds"
         " from patient_pairs p"
@@ -87,6 +90,11 @@ async def pairs(tx: "Transaction", *, limit: int) -> list[Pair]:
         "  and k.wrapped is not null"
         " join data_keys o on o.domain = 'patient' and o.subject = p.other"
         "  and o.wrapped is not null"
+        " where not exists (select from patient_rows r"
+        "  where r.patient_id = p.one::text and r.other = p.other::text)"
+        " and coalesce((select verdict from patient_decisions d"
+        "  where least(d.lost, d.kept) = p.one and greatest(d.lost, d.kept) = p.other"
+        "  order by d.sequence desc limit 1), '') <> 'different'"
         " group by one, other order by count(*) desc, one, other limit $1",
         limit,
     )

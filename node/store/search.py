@@ -11,11 +11,12 @@ the first, and what is written in between neither shifts nor repeats anything.
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
+from node.store import merges
 from node.store.opened import OpenedBodies, load
 from node.store.resources import NEVER, Stored, blind
 
@@ -29,6 +30,9 @@ LAST_UPDATED = "_lastUpdated"
 # "happened", "updated", "id", or the name of a date that every resource of the type
 # has in the index.
 SortKey = str
+# By these a resource is a woman's; others tell one row of hers from another.
+_HERS = ("patient", "subject")
+_PATIENT, _OF_PATIENTS = "Patient", (None, "Patient")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z_:-]{0,63}")
 # How far one search looks for its number of matches before it estimates.
 _COUNTED = 1000
@@ -176,6 +180,7 @@ async def search(
     Resources of erased patients are left out. `bodies` saves opening what was
     opened before; never give it within a transaction that writes.
     """
+    query = await _of_one_woman(tx, store, query)
     sql = await _planned(tx, store, query)
     where = sql.where(query)
     backward = query.beside is not None and query.beside.backward
@@ -241,6 +246,7 @@ def condition(store: "Store", criteria: Sequence[Criterion]) -> tuple[str, list[
 
 async def count(tx: "Transaction", store: "Store", query: Query) -> int:
     """Return how many resources meet the criteria of `query`."""
+    query = await _of_one_woman(tx, store, query)
     sql = await _planned(tx, store, query)
     where = sql.where(query)
     number = await tx.fetchval(
@@ -252,6 +258,7 @@ async def count(tx: "Transaction", store: "Store", query: Query) -> int:
 
 async def estimate(tx: "Transaction", store: "Store", query: Query) -> int:
     """Return about how many resources meet the criteria; exact while they are few."""
+    query = await _of_one_woman(tx, store, query)
     sql = await _planned(tx, store, query)
     where = sql.where(query)
     found = await tx.fetchval(
@@ -311,6 +318,9 @@ async def referring(
     bodies: OpenedBodies | None = None,
 ) -> list[Stored]:
     """Return up to `limit` resources that refer to one of `ids` (_revinclude)."""
+    if target_type == _PATIENT and parameter in _HERS:
+        rows_of = await merges.named_with(tx, ids)
+        ids = [*ids, *(one for others in rows_of.values() for one in others)]
     rows = await tx.fetch(
         "select r.resource_type, r.resource_id, r.version"
         " from (select distinct x.resource_type, x.resource_id"
@@ -342,7 +352,7 @@ class Belonging:
 async def of_patient(
     tx: "Transaction",
     store: "Store",
-    patient_id: UUID,
+    patient_ids: Sequence[UUID],
     wanted: Belonging,
     *,
     types: Sequence[str],
@@ -352,11 +362,11 @@ async def of_patient(
 ) -> tuple[list[Stored], tuple[str, str] | None]:
     """Return a page of all that belongs to a patient, and after what the next begins.
 
-    The Patient comes first, then type by type.
+    The Patient comes first, every row of her, then type by type.
     """
     rows = await tx.fetch(
         "select r.resource_type, r.resource_id, r.version from resources r"
-        " where r.patient_id = $1 and r.resource_type = any($2)"
+        " where r.patient_id = any($1) and r.resource_type = any($2)"
         " and r.last_updated >= $3"
         " and (r.sort_date = $4 or r.sort_date >= $5 and r.sort_date < $6)"
         " and ($7::text is null or"
@@ -364,7 +374,7 @@ async def of_patient(
         " > ($7 <> 'Patient', $7, $8::text))"
         " order by r.resource_type <> 'Patient', r.resource_type, r.resource_id"
         " limit $9",
-        patient_id,
+        list(patient_ids),
         list(types),
         wanted.since,
         NEVER,
@@ -618,6 +628,97 @@ class _Sql:
             if f"{{{name}}}" in template:
                 names[name] = self.bind(value)
         return template.format(**names)
+
+
+async def _of_one_woman(tx: "Transaction", store: "Store", query: Query) -> Query:
+    """Return a query that finds what belongs to any row of the women it asks for."""
+    criteria = await of_one_woman(tx, store, query.criteria, query.resource_type)
+    return query if criteria == query.criteria else replace(query, criteria=criteria)
+
+
+async def of_one_woman(
+    tx: "Transaction",
+    store: "Store",
+    criteria: tuple[Criterion, ...],
+    resource_type: str = "",
+) -> tuple[Criterion, ...]:
+    """Return criteria that are met through every row of a woman who was merged.
+
+    Who asks for what refers to one of her rows, by id or by what that row holds, finds
+    what refers to the others. A Patient is found by what it says itself, and leads to
+    the other rows by its links. Nothing changes while nobody was merged.
+    """
+    if not _through_patients(criteria):
+        return criteria
+    if not await tx.fetchval("select exists (select from patient_rows)"):
+        return criteria
+    return tuple([await _widened(tx, store, c, resource_type) for c in criteria])
+
+
+def _through_patients(criteria: Sequence[Criterion]) -> bool:
+    """Tell whether any criterion could ask for a patient."""
+    for asked in criteria:
+        if isinstance(asked, Chained | ReferredBy):
+            return True
+        if isinstance(asked, RefersTo):
+            of_hers = asked.parameter in _HERS
+            if of_hers and any(kind in _OF_PATIENTS for kind, _ in asked.targets):
+                return True
+        elif isinstance(asked, AnyOf) and any(
+            map(_through_patients, asked.alternatives)
+        ):
+            return True
+    return False
+
+
+async def _widened(
+    tx: "Transaction", store: "Store", asked: Criterion, resource_type: str
+) -> Criterion:
+    match asked:
+        case RefersTo(parameter, targets) if parameter in _HERS:
+            ids = [one for kind, one in targets if kind in _OF_PATIENTS]
+            others = await merges.named_with(tx, ids)
+            more = [(kind, o) for kind, i in targets for o in others.get(i, ())]
+            return RefersTo(parameter, tuple(dict.fromkeys((*targets, *more))))
+        case Chained(parameter, target_type, inner):
+            inner = await _widened(tx, store, inner, target_type)
+            asked = Chained(parameter, target_type, inner)
+            if target_type != _PATIENT or parameter not in _HERS:
+                return asked
+            hers = tuple((_PATIENT, one) for one in await _others(tx, store, inner))
+            return _either(asked, RefersTo(parameter, hers)) if hers else asked
+        case ReferredBy(source_type, parameter, inner):
+            inner = await _widened(tx, store, inner, source_type)
+            asked = ReferredBy(source_type, parameter, inner)
+            if resource_type != _PATIENT or parameter not in _HERS:
+                return asked
+            found = await _others(tx, store, asked)
+            return _either(asked, IdIs(found)) if found else asked
+        case AnyOf(alternatives):
+            told = [
+                tuple([await _widened(tx, store, c, resource_type) for c in together])
+                for together in alternatives
+            ]
+            return AnyOf(tuple(told))
+    return asked
+
+
+def _either(one: Criterion, other: Criterion) -> AnyOf:
+    return AnyOf(((one,), (other,)))
+
+
+async def _others(
+    tx: "Transaction", store: "Store", asked: Criterion
+) -> tuple[str, ...]:
+    """Return the other rows of the women, among those merged, who meet a criterion."""
+    sql = _Sql(store, _PATIENT)
+    rows = await tx.fetch(
+        "select distinct h.other from patient_rows h join resources r"
+        f" on r.resource_type = {_constant(_PATIENT)} and r.resource_id = h.patient_id"
+        f" where {sql.clause(asked, 'r')} order by 1",
+        *sql.arguments,
+    )
+    return tuple(row["other"] for row in rows)
 
 
 async def _planned(tx: "Transaction", store: "Store", query: Query) -> _Sql:

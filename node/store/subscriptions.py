@@ -43,8 +43,8 @@ class Owner:
     """Who subscribed: what the token opened, and what is left of its rights now.
 
     `scopes` is None for a session; `registered` are the scopes of the program today.
-    `shut` tells that program or person may not come in any more. The node's own
-    subscription has no owner.
+    `shut` tells that program or person may not come in any more, `also` which other
+    rows are its patient today. The node's own subscription has no owner.
     """
 
     user_id: str
@@ -54,6 +54,7 @@ class Owner:
     roles: frozenset[Role] = frozenset()
     registered: str | None = None
     shut: bool = False
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,9 @@ class Waiting:
 
 _SELECT = """
 select s.*, c.scopes as registered, c.roles as client_roles, p.roles as person_roles,
-       (c.disabled_at is not null or p.disabled_at is not null) as shut
+       (c.disabled_at is not null or p.disabled_at is not null) as shut,
+       (select array_agg(other) from patient_rows r
+        where r.patient_id = s.scope_patient_id) as also
 from subscriptions s left join clients c using (client_id)
 left join people p on p.user_id::text = s.owner
 """
@@ -621,6 +624,7 @@ def _owner(row: Any) -> Owner | None:
         frozenset(Role(role) for role in roles),
         row["registered"],
         bool(row["shut"]),
+        tuple(row["also"] or ()),
     )
 
 

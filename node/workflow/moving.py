@@ -17,7 +17,7 @@ from node.domain.errors import ErrorKind, NodeError
 from node.domain.order import OrderStatus
 from node.domain.report import Author, AuthorKind
 from node.domain.study import PatientIdentity, StudyStatus
-from node.store import audit, moves, orders, studies
+from node.store import audit, merges, moves, orders, studies
 from node.store.moves import Move
 from node.workflow.reconciliation import (
     check_reason,
@@ -146,7 +146,7 @@ async def _require_fit(
             "this has changed since you looked: compare both sides again",
             ErrorKind.CONFLICT,
         )
-    if patient_id == shown.study.patient_id:
+    if patient_id in await merges.rows_of(tx, shown.study.patient_id):
         raise NodeError(
             "the study is this patient's", ErrorKind.RULE, expression="patient_id"
         )

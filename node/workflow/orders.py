@@ -19,7 +19,7 @@ from node.domain.order import (
     is_somebody_else,
 )
 from node.domain.study import Origin, PatientIdentity
-from node.store import audit, moves, orders, studies
+from node.store import audit, merges, moves, orders, studies
 from node.store.orders import ListedOrder, NamedBy, StudyOrder, Unmatched, Verdict
 
 if TYPE_CHECKING:
@@ -210,8 +210,9 @@ async def _require_own_accession(
     number = placement.step.accession_number
     if not number:
         return
+    hers = await merges.rows_of(tx, placement.patient_id)
     for other in await orders.of_accession(tx, store, number):
-        taken = other.patient_id != placement.patient_id
+        taken = other.patient_id not in hers
         if other.status is OrderStatus.CANCELLED:
             continue
         if taken or other.source is not placement.source:
@@ -319,8 +320,9 @@ async def match_study(
         store, tx, study_instance_uid=study_instance_uid, named=named
     )
     hers = await studies.patient(tx, store, study.patient_id)
+    rows = await merges.rows_of(tx, study.patient_id)
     if not matches:
-        matches = await _by_placer(store, tx, study.patient_id, hers, named)
+        matches = await _by_placer(store, tx, rows, hers, named)
     decided = await orders.decisions(tx, study_instance_uid)
     matches = await _as_decided(store, tx, matches, decided)
     known = [listed.order.order_id for listed, _ in matches]
@@ -328,8 +330,7 @@ async def match_study(
     new = []
     for listed, how in matches:
         order = listed.order
-        same = order.patient_id == study.patient_id
-        agrees = same or is_same_patient(listed.identity, hers)
+        agrees = order.patient_id in rows or is_same_patient(listed.identity, hers)
         if await orders.link(
             tx,
             study_instance_uid,
@@ -352,7 +353,7 @@ async def match_study(
 async def _by_placer(
     store: "Store",
     tx: "Transaction",
-    patient_id: UUID,
+    rows: frozenset[UUID],
     hers: PatientIdentity,
     named: Sequence[RequestIds],
 ) -> list[tuple[ListedOrder, NamedBy]]:
@@ -364,21 +365,26 @@ async def _by_placer(
     told = {one.placer_order_number for one in named}
     told |= {one.accession_number for one in named}
     told.discard("")
-    if not told or not hers.patient_id.strip():
+    if not told:
         return []
-    query = orders.OrderQuery(
-        statuses=frozenset(OrderStatus), patient_id=hers.patient_id
-    )
-    found = await orders.search(tx, store, query, limit=100)
+    found: list[ListedOrder] = []
+    for number in sorted(await numbers_of(store, tx, rows)):
+        query = orders.OrderQuery(statuses=frozenset(OrderStatus), patient_id=number)
+        found += await orders.search(tx, store, query, limit=100)
     return [
         (listed, NamedBy.REQUEST)
         for listed in found
         if listed.order.step.placer_order_number in told
-        and (
-            listed.order.patient_id == patient_id
-            or is_same_patient(listed.identity, hers)
-        )
+        and (listed.order.patient_id in rows or is_same_patient(listed.identity, hers))
     ]
+
+
+async def numbers_of(
+    store: "Store", tx: "Transaction", rows: Iterable[UUID]
+) -> set[str]:
+    """Return the Patient IDs of rows; one without any is found by none."""
+    told = [(await studies.patient(tx, store, row)).patient_id for row in rows]
+    return {number for number in told if number.strip()}
 
 
 async def _as_decided(

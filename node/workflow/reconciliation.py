@@ -22,6 +22,7 @@ from node.domain.study import PatientIdentity, StudyRecord
 from node.store import (
     audit,
     likeness,
+    merges,
     moves,
     orders,
     reports,
@@ -29,7 +30,12 @@ from node.store import (
     unmatched,
 )
 from node.store.orders import ListedOrder, NamedBy, OrderQuery, Unmatched, Verdict
-from node.workflow.orders import is_same_patient, match_study, publish_links_later
+from node.workflow.orders import (
+    is_same_patient,
+    match_study,
+    numbers_of,
+    publish_links_later,
+)
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
@@ -237,19 +243,19 @@ async def _candidates(
         listed = await orders.find(tx, store, order_id)
         if listed is not None:
             found[order_id] = listed
-    for query in _queries(patient, detail):
+    rows = await merges.rows_of(tx, study.patient_id)
+    numbers = await numbers_of(store, tx, rows)
+    for query in _queries(numbers, detail):
         for listed in await orders.search(tx, store, query, limit=_CANDIDATES):
             found.setdefault(listed.order.order_id, listed)
     return tuple(
-        _candidate(study, patient, listed, linked.get(order_id), decided.get(order_id))
+        _candidate(rows, patient, listed, linked.get(order_id), decided.get(order_id))
         for order_id, listed in found.items()
     )
 
 
-def _queries(patient: PatientIdentity, detail: studies.StudyDetail) -> list[OrderQuery]:
-    queries = []
-    if patient.patient_id.strip():
-        queries.append(OrderQuery(statuses=_EVERY, patient_id=patient.patient_id))
+def _queries(numbers: set[str], detail: studies.StudyDetail) -> list[OrderQuery]:
+    queries = [OrderQuery(statuses=_EVERY, patient_id=one) for one in sorted(numbers)]
     if detail.accession_number.strip():
         number = detail.accession_number.strip()
         queries.append(OrderQuery(statuses=_EVERY, accession_number=number))
@@ -257,7 +263,7 @@ def _queries(patient: PatientIdentity, detail: studies.StudyDetail) -> list[Orde
 
 
 def _candidate(
-    study: StudyRecord,
+    rows: frozenset[UUID],
     patient: PatientIdentity,
     listed: ListedOrder,
     link: orders.StudyOrder | None,
@@ -269,15 +275,17 @@ def _candidate(
         linked=link is not None and link.agrees,
         verdict=verdict,
         differs=differences(patient, listed.identity),
-        refused=_refused(study, patient, listed),
+        refused=_refused(rows, patient, listed),
     )
 
 
-def _refused(study: StudyRecord, patient: PatientIdentity, listed: ListedOrder) -> str:
+def _refused(
+    rows: frozenset[UUID], patient: PatientIdentity, listed: ListedOrder
+) -> str:
     """Return why an order cannot be this study's; empty when it can."""
     order = listed.order
-    same = order.patient_id == study.patient_id
-    if not (same or is_same_patient(listed.identity, patient)):
+    same = order.patient_id in rows or is_same_patient(listed.identity, patient)
+    if not same:
         return "other-patient"
     if order.status is OrderStatus.CANCELLED:
         return "cancelled"

@@ -60,3 +60,14 @@ def test_a_study_is_filed_anew_under_another_number(run: Run) -> None:
     done = run("move", STUDY, OTHER.patient_id, "--reason", "wrong entry", "--yes")
     assert "void, filed anew as 2.25." in done.stdout, done.output
     assert "void" in run("show", STUDY).stdout
+
+
+def test_two_rows_are_merged_and_taken_apart_after_a_look(run: Run) -> None:
+    both = ("MRN-0042", OTHER.patient_id, "--reason", "same ID card")
+    refused = run("merge", *both, input="n\n")
+    assert refused.exit_code == 1
+    assert "different: patient_id, name, birth_date" in refused.stdout
+    assert "one woman with" in run("merge", *both, "--yes").stdout
+    assert "apart from" in run("unmerge", *both, "--yes").stdout
+    assert "two women" in run("different", *both, "--yes").stdout
+    assert "perhaps one woman" not in run("list").stdout

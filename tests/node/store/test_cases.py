@@ -261,7 +261,7 @@ async def test_the_index_answers_also_when_most_neighbours_are_filtered_out(
             "explain "
             + cases._BY_INDEX.replace("$1", f"'{pointing(1)}'")
             .replace("$2", f"'{MODEL}'")
-            .replace("$3", f"'{uuid4()}'")
+            .replace("$3::uuid[]", f"array['{uuid4()}']::uuid[]")
             .replace("$4", "24")
         )
         assert any("lesion_vector_alike" in row[0] for row in plan)
