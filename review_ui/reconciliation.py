@@ -27,6 +27,8 @@ from node.workflow.reconciliation import (
     settle_study,
     unlink_order,
 )
+from review_ui import merging
+from review_ui.merging import patient_words
 
 PREFIX: Final = "/review/reconciliation"
 _STUDY: Final = PREFIX + "/studies/{uid}"
@@ -44,6 +46,7 @@ def route_group() -> RouteGroup:
             web.post(f"{_STUDY}/settle", settle),
             web.post(f"{_STUDY}/move", move),
             web.get(f"{PREFIX}/patients", read_patients),
+            *merging.routes(PREFIX),
         ],
     )
 
@@ -181,7 +184,7 @@ def _line(one: UnmatchedStudy) -> dict[str, Any]:
         "why": None if one.why is None else one.why.value,
         "unknown_to_ehr": one.unknown_to_ehr,
         "accession_number": one.accession_number,
-        "patient": _patient(one.patient),
+        "patient": patient_words(one.patient),
     }
 
 
@@ -190,7 +193,7 @@ def _pair(one: LikePatients) -> dict[str, Any]:
         "ids": [str(one.one), str(one.other)],
         "shared": list(one.shared),
         "differs": list(one.differs),
-        "patients": [_patient(identity) for identity in one.identities],
+        "patients": [patient_words(identity) for identity in one.identities],
     }
 
 
@@ -204,7 +207,7 @@ def _comparison(shown: Comparison) -> dict[str, Any]:
             "description": shown.description,
             "accession_number": shown.accession_number,
             "report_status": shown.report_status,
-            "patient": _patient(shown.patient),
+            "patient": patient_words(shown.patient),
         },
         "why": None if shown.why is None else shown.why.value,
         "settled": shown.settled,
@@ -222,7 +225,7 @@ def _candidate(one: Candidate) -> dict[str, Any]:
         "placer_order_number": step.placer_order_number,
         "scheduled_on": _day(step.scheduled_on),
         "procedure": step.requested_procedure_description,
-        "patient": _patient(one.listed.identity),
+        "patient": patient_words(one.listed.identity),
         "target": _target(order.patient_id, one.listed.identity),
         "named_by": None if one.named_by is None else one.named_by.value,
         "linked": one.linked,
@@ -237,17 +240,7 @@ def _target(patient_id: UUID, told: PatientIdentity) -> dict[str, Any]:
     return {
         "id": str(patient_id),
         "seen": seen_patient(patient_id, told),
-        "patient": _patient(told),
-    }
-
-
-def _patient(told: PatientIdentity) -> dict[str, Any]:
-    return {
-        "patient_id": told.patient_id,
-        "issuer": told.issuer,
-        "name": told.name,
-        "birth_date": _day(told.birth_date),
-        "sex": told.sex,
+        "patient": patient_words(told),
     }
 
 

@@ -1,7 +1,9 @@
 """/review/reconciliation: who may look and act, what is asked, what is told."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
@@ -11,11 +13,13 @@ from node.http import HttpSettings, make_app
 from node.store.store import Store
 from node.workflow.completion import close_due_studies
 from review_ui import reconciliation
+from tests.factories import make_patient
 from tests.fhir.rig import sign_in
-from tests.node.workflow.test_orders import OTHER, placed, received
+from tests.node.workflow.test_orders import OTHER, STEP, placed, received
 from tests.node.workflow.test_reconciliation import AT_ONCE, STUDY
 
 PATH = reconciliation.PREFIX
+OTHERS = replace(STEP, accession_number="ACC-2")
 
 
 @pytest.fixture
@@ -144,3 +148,49 @@ async def test_a_malformed_act_is_told_so(client, store, told) -> None:
         f"{PATH}/studies/{STUDY}/link", json=told, headers=await bearer(store)
     )
     assert answer.status == 400
+
+
+async def two_rows(store: Store, client: TestClient, headers: dict) -> list[str]:
+    await placed(store)
+    await placed(store, identity=make_patient(patient_id="H-9"), key="2", step=OTHERS)
+    listed = await (await client.get(PATH, headers=headers)).json()
+    (pair,) = listed["patients"]
+    return list(pair["ids"])
+
+
+async def test_two_rows_are_merged_over_http_and_taken_apart(client, store) -> None:
+    headers = await bearer(store)
+    lost, kept = await two_rows(store, client, headers)
+    path = f"{PATH}/rows/{lost}/{kept}"
+    shown = await (await client.get(path, headers=headers)).json()
+    assert {row["patient"]["patient_id"] for row in shown["rows"]} == {
+        "MRN-0042",
+        "H-9",
+    }
+    assert (shown["merged"], shown["differs"]) == (None, ["patient_id"])
+    told = {"seen": shown["seen"]}
+    silent = await client.post(f"{path}/merge", json=told, headers=headers)
+    assert silent.status == 400
+    told["reason"] = "same ID card"
+    done = await client.post(f"{path}/merge", json=told, headers=headers)
+    assert (await done.json())["merged"] == lost
+    late = await client.post(f"{path}/different", json=told, headers=headers)
+    assert late.status == 409
+    (said,) = (await (await client.get(f"{PATH}/rows", headers=headers)).json())["said"]
+    assert (said["ids"], said["verdict"]) == ([lost, kept], "same")
+    told["seen"] = (await done.json())["seen"]
+    apart = await client.post(f"{path}/unmerge", json=told, headers=headers)
+    assert (await apart.json())["merged"] is None
+
+
+async def test_only_who_may_reconcile_compares_rows(client, store) -> None:
+    doctor = await bearer(store, Role.RADIOLOGIST)
+    path = f"{PATH}/rows/{uuid4()}/{uuid4()}"
+    assert (await client.get(f"{PATH}/rows", headers=doctor)).status == 403
+    assert (await client.get(path, headers=doctor)).status == 403
+    for act in ("merge", "unmerge", "different"):
+        answer = await client.post(f"{path}/{act}", headers=doctor)
+        assert answer.status == 403
+    clerk = await bearer(store)
+    assert (await client.get(path, headers=clerk)).status == 404
+    assert (await client.get(f"{PATH}/rows/1/2", headers=clerk)).status == 404

@@ -140,6 +140,54 @@ async def test_images_of_another_woman_are_filed_anew_under_her(
     assert move.order_id is not None
 
 
+@pytest.mark.parametrize("language", ["zh", "en"])
+async def test_two_rows_are_merged_by_keyboard_and_undone_from_the_decisions(
+    node: Node, open_page: Open, clock: object, language: str
+) -> None:
+    await add_person(node.store, CLERK, Role.TECHNOLOGIST)
+    await _unmatched(node.store, clock)
+    page = await open_page(CLERK, language=language)
+    await _show(page)
+    await page.locator(".pairs [data-act=merge]").focus()
+    await _type(page, "Enter")
+    await expect(page.locator("dialog .side")).to_have_count(2)
+    # The row with the studies and the orders stands, unless somebody chooses otherwise.
+    await expect(page.locator("dialog input[type=radio]:checked")).to_have_count(1)
+    await _picture(page, f"c6-reconcile-merge-{language}")
+    await _accessible(page)
+    confirm = page.locator("dialog .primary")
+    await expect(confirm).to_be_disabled()
+    await page.locator("dialog textarea").focus()
+    await page.keyboard.type("same ID card")
+    await confirm.focus()
+    await _type(page, "Enter")
+    undo = page.locator(".pairs [data-act=unmerge]")
+    await expect(undo).to_have_count(1)
+    await expect(page.locator("#reconcile-pairs")).to_have_count(0)
+    await _picture(page, f"c7-reconcile-said-{language}")
+    await _accessible(page)
+    assert await _merged(node.store) == 1
+    await undo.click()
+    await page.fill("dialog textarea", "two sisters")
+    await page.click("dialog .primary")
+    await expect(undo).to_have_count(0)
+    assert await _merged(node.store) == 0
+    await page.click(".pairs [data-act=different]")
+    await page.fill("dialog textarea", "two sisters")
+    await page.click("dialog .primary")
+    await expect(page.locator("[data-verdict=different]")).to_have_count(1)
+    await expect(page.locator("#reconcile-pairs")).to_have_count(0)
+
+
+async def _merged(store: Store) -> int:
+    async with store.db.transaction() as tx:
+        return int(
+            await tx.fetchval(
+                "select count(*) from patients where merged_into is not null"
+            )
+        )
+
+
 async def test_who_may_not_reconcile_finds_no_way_to_the_page(
     node: Node, open_page: Open
 ) -> None:

@@ -173,7 +173,7 @@ function toLine(row: any): Line {
 }
 
 // oxlint-disable-next-line no-explicit-any
-function toPerson(row: any): Person {
+export function toPerson(row: any): Person {
   return {
     patientId: row.patient_id,
     issuer: row.issuer,

@@ -167,7 +167,7 @@ function Verdicts({ order, onAct }: { order: Candidate; onAct: (what: Act) => vo
   );
 }
 
-function Who({ person, differs }: { person: Person; differs: readonly string[] }) {
+export function Who({ person, differs }: { person: Person; differs: readonly string[] }) {
   return (
     <>
       <Fact name="name" value={nameOf(person.name)} differs={differs.includes('name')} />
@@ -179,7 +179,7 @@ function Who({ person, differs }: { person: Person; differs: readonly string[] }
   );
 }
 
-function Fact({ name, value, differs }: { name: string; value: string | null; differs?: boolean }) {
+export function Fact({ name, value, differs }: { name: string; value: string | null; differs?: boolean }) {
   return (
     <div class={differs ? 'differs' : ''}>
       <dt>{t(`reconcile.${name}` as MessageKey)}</dt>

@@ -1,6 +1,7 @@
 // What the page shows: the list, and the study that is compared now.
 import { signal } from '@preact/signals';
 import { ApiError } from '../api/http';
+import { readSaid, type Said } from '../api/merging';
 import {
   act,
   type Act,
@@ -17,13 +18,15 @@ import { t } from '../i18n';
 export const list = signal<Unreconciled | null>(null);
 /** What a search has found; null: the list is shown. */
 export const found = signal<Line[] | null>(null);
+/** What people have said of two rows. */
+export const said = signal<readonly Said[]>([]);
 export const chosen = signal<string | null>(null);
 export const shown = signal<Comparison | null>(null);
 export const trouble = signal<string | null>(null);
 
 export async function load(): Promise<void> {
   try {
-    list.value = await readUnreconciled('');
+    [list.value, said.value] = await Promise.all([readUnreconciled(''), readSaid()]);
     trouble.value = null;
   } catch (error) {
     trouble.value = explain(error);

@@ -1,15 +1,17 @@
 import { useEffect, useState } from 'preact/hooks';
-import { type Act, type Line, nameOf, type Pair, type Unreconciled } from '../api/reconciliation';
+import { type Act, type Line, nameOf, type Unreconciled } from '../api/reconciliation';
 import { go, lettersOn } from '../app/state';
 import { type MessageKey, t } from '../i18n';
 import { isTyping } from '../report/keys';
 import { SideBySide } from './compare';
 import { ConfirmSheet } from './confirm';
-import { choose, chosen, find, found as lookedUp, list, load, loadMore, neighbour, shown, trouble } from './live';
+import { choose, chosen, find, found as lookedUp, list, load, loadMore, neighbour, said, shown, trouble } from './live';
+import { type AskedOfRows, Decisions, MergeSheet, Pairs } from './merge';
 import './reconciliation.css';
 
 export function ReconciliationPage() {
   const [asked, setAsked] = useState<Act | null>(null);
+  const [ofRows, setOfRows] = useState<AskedOfRows | null>(null);
   useEffect(() => {
     void load();
     const pressed = (event: KeyboardEvent) => {
@@ -44,12 +46,14 @@ export function ReconciliationPage() {
           ) : (
             <Lines found={found} onAct={setAsked} />
           )}
-          {found.pairs.length > 0 && <Pairs pairs={found.pairs} />}
+          {found.pairs.length > 0 && <Pairs pairs={found.pairs} onAsk={setOfRows} />}
+          {said.value.length > 0 && <Decisions said={said.value} onAsk={setOfRows} />}
         </>
       )}
       {asked !== null && both !== null && (
         <ConfirmSheet both={both} what={asked} onClose={() => setAsked(null)} />
       )}
+      {ofRows !== null && <MergeSheet asked={ofRows} onClose={() => setOfRows(null)} />}
     </main>
   );
 }
@@ -137,29 +141,5 @@ function Row({ line }: { line: Line }) {
       <span class="mono soft">{line.accessionNumber || '—'}</span>
       {line.unknownToEhr && <span class="soft wide">{t('reconcile.unknownToEhr')}</span>}
     </button>
-  );
-}
-
-function Pairs({ pairs }: { pairs: readonly Pair[] }) {
-  return (
-    <section aria-labelledby="reconcile-pairs" class="pairs">
-      <h2 id="reconcile-pairs">{t('reconcile.pairs')}</h2>
-      <p class="hint">{t('reconcile.pairsHint')}</p>
-      <ul>
-        {pairs.map((pair) => (
-          <li key={pair.ids.join()}>
-            {pair.patients.map((one, at) => (
-              <p key={pair.ids[at]}>
-                <strong>{nameOf(one.name)}</strong> <span class="mono">{one.patientId || '—'}</span>{' '}
-                <span class="soft">{one.issuer || '—'}</span> <span class="mono">{one.birthDate ?? '—'}</span>
-              </p>
-            ))}
-            <p class="soft">
-              {pair.shared.map((kind) => t(`reconcile.shared.${kind}` as MessageKey)).join(' · ')}
-            </p>
-          </li>
-        ))}
-      </ul>
-    </section>
   );
 }

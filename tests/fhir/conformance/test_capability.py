@@ -55,6 +55,10 @@ async def hospital(store: Store) -> AsyncIterator[Rig]:
         }
         made = await rig.ask("POST", "/Patient", patient, role=Role.EHR)
         assert made.status == 201, made.raw
+        mother = make_ehr_patient("BUS-0009") | {"active": True}
+        hers = {"reference": f"Patient/{made.body['id']}"}
+        mother["link"] = [{"other": hers, "type": "seealso"}]
+        assert (await rig.ask("POST", "/Patient", mother, role=Role.EHR)).status == 201
         doctor = {
             "resourceType": "Practitioner",
             "identifier": [{"system": "urn:staff", "value": "17"}],
