@@ -6,9 +6,10 @@ transaction happens as a whole: either a doctor edits one report
 that refer to each other.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,8 @@ log = structlog.get_logger("fhir")
 # Searches, histories and $everything: one costs as much as many reads.
 MAX_SEARCHES = 20
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
+# A transaction holds what it has locked until its end.
+LONGEST = timedelta(seconds=30)
 _EDITED = frozenset({"DiagnosticReport", "Observation"})
 _TOLD_WITH_IT = frozenset({"Provenance", "Communication"})
 _OF_REPORTS = _EDITED | _TOLD_WITH_IT
@@ -133,7 +136,7 @@ class Bundled:
     ) -> web.Response:
         """Carry out every entry on its own; a faulty one spoils no other."""
         answers: list[Json] = []
-        allowance = _Allowance()
+        allowance = _Allowance(self._store.clock)
         for index, item in enumerate(items):
             entry: Entry | None = None
             try:
@@ -190,7 +193,7 @@ class Bundled:
             _require_storable(entry)
         require_apart(entries)
         answers: dict[int, Json] = {}
-        allowance = _Allowance()
+        allowance = _Allowance(self._store.clock)
         async with self._store.db.transaction() as tx:
             clerk = Clerk(tx, self._store, self._settings, caller)
             links = Links(clerk, self._settings.base_url, entries)
@@ -302,7 +305,9 @@ def _without_resource(item: Any) -> Any:
 class _Allowance:
     """What one Bundle may cost."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], datetime]) -> None:
+        self._clock = clock
+        self._until = clock() + LONGEST
         self._searches = 0
         self._bytes = 0
 
@@ -313,6 +318,8 @@ class _Allowance:
             raise _too_costly(f"{MAX_SEARCHES} searches and histories at most", entry)
         if self._bytes > MAX_ANSWER_BYTES:
             raise _too_costly("the answer is long already: ask in parts", entry)
+        if self._clock() > self._until:
+            raise _too_costly("this takes long already: ask in parts", entry)
 
     def spend(self, response: web.Response) -> None:
         """Count what was answered."""

@@ -1,14 +1,16 @@
 """Several requests at once: batches, and transactions of an EHR (FHIR R4 3.1.0.11)."""
 
 import asyncio
+from datetime import datetime
 from typing import Any
 
 import pytest
 
-from fhir.rest.bundled import MAX_SEARCHES
+from fhir.rest.bundled import LONGEST, MAX_SEARCHES
 from fhir.rest.transaction import MAX_ENTRIES
 from node.domain.access import Role
 from node.store import audit
+from tests.conftest import FrozenClock
 from tests.factories import make_patient
 from tests.fhir.rest.test_rest import ACSN_TYPE, make_ehr_patient
 from tests.fhir.rig import ACCESSION, Answer, Rig, receive_study
@@ -427,3 +429,26 @@ async def test_a_doctor_reads_orders_and_signs_in_a_batch(rig: Rig) -> None:
     )
     assert statuses(answer) == [200, 200, 403]
     assert answer.body["entry"][1]["resource"]["status"] == "final"
+
+
+async def test_a_bundle_that_takes_long_is_ended_and_a_transaction_leaves_nothing(
+    empty_rig: Rig, clock: FrozenClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def later(self: FrozenClock) -> datetime:
+        self.advance(seconds=LONGEST.total_seconds() / 10)
+        return self.now
+
+    orders = [
+        entry("POST", "Practitioner", {**make_practitioner(), "id": str(number)})
+        for number in range(20)
+    ]
+    monkeypatch.setattr(FrozenClock, "__call__", later)
+    batch = await send(empty_rig, "batch", *orders)
+    assert statuses(batch)[0] == 201
+    assert statuses(batch)[-1] == 422
+    whole = await send(empty_rig, "transaction", *orders)
+    monkeypatch.undo()
+    assert whole.status == 422
+    assert whole.body["issue"][0]["code"] == "too-costly"
+    found = await empty_rig.read("/Practitioner?_summary=count", role=Role.EHR)
+    assert found["total"] == statuses(batch).count(201)
