@@ -36,6 +36,7 @@ from node.fetching import Unfetched, fetch_json, may_call
 from node.http import RouteGroup, known_as, set_session_cookie
 from node.store import audit, launches, people
 from node.store.people import SessionKind, User
+from node.throttle import Throttle
 
 if TYPE_CHECKING:
     from node.store.store import Store
@@ -46,6 +47,8 @@ COOKIE = "sononode_sign_on"
 ALGORITHMS = ("RS256", "ES256", "PS256", "RS384", "ES384", "PS384", "RS512", "PS512")
 # Clocks of two machines differ; more than this is a fault to be mended.
 SKEW = timedelta(seconds=60)
+# A whole hospital may stand behind one address; each start leaves a row for minutes.
+STARTS_FROM_ONE_ADDRESS = 1000
 _MAX_TOKEN = 65_536
 _MAX_BODY = 1 << 20
 _TIMEOUT_S = 10.0
@@ -135,6 +138,8 @@ class SignOn:
         if settings.private_key is not None:
             own_key(settings.private_key)
         self._found: tuple[datetime, Mapping[str, Any]] | None = None
+        most = STARTS_FROM_ONE_ADDRESS
+        self._starts = Throttle(store.clock, most, most, launches.LIFETIME)
 
     def route_group(self) -> RouteGroup:
         """Return the way to the provider, back from it, and out of it."""
@@ -149,6 +154,7 @@ class SignOn:
 
     async def start(self, request: web.Request) -> web.Response:
         """Send the browser to the provider; `back` is where it goes afterwards."""
+        self._starts.begin("sign-on", request.remote or "")
         back = request.query.get("back", "#/")
         if _PLACE.fullmatch(back) is None and not back.startswith(_CONSENT):
             back = "#/"

@@ -20,12 +20,13 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from cryptography.hazmat.primitives import serialization
 
+from fhir.security import sign_on
 from fhir.security.authorize import Desk
 from fhir.security.sign_on import CALLBACK, SignOn, SignOnSettings, own_key
 from node.domain.access import Role
 from node.domain.errors import NodeError
 from node.http import HttpSettings, make_app
-from node.store import people
+from node.store import launches, people
 from node.store.store import Store
 from review_ui import server
 from tests.conftest import FrozenClock
@@ -460,6 +461,18 @@ async def test_a_provider_that_cannot_be_trusted_leads_nowhere(
     assert "href=" in page
     idp.away = False
     assert await hospital.signed_in()
+
+
+async def test_who_begins_without_end_is_asked_to_wait(
+    store: Store, clock: FrozenClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sign_on, "STARTS_FROM_ONE_ADDRESS", 3)
+    async with running_hospital(store, clock) as hospital:
+        for _ in range(3):
+            assert (await hospital.start())[0] == 303
+        assert (await hospital.start())[0] == 429
+        clock.advance(seconds=launches.LIFETIME.total_seconds() + 1)
+        assert await hospital.signed_in()
 
 
 async def test_a_login_of_this_node_is_not_taken_over_until_it_is_linked(
