@@ -233,8 +233,10 @@ def shred_keys(
     from node import administration
 
     if not yes:
+        others = _with_store(lambda store: administration.merged_rows(store, study))
+        too = f", with {others} rows that are merged with hers" if others else ""
         typer.confirm(
-            "Everything of this patient becomes unreadable. Go on?", abort=True
+            f"Everything of this patient becomes unreadable{too}. Go on?", abort=True
         )
     _with_store(lambda store: administration.shred_patient(store, study))
     console.print("the patient's key is destroyed")

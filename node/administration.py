@@ -26,6 +26,7 @@ from node.store import (
     audit_feeds,
     commitments,
     keys,
+    merges,
     models,
     orders,
     people,
@@ -366,7 +367,18 @@ async def shred_patient(store: Store, study_instance_uid: str) -> None:
             raise NodeError("there is no such study", ErrorKind.NOT_FOUND)
     await keys.shred_patient(store.db, store.ring, study.patient_id)
     async with store.db.transaction() as tx:
-        await _record(store, tx, "keys-shred", f"patient/{study.patient_id}")
+        rows = await merges.rows_of(tx, study.patient_id)
+        detail = {"patients": " ".join(sorted(map(str, rows)))}
+        await _record(store, tx, "keys-shred", f"patient/{study.patient_id}", detail)
+
+
+async def merged_rows(store: Store, study_instance_uid: str) -> int:
+    """Return how many other rows are erased with the patient of a study."""
+    async with store.db.transaction() as tx:
+        study = await studies.study(tx, study_instance_uid)
+        if study is None:
+            raise NodeError("there is no such study", ErrorKind.NOT_FOUND)
+        return len(await merges.rows_of(tx, study.patient_id)) - 1
 
 
 async def _record(

@@ -82,12 +82,8 @@ async def _tell(
         known = parse(stored.body)
     links = await merges.links_of(tx, row)
     told = linked(known, links)
-    if (
-        known.get("active") is False
-        and _is_replaced(known)
-        and links.merged_into is None
-    ):
-        told |= await _as_it_was(tx, store, row)
+    if _is_replaced(known) and links.merged_into is None:
+        told = await _as_it_was(tx, store, row, told)
     if stored is not None and told == known:
         return False
     written = await put(tx, store, told, row)
@@ -128,15 +124,19 @@ def _is_replaced(patient: Json) -> bool:
     return any(one.get("type") == _REPLACED_BY for one in as_list(patient.get("link")))
 
 
-async def _as_it_was(tx: "Transaction", store: "Store", row: UUID) -> Json:
-    """Return whether a Patient was active before she was merged, as she said it."""
+async def _as_it_was(
+    tx: "Transaction", store: "Store", row: UUID, patient: Json
+) -> Json:
+    """Return a Patient as active as she said she was before she was merged."""
+    kept = {key: value for key, value in patient.items() if key != "active"}
     stored = await resources.read(tx, store, "Patient", str(row))
     for version in range(stored.version - 1, 0, -1):
         older = await resources.read_version(tx, store, "Patient", str(row), version)
         body = parse(older.body)
         if not _is_replaced(body):
-            return {"active": body.get("active", True)}
-    return {"active": True}
+            told = body.get("active")
+            return kept if told is None else kept | {"active": told}
+    return kept
 
 
 async def heed_links(
