@@ -25,7 +25,7 @@ from node.store import (
     audit,
     audit_feeds,
     commitments,
-    keys,
+    erasure,
     merges,
     models,
     orders,
@@ -365,7 +365,7 @@ async def shred_patient(store: Store, study_instance_uid: str) -> None:
         study = await studies.study(tx, study_instance_uid)
         if study is None:
             raise NodeError("there is no such study", ErrorKind.NOT_FOUND)
-    await keys.shred_patient(store.db, store.ring, study.patient_id)
+    await erasure.shred_patient(store.db, store.ring, study.patient_id)
     async with store.db.transaction() as tx:
         rows = await merges.rows_of(tx, study.patient_id)
         detail = {"patients": " ".join(sorted(map(str, rows)))}

@@ -30,7 +30,6 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from node.domain.errors import ErrorKind, NodeError
-from node.store import agreement, cases, exports, merges, moves
 
 if TYPE_CHECKING:
     import asyncpg
@@ -281,28 +280,11 @@ class KeyRing:
             )
         return count
 
-    async def shred(self, tx: "Transaction", patient_id: UUID) -> None:
-        """Destroy a patient's key: nothing of her can be read from now on.
-
-        What is kept of her without a key, the vectors and outcomes of her cases, is
-        deleted, and bulk exports with her in them are taken away. The keys of studies
-        that were filed under the wrong woman go with hers, whichever of both she is,
-        and so do those of every row that was said to be her. NOT_FOUND when she never
-        had a key. `rotate` afterwards: until then a backup of the database opens with
-        today's root key.
-        """
-        if not await _destroy(tx, patient_id):
-            raise NodeError("this patient has no key here", ErrorKind.NOT_FOUND)
-        await merges.take_turn(tx)
-        rows, void = await merges.rows_of(tx, patient_id), False
-        for row in sorted(rows):
-            await _destroy(tx, row)
-            void = await _forget_row(tx, row) or void
-        # Bodies of a void study may be held in memory for whose they were: let go all.
-        several = void or len(rows) > 1
-        told = "" if several else str(patient_id)
+    async def tell_destroyed(self, tx: "Transaction", subject: UUID | None) -> None:
+        """Have every process forget a key that `tx` destroys; None: all of them."""
+        told = "" if subject is None else str(subject)
         await tx.execute("select pg_notify('key_shredded', $1)", told)
-        self._forget(None if several else patient_id)
+        self._forget(subject)
 
     async def forget_shredded(self) -> None:
         """Drop cached keys as soon as any process shreds them."""
@@ -443,7 +425,11 @@ from data_keys where domain = $1 and subject = $2
 """
 
 
-async def _destroy(tx: "Transaction", subject: UUID) -> bool:
+async def destroy(tx: "Transaction", subject: UUID) -> bool:
+    """Destroy the key of a patient, or of a void study; False where there is none.
+
+    Nothing that it sealed can be read from then on; `KeyRing.tell_destroyed` after it.
+    """
     return bool(
         await tx.fetchval(
             "update data_keys set wrapped = null, domain_key_id = null,"
@@ -452,31 +438,6 @@ async def _destroy(tx: "Transaction", subject: UUID) -> bool:
             subject,
         )
     )
-
-
-async def _forget_row(tx: "Transaction", patient_id: UUID) -> bool:
-    """Take away what is kept of a row without its key; tell if studies were void."""
-    void = await moves.owners_of(tx, patient_id)
-    for owner in void:
-        await _destroy(tx, owner)
-    for other in await moves.named_by(tx, patient_id):
-        await exports.forget_patient(tx, other)
-    await cases.forget_patient(tx, patient_id)
-    await agreement.forget_patient(tx, patient_id)
-    await exports.forget_patient(tx, patient_id)
-    return bool(void)
-
-
-async def shred_patient(database: "Database", ring: KeyRing, patient_id: UUID) -> int:
-    """Erase a patient for good; return how many keys were wrapped anew.
-
-    Rotating afterwards takes the root key away under which older backups hold her
-    wrapped key. A restored backup therefore needs the current tables domain_keys
-    and data_keys; keep only the newest copy of these two.
-    """
-    async with database.transaction() as tx:
-        await ring.shred(tx, patient_id)
-    return await ring.rotate()
 
 
 def _wrap(wrapping: bytes, key: bytes, key_id: UUID) -> bytes:

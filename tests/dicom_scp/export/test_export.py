@@ -32,6 +32,7 @@ from node.domain.lexicon import FieldKey
 from node.domain.outcome import CaseOutcome, Method, RecordedOutcome
 from node.domain.report import Conclusions, Report, ReportStatus
 from node.store import audit, cases, reports, studies
+from node.store.erasure import shred
 from node.store.store import Store
 from node.workflow.consent import give_consent, show_consents, withdraw_consent
 from node.workflow.export import LeftOut
@@ -254,7 +255,7 @@ async def test_an_erased_patient_is_left_out(site: Store, tmp_path: Path) -> Non
     async with site.db.transaction() as tx:
         study = await studies.study(tx, STUDY)
         assert study is not None
-        await site.ring.shred(tx, study.patient_id)
+        await shred(tx, site.ring, study.patient_id)
     done = await export_training(site, tmp_path, by="tester")
     assert done.left_out == {LeftOut.ERASED: 1}
 

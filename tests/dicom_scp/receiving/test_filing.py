@@ -31,7 +31,7 @@ from node.domain.study import Origin, PatientIdentity, StudyStatus
 from node.http import HttpSettings, RouteGroup, make_app
 from node.imaging import read_part10
 from node.store import catalogue, moves, orders, studies
-from node.store.keys import shred_patient
+from node.store.erasure import shred_patient
 from node.store.store import Store
 from node.store.studies import StoredInstance
 from node.workflow.moving import (

@@ -31,6 +31,7 @@ from dicom_scp.services.commitment import (
 from node.domain.errors import ErrorKind, NodeError
 from node.store import audit, commitments, studies
 from node.store.commitments import Delivery, DeliveryState, Reference
+from node.store.erasure import shred
 from node.store.jobs import MAX_FAILURES_BY_KIND, DeadLetter
 from node.store.store import Store, open_store
 from node.worker import Worker
@@ -294,7 +295,7 @@ async def test_an_erased_patients_images_are_not_promised(
     async with store.db.transaction() as tx:
         study = await studies.study(tx, "2.25.71")
         assert study is not None
-        await store.ring.shred(tx, study.patient_id)
+        await shred(tx, store.ring, study.patient_id)
     await asyncio.to_thread(machine.ask, scp, request_for("2.25.1"))
     clock.advance(seconds=61)
     await store.ring.forget_shredded()

@@ -19,7 +19,7 @@ from node.domain.report import AuthorKind
 from node.domain.scopes import Scopes, read_scopes
 from node.domain.study import StudyStatus
 from node.store import moves, orders, reports, resources, studies, subscriptions
-from node.store.keys import shred_patient
+from node.store.erasure import shred_patient
 from node.store.store import Store
 from node.workflow.moving import PUBLISH_DISOWNED, move_study, seen_patient
 from node.workflow.orders import match_study

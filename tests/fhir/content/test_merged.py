@@ -17,7 +17,7 @@ from node.domain.access import Identity, Role
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.scopes import Scopes, read_scopes
 from node.store import clients, subscriptions
-from node.store.keys import shred_patient
+from node.store.erasure import shred_patient
 from node.workflow.merging import (
     PUBLISH_MERGE,
     compare_rows,

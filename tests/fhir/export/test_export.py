@@ -20,8 +20,8 @@ from fhir.search.parameters import index_of
 from node.domain.access import PERMISSIONS, Action, Role
 from node.domain.audit import Outcome
 from node.store import audit, clients, exports, resources, search
+from node.store.erasure import shred_patient
 from node.store.jobs import Postponed
-from node.store.keys import shred_patient
 from node.store.store import Store
 from node.workflow.intake import settle_abandoned
 from tests.conftest import FrozenClock

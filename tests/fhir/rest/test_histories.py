@@ -4,6 +4,7 @@ from typing import Any
 from uuid import UUID
 
 from node.domain.access import Role
+from node.store.erasure import shred
 from tests.conftest import FrozenClock
 from tests.factories import make_findings, make_patient
 from tests.fhir.rig import Rig, publish_draft, receive_study
@@ -104,7 +105,7 @@ async def test_what_a_history_is_not_asked_by_is_refused(rig: Rig) -> None:
 async def test_what_is_erased_is_in_no_history(rig: Rig) -> None:
     patient = (await rig.read(rig.report_path, role=Role.EHR))["subject"]["reference"]
     async with rig.store.db.transaction() as tx:
-        await rig.store.ring.shred(tx, UUID(patient.rpartition("/")[2]))
+        await shred(tx, rig.store.ring, UUID(patient.rpartition("/")[2]))
     for kind in ("DiagnosticReport", "Patient", "Observation"):
         assert await versions(rig, f"/{kind}/_history") == []
     assert (await rig.get(f"{rig.report_path}/_history")).status == 410

@@ -13,6 +13,7 @@ from fhir.encoding.wire import Json, parse
 from fhir.search.parameters import COMMON, CONTROL, INDEX_VERSION, PARAMETERS, index_of
 from node.domain.access import Role
 from node.store import database, resources, search
+from node.store.erasure import shred
 from node.store.search import Order, Query
 from node.store.store import Store
 from tests.conftest import FrozenClock
@@ -485,7 +486,7 @@ async def test_a_newer_version_and_an_erased_patient_are_never_served_from_memor
     async with store.db.transaction() as tx:
         stored = await resources.read(tx, store, *path.strip("/").split("/"))
         assert stored.patient_id is not None
-        await store.ring.shred(tx, stored.patient_id)
+        await shred(tx, store.ring, stored.patient_id)
     assert (await hospital.get(path)).status == 410
     assert (await hospital.get(f"/{subject}", role=Role.EHR)).status == 410
     assert len(found(await hospital.read("/DiagnosticReport"))) == 2

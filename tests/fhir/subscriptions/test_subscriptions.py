@@ -17,6 +17,7 @@ from node.domain.access import Role
 from node.domain.errors import NodeError
 from node.store import people
 from node.store import subscriptions as rows
+from node.store.erasure import shred
 from tests.fhir.content.test_life_cycle import because, told_by
 from tests.fhir.subscriptions.rig import (
     PHI,
@@ -327,7 +328,7 @@ async def test_an_erased_patients_events_leave_no_body_and_stop_nobody(
     report = await rig.read(rig.report_path)
     patient = report["subject"]["reference"].partition("/")[2]
     async with rig.store.db.transaction() as tx:
-        await rig.store.ring.shred(tx, UUID(patient))
+        await shred(tx, rig.store.ring, UUID(patient))
     assert (await rig.get(rig.report_path)).status == 410
     assert "entry" not in await rig.read("/DiagnosticReport")
     await channel.deliver()

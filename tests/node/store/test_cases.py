@@ -18,7 +18,7 @@ from node.domain.outcome import (
 from node.domain.report import Conclusions, Report, ReportStatus
 from node.store import cases, reports
 from node.store.database import Database
-from node.store.keys import shred_patient
+from node.store.erasure import shred_patient
 from node.store.migrate import migrate
 from node.store.postgres import SUPERUSER, EmbeddedPostgres
 from node.store.store import Store, open_store

@@ -5,7 +5,7 @@ from uuid import UUID
 import pytest
 
 from node.domain.study import Origin
-from node.store import catalogue, keys, reports
+from node.store import catalogue, erasure, reports
 from node.store.catalogue import Narrowing, StudyEntry
 from node.store.store import Store
 from tests.dicom_scp.services import archive
@@ -52,7 +52,7 @@ async def test_patient_of_every_issuer_and_of_before_the_index_is_a_candidate(
 async def test_erased_patient_is_nobody_and_ends_no_search(store: Store) -> None:
     await archive.fill(store)
     other = await entry(store, OTHER)
-    await keys.shred_patient(store.db, store.ring, other.patient.patient_id)
+    await erasure.shred_patient(store.db, store.ring, other.patient.patient_id)
     assert await found(store, Narrowing(), limit=1) == [MARCH, JANUARY, UNDATED]
 
 

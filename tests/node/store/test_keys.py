@@ -12,7 +12,8 @@ import pytest
 from node.domain.errors import ErrorKind, NodeError
 from node.store import keys
 from node.store.database import Database
-from node.store.keys import KeyRing, create_root_key, read_root_keys, shred_patient
+from node.store.erasure import shred, shred_patient
+from node.store.keys import KeyRing, create_root_key, read_root_keys
 from node.store.store import Store
 
 WOMAN = UUID(int=1)
@@ -309,7 +310,7 @@ async def test_other_processes_forget_a_shredded_key_at_once(store: Store) -> No
     told = asyncio.Event()
     await store.db.listen("key_shredded", lambda _: told.set())
     async with store.db.transaction() as tx:
-        await store.ring.shred(tx, WOMAN)
+        await shred(tx, store.ring, WOMAN)
     async with asyncio.timeout(10):
         await told.wait()
     async with store.db.transaction() as tx:
@@ -320,7 +321,7 @@ async def test_other_processes_forget_a_shredded_key_at_once(store: Store) -> No
 async def test_shredding_somebody_unknown_says_so(store: Store) -> None:
     async with store.db.transaction() as tx:
         with pytest.raises(NodeError) as told:
-            await store.ring.shred(tx, uuid4())
+            await shred(tx, store.ring, uuid4())
     assert told.value.kind is ErrorKind.NOT_FOUND
 
 

@@ -10,7 +10,7 @@ import structlog
 from node.domain.agreement import FIELDS, LESION_CATEGORY, OVERALL_CATEGORY
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.report import Conclusions, Report, ReportStatus
-from node.store import agreement, keys
+from node.store import agreement, erasure
 from node.store.agreement import Selection
 from node.store.store import Store
 from node.workflow.agreement import (
@@ -116,7 +116,7 @@ async def test_nothing_is_kept_of_an_erased_patient_but_sums(store: Store) -> No
     await revise(store, report, "final", "4C")
     assert await do_jobs(store) == 1
     await revise(store, report, "amended", "4B")
-    await keys.shred_patient(store.db, store.ring, report.patient_id)
+    await erasure.shred_patient(store.db, store.ring, report.patient_id)
     await do_jobs(store)
     assert await compare_the_rest(store) == 0
     async with store.db.connection() as tx:

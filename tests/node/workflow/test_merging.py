@@ -11,7 +11,7 @@ from node.domain.access import Identity, Role
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.order import OrderStatus
 from node.store import audit, merges, studies
-from node.store.keys import shred_patient
+from node.store.erasure import shred_patient
 from node.store.merges import Verdict
 from node.store.store import Store
 from node.workflow.merging import (

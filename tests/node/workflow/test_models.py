@@ -8,7 +8,7 @@ import pytest
 
 from node.domain.errors import ErrorKind, NodeError
 from node.store import audit, models
-from node.store.keys import shred_patient
+from node.store.erasure import shred_patient
 from node.store.models import KnownModel, ModelRole, ModelState, Origin, ShadowReading
 from node.store.store import Store
 from node.workflow.models import (

@@ -18,7 +18,7 @@ from node.domain.order import (
 )
 from node.domain.study import PatientIdentity, ReceivedInstance
 from node.store import orders, studies
-from node.store.keys import shred_patient
+from node.store.erasure import shred_patient
 from node.store.orders import NamedBy, OrderQuery
 from node.store.store import Store
 from node.workflow.intake import Arrival, receive_instance

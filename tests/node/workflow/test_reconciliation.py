@@ -11,7 +11,7 @@ from node.domain.errors import ErrorKind, NodeError
 from node.domain.order import OrderStatus
 from node.domain.study import PatientIdentity
 from node.store import likeness, orders, studies
-from node.store.keys import shred_patient
+from node.store.erasure import shred_patient
 from node.store.orders import NamedBy, Unmatched, Verdict
 from node.store.store import Store
 from node.workflow.completion import CompletionSettings, close_due_studies
