@@ -19,10 +19,11 @@ import uvloop
 
 from bench.peers import ROOT, free_port
 from config.settings import Settings, load_settings
-from node.app import fhir_settings_of, opened
+from node.app import opened
 from node.domain.access import Role
 from node.installation import Addresses, attached, prepared
 from node.logs import configure_logging
+from node.parts import fhir_settings_of
 from node.store import people
 from node.supervisor import role_command
 from tests.factories import make_patient

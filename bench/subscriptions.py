@@ -24,10 +24,11 @@ from fhir.content.publish import put
 from fhir.encoding.wire import Json, parse
 from fhir.subscriptions.notification import BACKPORT
 from fhir.subscriptions.requests import subscribe
-from node.app import fhir_settings_of, opened
+from node.app import opened
 from node.domain.access import Role
 from node.installation import attached, prepared
 from node.logs import configure_logging
+from node.parts import fhir_settings_of
 from node.store import people, resources, subscriptions
 from node.store.store import Store
 from node.supervisor import role_command

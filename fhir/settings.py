@@ -1,4 +1,4 @@
-"""What an installation may set about its FHIR side; filled in by `node.app`."""
+"""What an installation may set about its FHIR side; filled in by `node.parts`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -15,7 +15,7 @@ from config.settings import Settings
 from dicom_scp.receiving.peers import EVERYBODY
 from dicom_scp.receiving.scp import tls_context
 from dicom_scp.receiving.tls import first_expiry
-from node import app, atna
+from node import app, atna, parts
 from node.domain.access import Role
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
@@ -81,7 +81,7 @@ async def examine(store: Store, settings: Settings) -> list[Finding]:
         counts = await studies.counts(tx)
         other_versions = await versions.count(tx)
         dead = await store.jobs.dead(tx)
-        judged = await judge(tx, app.drift_settings_of(settings))
+        judged = await judge(tx, parts.drift_settings_of(settings))
         findings += await _models(tx)
         findings += await _commitment(tx, store)
         findings.append(await _orders(tx))
@@ -124,7 +124,7 @@ async def _audit_feed(
     tx: Transaction, store: Store, settings: Settings
 ) -> list[Finding]:
     """Look at how far the audit repository is behind the trail."""
-    repository = app.repository_of(settings)
+    repository = parts.repository_of(settings)
     if repository is None:
         return []
     try:
@@ -209,8 +209,8 @@ def _certificates(settings: Settings, now: datetime) -> list[Finding]:
     """Look at the files of DIMSE-TLS, as the next connection will."""
     findings = []
     try:
-        tls_context(app.scp_settings_of(settings))
-        outbound_of(settings, partial(app.calling_tls_of, settings))
+        tls_context(parts.scp_settings_of(settings))
+        outbound_of(settings, partial(parts.calling_tls_of, settings))
     except NodeError as error:
         told = f"{error.message}; a running node goes on with the one before"
         findings.append(Finding("TLS", False, told))

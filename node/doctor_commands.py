@@ -71,8 +71,8 @@ def pacs(
 def _outbound(settings: Settings, name: str | None) -> "Outbound":
     from functools import partial
 
-    from node.app import calling_tls_of
     from node.outbound import outbound_of
+    from node.parts import calling_tls_of
 
     outbound = outbound_of(settings, partial(calling_tls_of, settings))
     if name is not None and name not in outbound.names:
@@ -133,7 +133,7 @@ async def _examine_machine(
 ) -> "list[Finding]":
     from dicom_scp.sending.machine_probe import Around, examine_machine
     from dicom_scp.sending.probe import probe_machine
-    from node.app import machines_of, peers_of, services_of
+    from node.parts import machines_of, peers_of, services_of
     from node.store import callers
 
     started = store.clock()

@@ -251,9 +251,9 @@ def _require_files(settings: Settings) -> None:
 
 def _require_hooks(settings: Settings) -> None:
     """Raise for what is wrong with topics and hooks of Subscriptions."""
-    from node import app
+    from node import parts
 
-    app.require_hooks(settings)
+    parts.require_hooks(settings)
 
 
 def _require_peers(settings: Settings) -> None:
@@ -261,12 +261,12 @@ def _require_peers(settings: Settings) -> None:
     from dicom_scp.receiving.scp import (
         tls_context,  # only here: `keys init` needs no DICOM
     )
-    from node import app
+    from node import parts
     from node.outbound import outbound_of
 
     try:
-        tls_context(app.scp_settings_of(settings))
-        outbound_of(settings, partial(app.calling_tls_of, settings))
+        tls_context(parts.scp_settings_of(settings))
+        outbound_of(settings, partial(parts.calling_tls_of, settings))
     except NodeError as error:
         raise NodeError(
             f"{error.message}; correct the path, or leave the setting empty",

@@ -9,12 +9,13 @@ from pathlib import Path
 from config.settings import Settings
 from inference.models import ModelFolder, read_folder, verify_folder
 from node.administration import ADMINISTRATOR
-from node.app import load_model, pinned_model, shelf_of
+from node.app import load_model
 from node.domain.agreement import FieldAgreement, Pair, compare, summarise
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.finding import Findings, Lesion
 from node.domain.lexicon import CATEGORIES
 from node.domain.report import AuthorKind, Report
+from node.parts import pinned_model, shelf_of
 from node.store import models as store_models
 from node.store import reports
 from node.store.database import Transaction

@@ -30,7 +30,7 @@ def add(
 ) -> None:
     """Place an order, or change it under the same accession number."""
     from dicom_scp.web.orders import place_json
-    from node.app import site_offset
+    from node.parts import site_offset
 
     settings, body = read_settings(), _read(file)
     site = timezone(site_offset(settings))
@@ -48,7 +48,7 @@ def list_orders(
     ] = None,
 ) -> None:
     """List what is scheduled or under way. Patients are named by their number only."""
-    from node.app import site_offset
+    from node.parts import site_offset
     from node.store import orders
 
     settings = read_settings()

@@ -22,7 +22,7 @@ from config.settings import (
     load_settings,
 )
 from dicom_scp.statement.tables import Implementation, tables, updated
-from node.app import product_version, scp_settings_of, services_of
+from node.parts import product_version, scp_settings_of, services_of
 
 _DEFAULTS = Path(__file__).parents[1] / "config" / "default.toml"
 _SECTIONS: Final = (

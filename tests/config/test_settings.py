@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from config.settings import SettingsError, load_settings
-from node.app import completion_settings_of
 from node.domain.completion import EvidenceKind
+from node.parts import completion_settings_of
 
 
 def test_the_documented_defaults_are_complete_and_valid() -> None:

@@ -26,9 +26,9 @@ from dicom_scp.receiving.scp import StorageScp
 from dicom_scp.results.sr import to_part10
 from dicom_scp.sending.scu import Destination, send_part10
 from dicom_scp.statement.objects import full_order
-from node.app import scp_settings_of, services_of
 from node.domain.order import OrderSource, Step
 from node.domain.study import PatientIdentity
+from node.parts import scp_settings_of, services_of
 from node.store import studies
 from node.store.database import Database
 from node.store.keys import create_root_key

@@ -19,10 +19,10 @@ from fhir.content.mapping import category_element, field_value
 from fhir.subscriptions import notification
 from fhir.subscriptions.delivery import Dispatcher
 from fhir.subscriptions.relay import ensure_relay_subscription
-from node.app import patient_texts
 from node.domain import lexicon
 from node.domain.access import Role
 from node.domain.lexicon import Concept, FieldKey
+from node.parts import patient_texts
 from node.store import reports
 from node.store.store import Store
 from tests.conftest import FrozenClock

@@ -12,19 +12,13 @@ from dicom_scp.receiving.peers import ServiceName
 from dicom_scp.receiving.tls import WrapsSockets
 from fhir.content.concepts import IDENTIFIER_TYPE
 from fhir.content.reading import read_patient
-from node.app import (
-    commitment_worker,
-    fhir_settings_of,
-    machines_of,
-    peers_of,
-    route_groups_of,
-    services_of,
-)
+from node.app import commitment_worker, route_groups_of
 from node.domain.access import Role
 from node.domain.scopes import Scopes, read_scopes
 from node.domain.study import PatientIdentity
 from node.http import HttpSettings, make_app
 from node.outbound import outbound_of
+from node.parts import fhir_settings_of, machines_of, peers_of, services_of
 from node.store import clients, studies
 from node.store.commitments import Reference
 from node.store.store import Store

@@ -35,7 +35,7 @@ from dicom_scp.receiving.storage import (
     VIDEO,
     is_storage_class,
 )
-from node import app
+from node import parts
 from node.domain.audit import Outcome
 from node.domain.study import Duplicates
 from node.imaging import why_undecodable
@@ -347,7 +347,7 @@ def settings_of(tmp_path: Path) -> Callable[[str], Any]:
 
 
 def test_peer_is_as_the_site_entered_it(settings_of: Callable[[str], Any]) -> None:
-    (peer,) = app.peers_of(
+    (peer,) = parts.peers_of(
         settings_of(
             '[{"ae_title": "US1", "sop_classes": ["1.2.840.113619.4.2"],'
             ' "transfer_syntaxes": ["1.2.840.10008.1.2.4.80"],'
@@ -383,7 +383,7 @@ def test_every_fault_of_a_peer_is_named(
     entry: str, fault: str, settings_of: Callable[[str], Any]
 ) -> None:
     with pytest.raises(SettingsError) as caught:
-        app.peers_of(settings_of(f'[{{"ae_title": "US1", {entry}}}]'))
+        parts.peers_of(settings_of(f'[{{"ae_title": "US1", {entry}}}]'))
     assert [told.split(": ")[0] for told in caught.value.faults] == [
         f"dicom.peers[1].{fault}"
     ]

@@ -18,7 +18,7 @@ from dicom_scp.receiving.scp import StorageScp
 from dicom_scp.receiving.storage import VERIFICATION
 from dicom_scp.receiving.tls import client_context, fingerprint_shown, server_context
 from dicom_scp.sending.scu import Destination, associate
-from node import app
+from node import parts
 from node.administration import examine
 from node.domain.errors import ErrorKind, NodeError
 from node.store.store import Store
@@ -320,7 +320,7 @@ async def test_doctor_tells_expiry_and_files_that_cannot_be_used(
         "SONONODE_DICOM__TLS_TRUSTED": "Hospital.pem",
     }
     settings = load_settings(environment)
-    assert app.scp_settings_of(settings).tls_client_required
+    assert parts.scp_settings_of(settings).tls_client_required
 
     async def findings() -> dict[str, tuple[bool, str]]:
         looked = await examine(store, settings)

@@ -18,13 +18,13 @@ from dicom_scp.results.encode_report import ResultSettings, encode_report
 from dicom_scp.results.sr import AI_SR, Equipment, to_part10
 from dicom_scp.sending.routing import RoutingTable, results_to
 from fhir.content.mapping import Exam, to_observations
-from node.app import product_version, results_of
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.finding import Findings, HeatMap
 from node.domain.report import Conclusions, Report, ReportStatus
 from node.domain.study import Origin
 from node.domain.uids import heat_map_uid, pdf_uid, result_uid
 from node.imaging import StoredImage
+from node.parts import product_version, results_of
 from node.store import studies
 from node.store.overlays import write_overlay
 from node.store.reports import report_id_for

@@ -23,11 +23,12 @@ from config.settings import load_settings
 from fhir.search.parameters import PARAMETERS
 from fhir.security.access import PERMITS
 from fhir.security.registration import register_client
-from node.app import fhir_settings_of, route_groups_of
+from node.app import route_groups_of
 from node.domain.access import Role
 from node.domain.report import Report
 from node.domain.scopes import Scopes, read_scopes
 from node.http import HttpSettings, make_app
+from node.parts import fhir_settings_of
 from node.store import clients, people
 from node.store.clients import Client
 from node.store.people import User
