@@ -591,9 +591,15 @@ class _Sql:
 
     def _refers(self, wanted: RefersTo, row: str) -> str:
         x = _indexed(row)
-        alternatives = []
+        by_type: dict[str | None, list[str]] = {}
         for target_type, target_id in wanted.targets:
-            part = f"{x}.target_id = {self.bind(target_id)}"
+            by_type.setdefault(target_type, []).append(target_id)
+        alternatives = []
+        for target_type, ids in by_type.items():
+            if len(ids) == 1:
+                part = f"{x}.target_id = {self.bind(ids[0])}"
+            else:  # of a woman's rows, or of all whom a chain finds
+                part = f"{x}.target_id = any({self.bind(ids)})"
             if target_type is not None:
                 part += f" and {x}.target_type = {self.bind(target_type)}"
             alternatives.append(f"({part})")

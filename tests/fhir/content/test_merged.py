@@ -12,6 +12,8 @@ import pytest
 
 from fhir.content.merged import publish_merge
 from fhir.security.registration import register_client
+from fhir.subscriptions.events import resources_changed
+from fhir.subscriptions.notification import BACKPORT
 from fhir.subscriptions.relay import ensure_relay_subscription
 from node.domain.access import Identity, Role
 from node.domain.errors import ErrorKind, NodeError
@@ -27,6 +29,7 @@ from node.workflow.merging import (
 from tests.factories import make_patient
 from tests.fhir.rig import STUDY_UID, Answer, Rig, publish_draft, receive_study
 from tests.fhir.smart_rig import jwks
+from tests.fhir.subscriptions.rig import make_subscription
 
 CLERK = Identity(str(uuid4()), frozenset({Role.TECHNOLOGIST}), "Li")
 ISSUER = "urn:oid:2.25.77"
@@ -327,3 +330,37 @@ async def test_of_two_at_once_one_merges_and_the_other_is_told(case: Case) -> No
     (refused,) = [one for one in done if one is not None]
     assert isinstance(refused, NodeError)
     assert refused.kind is ErrorKind.CONFLICT
+
+
+async def test_a_subscriber_to_one_row_hears_of_the_other_while_they_are_one(
+    case: Case,
+) -> None:
+    store = case.rig.store
+    url = f"{BACKPORT}/backport-filter-criteria"
+    asked = make_subscription(
+        "http://127.0.0.1:1/hook",
+        criteria="https://fhir.sononode.org/SubscriptionTopic/imaging-study-available",
+        _criteria={
+            "extension": [
+                {
+                    "url": url,
+                    "valueString": f"ImagingStudy?patient=Patient/{case.kept}",
+                }
+            ]
+        },
+    )
+    made = await case.rig.ask("POST", "/Subscription", asked, role=Role.EHR)
+    assert made.status == 201, made.raw
+
+    async def heard() -> int:
+        study = [("ImagingStudy", STUDY_UID)]
+        async with store.db.transaction() as tx:
+            await resources_changed(tx, store, case.rig.settings, study)
+        async with store.db.transaction() as tx:
+            return len(await subscriptions.events(tx, store, UUID(made.body["id"])))
+
+    assert await heard() == 0
+    await case.act(merge_rows)
+    assert await heard() == 1
+    await case.act(take_apart)
+    assert await heard() == 1

@@ -19,7 +19,7 @@ from fhir.export.writing import Size, export_resources
 from fhir.search.parameters import index_of
 from node.domain.access import PERMISSIONS, Action, Role
 from node.domain.audit import Outcome
-from node.store import audit, clients, exports, resources, search
+from node.store import audit, clients, exports, merges, resources, search
 from node.store.erasure import shred_patient
 from node.store.jobs import Postponed
 from node.store.store import Store
@@ -201,6 +201,28 @@ async def test_posted_parameters_choose_patients_and_what_is_around_them(
     assert "Patient" in told
     assert "Device" not in told
     assert (await bulk.kick_off("?_type=Device", level="/Patient"))[0] == 400
+
+
+async def test_a_patient_is_chosen_with_every_row_that_is_she(smart: SmartRig) -> None:
+    bulk = await program(smart)
+    async with smart.store.db.transaction() as tx:
+        rows = await tx.fetch("select patient_id from patients")
+        lost, kept = (row["patient_id"] for row in rows)
+        await merges.link(tx, lost, kept)
+    body = {
+        "resourceType": "Parameters",
+        "parameter": [
+            {"name": "patient", "valueReference": {"reference": f"Patient/{kept}"}},
+            {"name": "_type", "valueString": "Patient,ImagingStudy"},
+        ],
+    }
+    query = f"?_type=ImagingStudy&_typeFilter=ImagingStudy?patient={lost}"
+    for place in (
+        await exported(smart, bulk, level="/Patient", body=body),
+        await exported(smart, bulk, query),
+    ):
+        told = [line["resourceType"] for line in await bulk.all_lines(place)]
+        assert told.count("ImagingStudy") == 2
 
 
 async def test_filters_of_one_type_are_alternatives_and_leave_others_alone(
