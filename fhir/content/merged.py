@@ -20,7 +20,7 @@ from node.domain.access import Identity
 from node.domain.errors import ErrorKind, NodeError
 from node.store import clients, merges, resources, studies
 from node.store.merges import Decision, Links, Verdict
-from node.workflow.merging import merge_as_told
+from node.workflow.merging import match_anew, merge_as_told
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
@@ -47,7 +47,7 @@ async def publish_merge(
     """Let both Patients of the decision `payload` {decision} say how they are linked.
 
     They say what is true now: a repeated or late job writes nothing, and of an erased
-    woman nothing is written.
+    woman nothing is written. Orders are matched once more.
     """
     async with store.db.transaction() as tx:
         try:
@@ -57,6 +57,8 @@ async def publish_merge(
                 raise
             return
         both = sorted((decision.lost, decision.kept))
+        rows = await merges.rows_of(tx, both[0]) | await merges.rows_of(tx, both[1])
+        await match_anew(store, tx, rows)
         for row in both:
             await resources.lock(tx, "Patient", str(row))
         changed = [

@@ -290,7 +290,7 @@ async def _note(
         tx, store, lost, kept, verdict, by=identity.user_id, reason=reason
     )
     if touched:
-        await _match_anew(store, tx, touched)
+        await match_anew(store, tx, touched)
         await store.jobs.defer(
             tx,
             PUBLISH_MERGE,
@@ -303,10 +303,11 @@ async def _note(
     await audit.record(tx, entry_of(store, identity, action, entity, detail))
 
 
-async def _match_anew(
-    store: "Store", tx: "Transaction", rows: Collection[UUID]
-) -> None:
+async def match_anew(store: "Store", tx: "Transaction", rows: Collection[UUID]) -> None:
     """Match the studies of rows with the orders of all rows that are one woman now.
+
+    Done with the merge, and once more after it: an order that was placed in the same
+    moment knew nothing of it.
 
     An order that no study answers any more goes back on the worklist.
     """

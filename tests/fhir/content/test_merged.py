@@ -5,6 +5,7 @@ Both directions matter the same: what a merge opens, its end closes.
 
 import asyncio
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,17 +18,27 @@ from fhir.subscriptions.notification import BACKPORT
 from fhir.subscriptions.relay import ensure_relay_subscription
 from node.domain.access import Identity, Role
 from node.domain.errors import ErrorKind, NodeError
+from node.domain.order import OrderSource, Step
 from node.domain.scopes import Scopes, read_scopes
-from node.store import clients, subscriptions
+from node.store import clients, merges, orders, subscriptions
 from node.store.erasure import shred_patient
+from node.store.merges import Verdict
 from node.workflow.merging import (
     PUBLISH_MERGE,
     compare_rows,
     merge_rows,
     take_apart,
 )
+from node.workflow.orders import Placement, place_order
 from tests.factories import make_patient
-from tests.fhir.rig import STUDY_UID, Answer, Rig, publish_draft, receive_study
+from tests.fhir.rig import (
+    ACCESSION,
+    STUDY_UID,
+    Answer,
+    Rig,
+    publish_draft,
+    receive_study,
+)
 from tests.fhir.smart_rig import jwks
 from tests.fhir.subscriptions.rig import make_subscription
 
@@ -364,3 +375,24 @@ async def test_a_subscriber_to_one_row_hears_of_the_other_while_they_are_one(
     assert await heard() == 1
     await case.act(take_apart)
     assert await heard() == 1
+
+
+async def test_an_order_that_was_placed_in_the_same_moment_is_matched_too(
+    case: Case,
+) -> None:
+    store = case.rig.store
+    async with store.db.transaction() as tx:
+        order = Placement(
+            "1", case.kept, OrderSource.REST, Step(date(2026, 11, 21), None, ACCESSION)
+        )
+        placed, _ = await place_order(store, tx, order, by=None)
+        # Its own transaction saw two women: so it stands after the merge.
+        await merges.link(tx, case.lost, case.kept)
+        told = {"by": CLERK.user_id, "reason": "same ID card"}
+        number = await merges.decide(
+            tx, store, case.lost, case.kept, Verdict.SAME, **told
+        )
+        assert STUDY_UID not in await orders.studies_of(tx, placed.order_id)
+    await publish_merge(store, case.rig.settings, {"decision": number})
+    async with store.db.transaction() as tx:
+        assert await orders.studies_of(tx, placed.order_id) == [STUDY_UID]
