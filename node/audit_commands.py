@@ -183,7 +183,7 @@ async def who_saw(
         sought = Sought(
             since=since.replace(tzinfo=UTC) if since else None,
             until=until.replace(tzinfo=UTC) + timedelta(days=1) if until else None,
-            patients=tuple(patients),
+            patients=patients,
         )
         found = await audit.search(tx, sought, limit=MOST_SHOWN + 1)
         names = {str(u.user_id): u.identity.shown for u in await people.list_users(tx)}
@@ -195,8 +195,9 @@ async def who_saw(
 
 async def _patients(
     tx: "Transaction", store: "Store", patient: str, study: str
-) -> list[UUID]:
-    from node.store import studies
+) -> tuple[UUID, ...]:
+    """Return the rows that are meant, and those that are the same woman."""
+    from node.store import merges, studies
 
     if study:
         found = await studies.study(tx, study)
@@ -207,7 +208,7 @@ async def _patients(
             patients = patients or [UUID(patient)]
     if not patients:
         raise NodeError("no such patient here", ErrorKind.NOT_FOUND)
-    return patients
+    return await merges.all_rows_of(tx, patients)
 
 
 def _row(recorded: "Recorded", names: dict[str, str], language: str) -> tuple[str, ...]:

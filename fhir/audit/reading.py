@@ -31,7 +31,7 @@ from node.domain.audit import note_query
 from node.domain.audit_codes import DCM, INTERACTION, REST, RESTFUL, act_of, code_of
 from node.domain.errors import ErrorKind, NodeError
 from node.http import identity
-from node.store import audit, clients, people
+from node.store import audit, clients, merges, people
 from node.store.audit import Recorded, Sought
 from node.store.database import TooCostly
 
@@ -116,6 +116,8 @@ class AuditEvents:
         try:
             async with self._store.db.reading() as tx:
                 sought, used = await self._sought(tx, asked, ignored)
+                hers = await merges.all_rows_of(tx, sought.patients)
+                sought = replace(sought, patients=hers)
                 if ignored and prefers(request, "handling") == "strict":
                     raise NodeError(ignored[0], ErrorKind.INVALID)
                 count = _count(asked, self._page_size)

@@ -65,6 +65,14 @@ async def rows_of(tx: "Transaction", patient_id: UUID) -> frozenset[UUID]:
     return frozenset({patient_id, *(UUID(row["other"]) for row in rows)})
 
 
+async def all_rows_of(
+    tx: "Transaction", patient_ids: Collection[UUID]
+) -> tuple[UUID, ...]:
+    """Return these rows, and after them the other rows of the same women."""
+    others = {row for one in patient_ids for row in await rows_of(tx, one)}
+    return (*patient_ids, *sorted(others - set(patient_ids)))
+
+
 async def named_with(
     tx: "Transaction", patient_ids: Collection[str]
 ) -> dict[str, list[str]]:

@@ -5,13 +5,14 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from fhir.encoding.wire import Json
 from node.domain.access import Role
 from node.domain.audit import AuditEntry
-from node.store import audit
+from node.store import audit, merges
 from node.store.store import Store
 from tests.conftest import FrozenClock
 from tests.factories import make_patient
@@ -141,6 +142,23 @@ async def test_what_identifies_a_patient_never_enters_the_trail(
     assert not [secret for secret in (name, written, number) if secret in text]
     blind = {one.detail.get("query", "") for one in told if "name=~" in str(one)}
     assert any(query.startswith("Patient?name=~") for query in blind)
+
+
+async def test_whoever_saw_a_row_of_a_woman_saw_her(rig: Rig, store: Store) -> None:
+    await rig.read(rig.report_path, role=Role.EHR)
+    seen = (await rig.read(rig.report_path, role=Role.EHR))["subject"]["reference"]
+    lost = UUID(seen.removeprefix("Patient/"))
+    kept = await receive_study(
+        store, make_patient(patient_id="H-9"), study_uid="2.25.91", accession="ACC-9"
+    )
+    assert await events(rig, f"patient=Patient/{kept}") == []
+    async with store.db.transaction() as tx:
+        await merges.link(tx, lost, kept)
+    found = await events(rig, f"patient=Patient/{kept}&subtype=read")
+    assert {entity(one, "1")["what"]["reference"] for one in found} == {seen}
+    async with store.db.transaction() as tx:
+        await merges.link(tx, lost, None)
+    assert await events(rig, f"patient=Patient/{kept}&subtype=read") == []
 
 
 async def test_equal_names_look_equal_to_the_auditor(rig: Rig, store: Store) -> None:
