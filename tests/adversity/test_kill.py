@@ -35,6 +35,7 @@ from tests.journeys.rig import (
     ROLES,
     Caller,
     Installation,
+    Json,
     Phone,
     bound_phone,
     invented,
@@ -259,11 +260,24 @@ def _two_or_more(look: Callable[[], list[str]]) -> bool:
     return len(look()) >= 2
 
 
-def test_every_study_has_one_report_of_two_versions(run: Run) -> None:
+def test_every_study_has_one_report_drafted_signed_once_and_printed_once(
+    run: Run,
+) -> None:
+    def versions(path: str) -> list[str]:
+        history = run.doctor.read(f"{path}/_history")["entry"]
+        return [entry["resource"]["status"] for entry in history]
+
     for study in run.studies:
-        path = f"DiagnosticReport/{report_id_for(study.study_instance_uid)}/_history"
-        versions = run.doctor.read(path)["entry"]
-        assert [v["resource"]["status"] for v in versions] == ["final", "partial"]
+        path = f"DiagnosticReport/{report_id_for(study.study_instance_uid)}"
+        until(
+            "the paper of the report",
+            partial(_has_paper, partial(run.doctor.read, path)),
+        )
+        assert versions(path) == ["final", "final", "partial"]
+
+
+def _has_paper(read: Callable[[], Json]) -> bool:
+    return "presentedForm" in read()
 
 
 def test_every_signature_reached_the_relay_once_and_in_order(run: Run) -> None:
