@@ -141,7 +141,7 @@ class _Socket:
     async def run(self) -> None:
         """Serve until the screen goes, or is sent away."""
         reading = asyncio.create_task(self._read())
-        sending = asyncio.create_task(self._send_until_closed())
+        sending = asyncio.create_task(self._send_until_closed(reading))
         try:
             await asyncio.wait({reading, sending}, return_when=asyncio.FIRST_COMPLETED)
             # What has gone out is noted, so that it does not come twice.
@@ -163,7 +163,9 @@ class _Socket:
             self._asked = [*self._asked[-MOST_BOUND:], token[1]]
             self.wake.set()
 
-    async def _send_until_closed(self) -> None:
+    async def _send_until_closed(self, reading: "asyncio.Task[None]") -> None:
+        """Send what is due; say goodbye when the socket is to be closed."""
+        goodbye: tuple[str, int] | None = None
         try:
             async with asyncio.timeout(self._patience_s):
                 while not self._asked and self._ending is None:
@@ -177,17 +179,22 @@ class _Socket:
                 await self._sleep()
         except _Closed as closed:
             log.info("socket.closed", reason=closed.reason)
-            await self._say_goodbye(closed.reason, closed.code)
+            goodbye = (closed.reason, closed.code)
         except TimeoutError:
             if not self._bindings:
-                await self._say_goodbye("nobody bound it", WSCloseCode.POLICY_VIOLATION)
+                goodbye = ("nobody bound it", WSCloseCode.POLICY_VIOLATION)
             log.info("socket.closed", reason="it did not bind or did not read")
         except ConnectionError:
             log.info("socket.closed", reason="the screen has gone")
         except NodeError as error:
             # PostgreSQL is away: the screen comes again, nothing is lost.
             log.warning("socket.closed", reason=error.message)
-            await self._say_goodbye("try again later", WSCloseCode.TRY_AGAIN_LATER)
+            goodbye = ("try again later", WSCloseCode.TRY_AGAIN_LATER)
+        if goodbye is not None:
+            # Beside a reader aiohttp would not wait for the screen's own goodbye.
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            await self._say_goodbye(*goodbye)
 
     async def _sleep(self) -> None:
         self.wake.clear()
