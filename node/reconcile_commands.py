@@ -67,12 +67,7 @@ def link(study: _Study, order: _Order, reason: _Reason, yes: _Yes = False) -> No
     """Say that a study answers an order of the same patient."""
     from node.workflow.reconciliation import link_order
 
-    async def act(store: "Store", seen: str) -> None:
-        await link_order(
-            store, study, order, identity=_operator(), reason=reason, seen=seen
-        )
-
-    _confirmed(study, act, yes)
+    _of_order(link_order, study, order, reason, yes)
     console.print(f"{study}: answers {order}", highlight=False)
 
 
@@ -81,13 +76,17 @@ def unlink(study: _Study, order: _Order, reason: _Reason, yes: _Yes = False) -> 
     """Say that a study does not answer an order, whatever its headers name."""
     from node.workflow.reconciliation import unlink_order
 
+    _of_order(unlink_order, study, order, reason, yes)
+    console.print(f"{study}: does not answer {order}", highlight=False)
+
+
+def _of_order(
+    say: Callable[..., Awaitable[None]], study: str, order: UUID, reason: str, yes: bool
+) -> None:
     async def act(store: "Store", seen: str) -> None:
-        await unlink_order(
-            store, study, order, identity=_operator(), reason=reason, seen=seen
-        )
+        await say(store, study, order, identity=_operator(), reason=reason, seen=seen)
 
     _confirmed(study, act, yes)
-    console.print(f"{study}: does not answer {order}", highlight=False)
 
 
 @cli.command("move")

@@ -4,6 +4,7 @@ Whoever may reconcile sees names and numbers in full, as nobody can compare what
 masked; every look is audited. An act carries its reason and what was seen (`seen`).
 """
 
+from collections.abc import Awaitable, Callable
 from datetime import date
 from typing import Any, Final
 from uuid import UUID
@@ -81,22 +82,19 @@ async def read_study(request: web.Request) -> web.Response:
 
 async def link(request: web.Request) -> web.Response:
     """Say that the study answers an order; answers both sides as they are then."""
-    told = await _told(request)
-    await link_order(
-        request.app[STORE],
-        request.match_info["uid"],
-        _id(told, "order_id"),
-        identity=identity(request),
-        reason=_text(told, "reason"),
-        seen=_text(told, "seen"),
-    )
-    return web.json_response(await _shown(request))
+    return await _of_order(request, link_order)
 
 
 async def unlink(request: web.Request) -> web.Response:
     """Say that the study does not answer an order."""
+    return await _of_order(request, unlink_order)
+
+
+async def _of_order(
+    request: web.Request, act: Callable[..., Awaitable[None]]
+) -> web.Response:
     told = await _told(request)
-    await unlink_order(
+    await act(
         request.app[STORE],
         request.match_info["uid"],
         _id(told, "order_id"),

@@ -8,7 +8,7 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -73,15 +73,8 @@ async def verify(
     `x5c` in the header are not looked at. Neither is a curve or algorithm other
     than those of ALGORITHMS, whatever the key could do.
     """
-    header = decoded(assertion.partition(".")[0])
-    algorithm, key_id = header.get("alg"), header.get("kid")
-    if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
-        raise Unproven("alg")
-    if "crit" in header or "b64" in header:
-        raise Unproven("crit")
-    if str(header.get("typ", "JWT")).upper() != "JWT":
-        raise Unproven("typ")
-    if not isinstance(key_id, str) or not key_id:
+    algorithm, key_id = read_header(assertion, ALGORITHMS)
+    if not key_id:
         raise Unproven("kid")
     key = await keys.find(client, key_id, algorithm)
     try:
@@ -90,6 +83,22 @@ async def verify(
     except (JoseError, ValueError):
         raise Unproven("signature") from None
     return _check(_object(proven.payload), str(client.client_id), audience, now)
+
+
+def read_header(token: str, algorithms: Collection[str]) -> tuple[str, str]:
+    """Return `alg` and `kid` of a signed token, all of its header that counts.
+
+    Unproven for an algorithm that is not among these; `kid` is empty where none is.
+    """
+    header = decoded(token.partition(".")[0])
+    algorithm, key_id = header.get("alg"), header.get("kid")
+    if not isinstance(algorithm, str) or algorithm not in algorithms:
+        raise Unproven("alg")
+    if "crit" in header or "b64" in header:
+        raise Unproven("crit")
+    if str(header.get("typ", "JWT")).upper() != "JWT":
+        raise Unproven("typ")
+    return algorithm, key_id if isinstance(key_id, str) else ""
 
 
 def _check(

@@ -7,6 +7,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import asyncpg
+
     from node.store.database import Transaction
     from node.store.store import Store
 
@@ -45,10 +47,7 @@ async def end(
         key,
         store.clock(),
     )
-    if row is None:
-        return None
-    opened = store.ring.node.open(bytes(row["sealed"]), **_place(key))
-    return row["iss"], dict(json.loads(opened))
+    return None if row is None else _opened(store, key, row)
 
 
 async def look(
@@ -62,10 +61,7 @@ async def look(
         key,
         store.clock(),
     )
-    if row is None:
-        return None
-    opened = store.ring.node.open(bytes(row["sealed"]), **_place(key))
-    return row["iss"], dict(json.loads(opened))
+    return None if row is None else _opened(store, key, row)
 
 
 def _place(key: bytes) -> dict[str, str]:
@@ -74,3 +70,10 @@ def _place(key: bytes) -> dict[str, str]:
 
 def _hash(state: str) -> bytes:
     return hashlib.sha256(state.encode("utf-8", "surrogatepass")).digest()
+
+
+def _opened(
+    store: "Store", key: bytes, row: "asyncpg.Record"
+) -> tuple[str, Mapping[str, str]]:
+    opened = store.ring.node.open(bytes(row["sealed"]), **_place(key))
+    return row["iss"], dict(json.loads(opened))

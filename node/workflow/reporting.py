@@ -14,6 +14,7 @@ from node.domain.report import (
     ReportStatus,
     ReportVersion,
 )
+from node.domain.study import StudyRecord
 from node.store import audit, cases, completion, models, reports, studies
 from node.workflow.completion import publish_study_later
 from node.workflow.orders import finish_orders, match_study
@@ -42,16 +43,7 @@ async def draft_report(
     the shadow where one was chosen. RULE when a physician has already worked on
     the report (`Report.draft`).
     """
-    study = await studies.study(tx, study_instance_uid)
-    if study is None:
-        raise NodeError(f"there is no study {study_instance_uid}", ErrorKind.NOT_FOUND)
-    report_id = await reports.create(
-        tx,
-        study_instance_uid=study_instance_uid,
-        patient_id=study.patient_id,
-        at=store.clock(),
-    )
-    report = await reports.read_for_update(tx, store, report_id)
+    report, study = await _report_of(store, tx, study_instance_uid)
     report = report.draft(
         findings, author=author, at=store.clock(), status=status, followup=followup
     )
@@ -148,19 +140,10 @@ async def disown_report(
     A study that was never read gets a withdrawn report, so that archives are told.
     One that is withdrawn by a physician is withdrawn once more, for this reason.
     """
-    study = await studies.study(tx, study_instance_uid)
-    if study is None:
-        raise NodeError(f"there is no study {study_instance_uid}", ErrorKind.NOT_FOUND)
-    report_id = await reports.create(
-        tx,
-        study_instance_uid=study_instance_uid,
-        patient_id=study.patient_id,
-        at=store.clock(),
-    )
-    report = await reports.read_for_update(tx, store, report_id)
+    report, _ = await _report_of(store, tx, study_instance_uid)
     report = report.disown(author=author, at=store.clock(), reason=reason)
     await _write(store, tx, report, role="registrar")
-    return report_id
+    return report.id
 
 
 async def record_disclosure(
@@ -204,6 +187,22 @@ async def publish_document_later(
         order_key=f"{PUBLISH_DOCUMENT}/{report.id}",
         patient_id=report.patient_id,
     )
+
+
+async def _report_of(
+    store: "Store", tx: "Transaction", study_instance_uid: str
+) -> tuple[Report, StudyRecord]:
+    """Return the report of a study for writing, made if it is new, and the study."""
+    study = await studies.study(tx, study_instance_uid)
+    if study is None:
+        raise NodeError(f"there is no study {study_instance_uid}", ErrorKind.NOT_FOUND)
+    report_id = await reports.create(
+        tx,
+        study_instance_uid=study_instance_uid,
+        patient_id=study.patient_id,
+        at=store.clock(),
+    )
+    return await reports.read_for_update(tx, store, report_id), study
 
 
 async def _write(store: "Store", tx: "Transaction", report: Report, role: str) -> None:

@@ -3,6 +3,7 @@ import type { Act, Comparison } from '../api/reconciliation';
 import { Modal } from '../app/modal';
 import { type MessageKey, t } from '../i18n';
 import { OrderSide, StudySide, TargetSide } from './compare';
+import { Decision } from './decision';
 import { carryOut } from './live';
 
 /** The second step: both sides once more, what will happen, and why it is done. */
@@ -34,28 +35,7 @@ export function ConfirmSheet({ both, what, onClose }: { both: Comparison; what: 
           {what.kind === 'move' && <TargetSide target={what.target} />}
         </div>
         <p class={what.kind === 'move' ? 'full' : 'hint'}>{t(`reconcile.effect.${what.kind}` as MessageKey)}</p>
-        <label>
-          {t('reconcile.reason')}
-          <textarea
-            data-first
-            rows={2}
-            maxLength={500}
-            required
-            value={reason}
-            onInput={(event) => setReason(event.currentTarget.value)}
-          />
-        </label>
-        <p class="fault" role="alert">
-          {fault}
-        </p>
-        <div class="actions">
-          <button type="button" onClick={onClose}>
-            {t('app.cancel')}
-          </button>
-          <button type="submit" class="primary" disabled={!ready}>
-            {t('reconcile.do')}
-          </button>
-        </div>
+        <Decision reason={reason} setReason={setReason} fault={fault} ready={ready} onClose={onClose} />
       </form>
     </Modal>
   );

@@ -14,6 +14,7 @@ import { Modal } from '../app/modal';
 import { explain, say } from '../app/state';
 import { type MessageKey, t } from '../i18n';
 import { Fact, Who } from './compare';
+import { Decision } from './decision';
 import { load } from './live';
 
 /** What is about to be said of two rows. */
@@ -149,28 +150,13 @@ export function MergeSheet({ asked, onClose }: { asked: AskedOfRows; onClose: ()
           </div>
         )}
         <p class={asked.kind === 'merge' ? 'full' : 'hint'}>{t(`reconcile.effect.${asked.kind}` as MessageKey)}</p>
-        <label>
-          {t('reconcile.reason')}
-          <textarea
-            data-first
-            rows={2}
-            maxLength={500}
-            required
-            value={reason}
-            onInput={(event) => setReason(event.currentTarget.value)}
-          />
-        </label>
-        <p class="fault" role="alert">
-          {fault}
-        </p>
-        <div class="actions">
-          <button type="button" onClick={onClose}>
-            {t('app.cancel')}
-          </button>
-          <button type="submit" class="primary" disabled={both === null || reason.trim() === '' || busy}>
-            {t('reconcile.do')}
-          </button>
-        </div>
+        <Decision
+          reason={reason}
+          setReason={setReason}
+          fault={fault}
+          ready={both !== null && reason.trim() !== '' && !busy}
+          onClose={onClose}
+        />
       </form>
     </Modal>
   );
