@@ -35,6 +35,7 @@ from tests.adversity.raw_peer import (
 )
 from tests.dicom_scp.conftest import tls_certificate
 from tests.dicom_scp.instances import make_instance
+from tests.ports import free_port
 
 __all__ = ["tls_certificate"]  # a fixture of this module too
 
@@ -104,7 +105,7 @@ def receiver(
     request: pytest.FixtureRequest, store: Store, tls_certificate: Path
 ) -> Iterator[Receiver]:
     """The receiving process; its parameter is how long it waits for a silent peer."""
-    ports = [_free_port(), _free_port()]
+    ports = [free_port(), free_port()]
     told = {
         "dsn": store.db._dsn,
         "key": str(store.ring._root_path),
@@ -253,9 +254,3 @@ def _listens(port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -40,9 +40,9 @@ from tests.adversity.raw_peer import (
     store_command,
 )
 from tests.dicom_scp.instances import make_instance
-from tests.dicom_scp.receiving.test_scp_process import Process, free_port, start_process
+from tests.dicom_scp.receiving.test_scp_process import Process, start_process
 
-__all__ = ["free_port", "start_process"]  # fixtures
+__all__ = ["start_process"]  # a fixture
 
 CASES = int(os.environ.get("SONONODE_FUZZ", "10000"))
 DATA_SETS, CONVERSATIONS = CASES * 7 // 10, CASES * 3 // 10

@@ -27,8 +27,8 @@ from node.store.store import Store
 from node.workflow.intake import data_set_offset
 from tests.adversity.raw_peer import ACCEPT, RawPeer, associate_rq, data_pdus
 from tests.adversity.raw_peer import store_command as c_store
-from tests.adversity.test_endurance import _free_port as free_port
 from tests.dicom_scp.instances import make_instance
+from tests.ports import free_port
 
 FULL = os.environ.get("SONONODE_ADVERSITY") == "full"
 SEED = int(os.environ.get("SONONODE_SEED", "20261121"))

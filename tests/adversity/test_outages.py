@@ -34,11 +34,11 @@ from tests.journeys.rig import (
     Installation,
     Json,
     bound_phone,
-    free_port,
     invented,
     running_wechat,
     until,
 )
+from tests.ports import free_port
 
 RESTART_S = 10.0
 DISK_MB = 64

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 import urllib.request
@@ -12,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-START_S = 60.0
+from tests.ports import free_port
+
+START_S = 30.0
 
 
 class Orthanc:
@@ -23,6 +24,7 @@ class Orthanc:
         if program is None:
             pytest.skip("Orthanc is not installed")
         self.http, self.dicom = free_port(), free_port()
+        self._log = folder / "orthanc.log"
         configuration = folder / "orthanc.json"
         configuration.write_text(
             json.dumps(
@@ -44,12 +46,13 @@ class Orthanc:
 
     def start(self) -> None:
         """Start it, again if need be, on what it has stored."""
-        self.process = subprocess.Popen(
-            self._command,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "TCP_NODELAY": "1"},
-        )
+        with self._log.open("ab") as written:
+            self.process = subprocess.Popen(
+                self._command,
+                stdout=written,
+                stderr=written,
+                env={**os.environ, "TCP_NODELAY": "1"},
+            )
 
     def kill(self) -> None:
         """End it at once, whatever it is doing."""
@@ -57,15 +60,25 @@ class Orthanc:
         self.process.wait(timeout=20)
 
     def wait(self) -> None:
-        """Return when it answers; fail the test when it does not."""
+        """Return when it answers; fail the test when it does not, with what it said.
+
+        It is the judge here: one that ends before it answers is started once more.
+        """
+        if not self._answers():
+            self.kill()
+            self.start()
+            if not self._answers():
+                said = self._log.read_text("utf-8", "replace")[-3000:]
+                pytest.fail(f"Orthanc does not answer:\n{said}")
+
+    def _answers(self) -> bool:
         until = time.monotonic() + START_S
-        while time.monotonic() < until:
+        while self.process.poll() is None and time.monotonic() < until:
             try:
-                self.get("/system")
-                return
+                return bool(self.get("/system"))
             except OSError:
                 time.sleep(0.05)
-        pytest.fail(f"Orthanc did not start within {START_S} s")
+        return False
 
     def get(self, path: str, body: bytes | None = None) -> bytes:
         """Return what its REST API answers."""
@@ -99,10 +112,3 @@ class Orthanc:
         """End it."""
         self.process.terminate()
         self.process.wait(timeout=20)
-
-
-def free_port() -> int:
-    """Return a port that nobody uses now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

@@ -15,8 +15,9 @@ import pytest
 from pydicom import dcmread
 
 from tests.conformance.judges import dciodvfy, dsrdump
-from tests.conformance.orthanc import Orthanc, free_port
+from tests.conformance.orthanc import Orthanc
 from tests.journeys.rig import EXPORTS
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 400

@@ -37,7 +37,7 @@ from node.store.postgres import EmbeddedPostgres
 from node.store.store import Store, open_store
 from node.workflow.orders import Placement, patient_of_order, place_order
 from tests.conformance.judges import dciodvfy, dcmtk, dsrdump
-from tests.conformance.orthanc import Orthanc, free_port
+from tests.conformance.orthanc import Orthanc
 from tests.conformance.test_result_objects import (
     make_explained,
     make_heat_map,
@@ -49,6 +49,7 @@ from tests.conformance.test_result_objects import (
 from tests.conftest import run_apart
 from tests.dicom_scp.instances import data_set_bytes, make_instance
 from tests.dicom_scp.results.test_sr import make_verified
+from tests.ports import free_port
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

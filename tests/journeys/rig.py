@@ -42,6 +42,7 @@ from dicom_scp.simulation.simulator import (
 from node.store.reports import report_id_for
 from tests.conformance.judges import fhirkit
 from tests.fake_wechat import DEMO_APP_ID, DEMO_APP_SECRET, DEMO_TEMPLATE
+from tests.ports import free_port
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -69,12 +70,6 @@ def until(what: str, look: Callable[[], T | None], patience_s: float = PATIENCE_
             return found
         assert time.monotonic() < deadline, f"waited {patience_s:.0f} s for {what}"
         time.sleep(POLL_S)
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.journeys.rig import EXPORTS, HOST, ROOT, free_port
+from tests.journeys.rig import EXPORTS, HOST, ROOT
+from tests.ports import free_port
 
 LIMIT_S = 180.0
 PATIENCE_S = 400.0  # the machine may be testing something else beside it

@@ -19,24 +19,19 @@ import pytest
 from node.store.keys import create_root_key
 from node.store.store import open_store
 from tests.conftest import FrozenClock, run_apart
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 WRONG_SETTINGS = 2
-
-
-def free_port() -> str:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def serve(data: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     """Start a node that is expected to end by itself."""
     given = {
         "DICOM__HOST": "127.0.0.1",
-        "DICOM__PORT": free_port(),
-        "HTTP__PORT": free_port(),
-        "RELAY__PORT": free_port(),
+        "DICOM__PORT": str(free_port()),
+        "HTTP__PORT": str(free_port()),
+        "RELAY__PORT": str(free_port()),
         **settings,
     }
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("SONONODE_")}

@@ -2,13 +2,11 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import asyncpg
@@ -21,16 +19,11 @@ from node.installation import prepared
 from node.store.postgres import EmbeddedPostgres
 from node.supervisor import Supervisor, end_leftovers, supervised
 from tests.conftest import run_apart
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
 SLEEPER = [sys.executable, "-c", "import signal; signal.pause()"]
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def until(what: str, look: Callable[[], object]) -> None:

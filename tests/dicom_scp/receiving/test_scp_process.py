@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from node.store.store import Store, open_store
 from node.workflow.intake import settle_abandoned
 from tests.dicom_scp.conftest import SETTINGS
 from tests.dicom_scp.instances import make_instance
+from tests.ports import free_port
 
 PROGRAM = """
 import json, sys
@@ -89,13 +89,12 @@ class Process:
 
 
 @pytest.fixture
-def start_process(
-    store: Store, free_port: int, tmp_path: Path
-) -> Iterator[Callable[[], Process]]:
+def start_process(store: Store, tmp_path: Path) -> Iterator[Callable[[], Process]]:
     started: list[Process] = []
+    port = free_port()
 
     def start() -> Process:
-        started.append(Process(store, free_port, tmp_path / "scp.log"))
+        started.append(Process(store, port, tmp_path / "scp.log"))
         started[-1].wait_until_it_listens()
         return started[-1]
 
@@ -103,13 +102,6 @@ def start_process(
     for process in started:
         process.process.kill()
         process.process.wait()
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def test_killed_process_has_kept_all_that_it_acknowledged(

@@ -42,6 +42,7 @@ from node.store.store import Store
 from tests.conftest import FrozenClock
 from tests.dicom_scp.sending.test_routing import ALL, Memory, payload, receive
 from tests.dicom_scp.sending.test_scu import make_certificate
+from tests.ports import free_port
 
 NOW = datetime.now(UTC)
 Listen = Callable[..., Destination]
@@ -149,9 +150,7 @@ def test_a_closed_port_a_silent_one_and_an_unknown_name_differ(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("dicom_scp.sending.probe.CONNECT_S", 0.2)
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     step, words = last(probe_archive(Destination("A", "127.0.0.1", port), now=NOW))
     assert (step, words.split(":")[0]) == ("connection", "refused")
 

@@ -35,6 +35,7 @@ from node.store.store import Store
 from tests.dicom_scp.results.test_sr import make_ai, make_verified
 from tests.dicom_scp.ultrasound import make_header
 from tests.intake import receive_object
+from tests.ports import free_port
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -185,9 +186,7 @@ def test_a_wrong_ae_title_is_named_in_plain_words(make_archive: MakeArchive) -> 
 
 
 def test_an_archive_that_is_down_is_tried_again() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     error = failure_of(to_part10(make_ai()), Destination("ARCHIVE", "127.0.0.1", port))
     assert error.kind is ErrorKind.UNAVAILABLE
 

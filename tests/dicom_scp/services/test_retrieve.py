@@ -30,7 +30,6 @@ from node.domain.audit import Outcome
 from node.imaging import BytesReader, StoredImage
 from node.store import audit
 from node.store.store import Store
-from tests.conformance.orthanc import free_port
 from tests.dicom_scp.conftest import StartScp
 from tests.dicom_scp.instances import data_set_bytes, make_instance
 from tests.dicom_scp.services import archive
@@ -44,6 +43,7 @@ from tests.dicom_scp.services.archive import (
     identifier,
 )
 from tests.dicom_scp.web.test_dicomweb import instance as build
+from tests.ports import free_port
 
 PATIENT_MOVE, STUDY_MOVE = "1.2.840.10008.5.1.4.1.2.1.2", "1.2.840.10008.5.1.4.1.2.2.2"
 PATIENT_GET, STUDY_GET = "1.2.840.10008.5.1.4.1.2.1.3", "1.2.840.10008.5.1.4.1.2.2.3"

@@ -42,6 +42,7 @@ from node.store.store import Store
 from node.workflow.orders import Placement, patient_of_order, place_order
 from tests.conformance.judges import dcmtk
 from tests.dicom_scp.conftest import StartScp
+from tests.ports import free_port
 
 WANG = PatientIdentity("P1", "Wang^Fang=王^芳", date(1980, 2, 3), "F")
 LI = PatientIdentity("P2", "Li^Xiaohong=李^小红", date(1975, 5, 6), "F")
@@ -218,9 +219,7 @@ async def reference(store: Store, tmp_path: Path, character_set: str) -> Any:
     (folder / "lockfile").touch()
     for number, listed in enumerate(await place(store)):
         worklist_file(listed, folder / f"{number}.wl", character_set)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [dcmtk("wlmscpfs"), "-s", "-csk", "-dfp", str(folder.parent), str(port)],
         stdout=subprocess.DEVNULL,

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +35,7 @@ from tests.conformance.judges import dciodvfy
 from tests.conftest import FrozenClock
 from tests.dicom_scp.conftest import StartScp
 from tests.dicom_scp.services.test_worklist import WANG, make_step, place
+from tests.ports import free_port
 
 TITLE = "US1"
 LESION = PhantomLesion(22, 15, 14, 8)
@@ -46,12 +46,6 @@ _numbers = itertools.count(1)
 
 def new_uid() -> str:
     return f"2.25.77{next(_numbers):08d}"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass
