@@ -22,12 +22,23 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from node.store import search
 from node.store.database import Database, Transaction
 from node.store.keys import create_root_key
 from node.store.migrate import migrate
 from node.store.postgres import EmbeddedPostgres
-from node.store.search import Order, Position, Query, RefersTo, TokenIs, Within
+from node.store.search import pages
+from node.store.search.criteria import (
+    LAST_UPDATED,
+    AnyOf,
+    Chained,
+    Criterion,
+    Order,
+    Position,
+    Query,
+    RefersTo,
+    TokenIs,
+    Within,
+)
 from node.store.store import Store, open_store
 
 START = datetime(2016, 1, 1, tzinfo=UTC)
@@ -195,7 +206,7 @@ def queries(reports: int, step: int) -> dict[str, Query]:
         "by accession number": _reports(NEWEST, _hashed("a", n)),
         "by patient.identifier": _reports(
             NEWEST,
-            search.Chained("patient", "Patient", _hashed("m", number)),
+            Chained("patient", "Patient", _hashed("m", number)),
         ),
         "a week, by date": _reports(BY_DATE, week, before),
         "a week, newest update": _reports(NEWEST, week, before),
@@ -221,14 +232,14 @@ def queries(reports: int, step: int) -> dict[str, Query]:
         ),
         "everything, page 1": _reports(NEWEST),
         "by basedOn.identifier": _reports(
-            NEWEST, search.Chained("based-on", "ServiceRequest", _hashed("a", n))
+            NEWEST, Chained("based-on", "ServiceRequest", _hashed("a", n))
         ),
         "by patient:identifier": _reports(
             NEWEST,
-            search.AnyOf(
+            AnyOf(
                 (
                     (_hashed("m", number, "patient:identifier"),),
-                    (search.Chained("patient", "Patient", _hashed("m", number)),),
+                    (Chained("patient", "Patient", _hashed("m", number)),),
                 )
             ),
         ),
@@ -237,7 +248,7 @@ def queries(reports: int, step: int) -> dict[str, Query]:
         ),
         "partial, or of category CT": _reports(
             NEWEST,
-            search.AnyOf(
+            AnyOf(
                 (
                     (TokenIs("status", ((None, "partial"),)),),
                     (TokenIs("category", (("urn:category", "CT"),)),),
@@ -246,28 +257,28 @@ def queries(reports: int, step: int) -> dict[str, Query]:
         ),
         "final, or of category CT": _reports(
             NEWEST,
-            search.AnyOf(((final,), (TokenIs("category", (("urn:category", "CT"),)),))),
+            AnyOf(((final,), (TokenIs("category", (("urn:category", "CT"),)),))),
         ),
         "changed lately and final": _reports(OLDEST, _since(polled), final),
         "by imagingStudy.identifier": _reports(
-            NEWEST, search.Chained("imaging-study", "ImagingStudy", _hashed("u", n))
+            NEWEST, Chained("imaging-study", "ImagingStudy", _hashed("u", n))
         ),
         "by imagingStudy.modality US": _reports(
-            NEWEST, search.Chained("imaging-study", "ImagingStudy", _modality("US"))
+            NEWEST, Chained("imaging-study", "ImagingStudy", _modality("US"))
         ),
         "by imagingStudy.modality CT": _reports(
-            NEWEST, search.Chained("imaging-study", "ImagingStudy", _modality("CT"))
+            NEWEST, Chained("imaging-study", "ImagingStudy", _modality("CT"))
         ),
         "her reports of modality US": _reports(
             NEWEST,
             her,
-            search.Chained("imaging-study", "ImagingStudy", _modality("US")),
+            Chained("imaging-study", "ImagingStudy", _modality("US")),
         ),
         "US of a week": _reports(
             NEWEST,
             week,
             before,
-            search.Chained("imaging-study", "ImagingStudy", _modality("US")),
+            Chained("imaging-study", "ImagingStudy", _modality("US")),
         ),
         "partial of a week": _reports(
             NEWEST, TokenIs("status", ((None, "partial"),)), week, before
@@ -298,14 +309,14 @@ def queries(reports: int, step: int) -> dict[str, Query]:
 
 def _reports(
     order: tuple[Order, ...],
-    *criteria: search.Criterion,
+    *criteria: Criterion,
     beside: Position | None = None,
 ) -> Query:
     return Query("DiagnosticReport", criteria, order, count=20, beside=beside)
 
 
 def _since(at: datetime) -> Within:
-    return Within(search.LAST_UPDATED, "gt", at, at + timedelta(seconds=1))
+    return Within(LAST_UPDATED, "gt", at, at + timedelta(seconds=1))
 
 
 def _modality(code: str) -> TokenIs:
@@ -354,7 +365,7 @@ async def explain(store: Store, query: Query) -> list[str]:
     """Return the plan of a search as it was carried out."""
     async with store.db.reading() as tx:
         recorder = _Recorder(tx)
-        await search.search(cast("Transaction", recorder), store, query)
+        await pages.search(cast("Transaction", recorder), store, query)
         if recorder.first is None:
             return []
         sql, arguments = recorder.first
@@ -380,18 +391,18 @@ async def measure(store: Store, reports: int, rounds: int) -> list[dict[str, obj
         for name, query in queries(reports, step + 3).items():
             begun = time.perf_counter()
             async with store.db.reading() as tx:
-                page = await search.search(tx, store, query)
+                page = await pages.search(tx, store, query)
             if step >= 0:
                 ms = 1000 * (time.perf_counter() - begun)
                 took.setdefault(name, []).append(ms)
             found[name] = len(page.matches)
     asked = queries(reports, rounds + 3)
-    pages = {name: _pages(await explain(store, asked[name])) for name in took}
+    looked_at = {name: _pages(await explain(store, asked[name])) for name in took}
     return [
         {
             "search": name,
             "rows": found[name],
-            "pages": pages[name],
+            "pages": looked_at[name],
             "p50 ms": round(statistics.median(times), 2),
             "p99 ms": round(sorted(times)[int(0.99 * len(times))], 2),
         }

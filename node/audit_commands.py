@@ -197,13 +197,13 @@ async def _patients(
     tx: "Transaction", store: "Store", patient: str, study: str
 ) -> tuple[UUID, ...]:
     """Return the rows that are meant, and those that are the same woman."""
-    from node.store import merges, studies
+    from node.store import identities, merges, studies
 
     if study:
         found = await studies.study(tx, study)
         patients = [] if found is None else [found.patient_id]
     else:
-        patients = await studies.find_patients_by_number(tx, store, patient)
+        patients = await identities.find_patients_by_number(tx, store, patient)
         with suppress(ValueError):
             patients = patients or [UUID(patient)]
     if not patients:

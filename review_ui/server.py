@@ -33,7 +33,7 @@ from node.http import (
     read_json_object,
     set_session_cookie,
 )
-from node.store import audit, people, refreshes, studies
+from node.store import audit, identities, people, refreshes
 from node.store.people import SessionKind, User
 from node.store.store import Store
 from node.throttle import Throttle
@@ -365,7 +365,7 @@ async def print_binding(request: web.Request) -> web.Response:
     store = request.app[STORE]
     patient_id = _patient_id(await read_json_object(request))
     async with store.db.transaction() as tx:
-        person = await studies.patient(tx, store, patient_id)
+        person = await identities.patient(tx, store, patient_id)
         binding, token = await people.create_binding(
             tx,
             patient_id=patient_id,

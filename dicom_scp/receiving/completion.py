@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from dicom_scp.receiving.peers import Peer
 from dicom_scp.receiving.upper_layer import Acceptor
-from node.store.studies import EndedHow
+from node.store.associations import EndedHow
 
 AssociationEnded = Callable[[str, EndedHow], None]
 

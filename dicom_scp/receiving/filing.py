@@ -26,7 +26,7 @@ from dicom_scp.receiving.upper_layer import StoreRequest
 from node.charset import unicode_header
 from node.domain.study import Origin, PatientIdentity
 from node.imaging import read_part10
-from node.store import moves, orders, reports, studies
+from node.store import identities, moves, orders, reports, studies
 from node.store.overlays import overlay_name
 from node.workflow.intake import (
     Arrival,
@@ -93,7 +93,7 @@ async def file_anew(store: Store, payload: Mapping[str, Any], *, system: str) ->
         move = await moves.of_study(tx, store, str(payload["study_instance_uid"]))
         if move is None:
             return
-        patient = await studies.patient(tx, store, move.to_patient)
+        patient = await identities.patient(tx, store, move.to_patient)
         listed = (
             await orders.find(tx, store, move.order_id)
             if move.order_id is not None

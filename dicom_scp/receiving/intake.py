@@ -71,9 +71,9 @@ from node.workflow.intake import (
 )
 
 if TYPE_CHECKING:
+    from node.store.associations import EndedHow
     from node.store.blobs import BlobWriter
     from node.store.store import Store
-    from node.store.studies import EndedHow
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")

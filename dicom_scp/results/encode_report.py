@@ -42,7 +42,7 @@ from node.domain.finding import Findings
 from node.domain.report import AuthorKind, Report, ReportStatus, ReportVersion
 from node.domain.study import Origin, PatientIdentity, ReceivedInstance
 from node.imaging import read_part10
-from node.store import models, orders, reports, studies
+from node.store import identities, models, orders, reports, studies
 from node.store.orders import StudyOrder
 from node.store.overlays import read_overlay
 from node.workflow.intake import KeptObject, Received, keep_object, store_result
@@ -149,7 +149,7 @@ async def _read(
             model=await models.find(tx, version.author.id),
             orders=await orders.of_study(tx, store, report.study_instance_uid),
             settings=settings,
-            patient=await studies.patient(tx, store, report.patient_id),
+            patient=await identities.patient(tx, store, report.patient_id),
         )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, Final
 
-from node.store.studies import unaccented
+from node.store.identities import unaccented
 
 Element = Mapping[str, Any]
 

@@ -41,7 +41,7 @@ from dicom_scp.services.service import Caller, Service, caller_of
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.order import Code, OrderStatus
-from node.store import audit, orders, studies
+from node.store import audit, identities, orders
 from node.store.orders import ListedOrder, OrderQuery
 from node.workflow.intake import MODALITY_ROLE
 
@@ -281,7 +281,7 @@ class Wanted:
     def _name_prefix(self) -> str:
         patterns = self._values("PatientName")
         parts = name_parts(patterns[0]) if len(patterns) == 1 else ()
-        return studies.unaccented(max(parts, key=len, default=""))
+        return identities.unaccented(max(parts, key=len, default=""))
 
     def accepts(self, listed: ListedOrder, answer: Mapping[str, Any]) -> bool:
         """Tell whether an answer is one of those asked for."""

@@ -18,7 +18,7 @@ from fhir.settings import FhirSettings
 from fhir.subscriptions import events
 from node.domain.access import Identity
 from node.domain.errors import ErrorKind, NodeError
-from node.store import clients, merges, resources, studies
+from node.store import clients, identities, merges, resources
 from node.store.merges import Decision, Links, Verdict
 from node.workflow.merging import match_anew, merge_as_told
 
@@ -78,7 +78,7 @@ async def _tell(
     """Write the Patient of a row if its links have changed, and who said so."""
     stored = await resources.find(tx, store, "Patient", str(row))
     if stored is None:
-        identity = await studies.patient(tx, store, row)
+        identity = await identities.patient(tx, store, row)
         known = mapping.to_patient(row, identity, settings.systems)
     else:
         known = parse(stored.body)

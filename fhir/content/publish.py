@@ -21,16 +21,18 @@ from node.domain.errors import ErrorKind, NodeError
 from node.domain.report import Author, AuthorKind, Report
 from node.store import (
     completion,
+    identities,
     models,
     orders,
     people,
     reports,
     resources,
-    search,
     studies,
 )
 from node.store.orders import NamedBy
 from node.store.resources import Stored
+from node.store.search import pages
+from node.store.search.criteria import Query, RefersTo
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
@@ -229,7 +231,7 @@ async def write_exam(
     if study is None:
         raise NodeError("the report's study is not here", ErrorKind.NOT_FOUND)
     detail = await studies.study_detail(tx, store, report.study_instance_uid)
-    identity = await studies.patient(tx, store, study.patient_id)
+    identity = await identities.patient(tx, store, study.patient_id)
     patient = mapping.to_patient(study.patient_id, identity, settings.systems)
     await write_once(tx, store, patient, study.patient_id)
     named = await orders.of_study(tx, store, report.study_instance_uid)
@@ -290,15 +292,15 @@ async def _order(
     """
     if not accession_number:
         return ()
-    query = search.Query(
+    query = Query(
         "ServiceRequest",
         (
             accession_criterion(accession_number),
-            search.RefersTo("patient", (("Patient", str(patient_id)),)),
+            RefersTo("patient", (("Patient", str(patient_id)),)),
         ),
         count=1,
     )
-    page = await search.search(tx, store, query)
+    page = await pages.search(tx, store, query)
     return tuple(match.resource_id for match in page.matches)
 
 

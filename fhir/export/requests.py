@@ -20,7 +20,7 @@ from fhir.security.access import PERMITS, Interaction
 from node.domain.access import Action, Identity
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.scopes import Context, Scopes, read_scopes
-from node.store.search import Criterion
+from node.store.search.criteria import Criterion
 
 NDJSON = "application/fhir+ndjson"
 FORMATS = (NDJSON, "application/ndjson", "ndjson")

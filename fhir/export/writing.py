@@ -27,11 +27,12 @@ from fhir.settings import FhirSettings
 from node.domain.access import Identity
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.scopes import Scopes, read_scopes
-from node.store import clients, exports, merges, resources, search
+from node.store import clients, exports, merges, resources
 from node.store.exports import Export, File, Output, Slice
 from node.store.jobs import Postponed
 from node.store.resources import Stored
-from node.store.search import AnyOf, Criterion
+from node.store.search import women
+from node.store.search.criteria import AnyOf, Criterion
 
 if TYPE_CHECKING:
     from asyncpg import Record
@@ -268,7 +269,7 @@ class _Writing:
         ]
         criteria = _criteria(self._caller, kind, filters)
         async with self._store.db.connection() as tx:
-            criteria = await search.of_one_woman(tx, self._store, criteria, kind)
+            criteria = await women.of_one_woman(tx, self._store, criteria, kind)
             patients = await _ids(tx, self._request.patients)
         while self._has_room(lines):
             wanted = Slice(

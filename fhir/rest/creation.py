@@ -19,10 +19,11 @@ from fhir.subscriptions import events, requests
 from node.domain.access import Identity
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
-from node.store import audit, merges, resources, search, studies
+from node.store import audit, identities, merges, resources
 from node.store.database import limited
 from node.store.resources import Stored
-from node.store.search import Query
+from node.store.search import pages
+from node.store.search.criteria import Query
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
@@ -108,7 +109,7 @@ class Clerk:
             raise Refused([Issue("invalid", f"{what} asks for nothing")], 400)
         query = Query(resource_type, tuple(request.criteria), count=2)
         async with limited(self.tx):
-            page = await search.search(self.tx, self._store, query)
+            page = await pages.search(self.tx, self._store, query)
         if len(page.matches) > 1:
             issue = Issue("multiple-matches", f"{what} finds several resources")
             raise Refused([issue], 412, ErrorKind.CONFLICT)
@@ -117,7 +118,7 @@ class Clerk:
     async def _create_patient(self, resource: Json) -> Stored:
         told = read_patient(resource, self._settings.systems)
         await self._wait_for_merges(resource)
-        patient_id = await studies.upsert_patient(
+        patient_id = await identities.upsert_patient(
             self.tx, self._store, told, at=self._store.clock(), replace=True
         )
         known = await resources.lock(self.tx, "Patient", str(patient_id))
@@ -203,7 +204,7 @@ class Clerk:
 
     async def _update_identity(self, resource: Json) -> UUID:
         told = read_patient(resource, self._settings.systems)
-        known = await studies.find_patient(
+        known = await identities.find_patient(
             self.tx, self._store, issuer=told.issuer, patient_id=told.patient_id
         )
         if known is None or str(known) != resource["id"]:
@@ -212,7 +213,7 @@ class Clerk:
                 ErrorKind.RULE,
                 expression="Patient.identifier",
             )
-        return await studies.upsert_patient(
+        return await identities.upsert_patient(
             self.tx, self._store, told, at=self._store.clock(), replace=True
         )
 

@@ -26,10 +26,11 @@ from fhir.security.access import PERMITS, Interaction, may_read
 from fhir.security.scoping import sees
 from fhir.settings import FhirSettings
 from node.domain.errors import ErrorKind, NodeError
-from node.store import merges, resources, search
+from node.store import merges, resources
 from node.store.database import limited
 from node.store.resources import NEVER
-from node.store.search import Belonging
+from node.store.search import related
+from node.store.search.related import Belonging
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
@@ -130,7 +131,7 @@ class Everything:
     ) -> bytes:
         patient = await resources.read(tx, self._store, "Patient", asked.resource_id)
         require_seen(asked.caller, patient)
-        matches, following = await search.of_patient(
+        matches, following = await related.of_patient(
             tx,
             self._store,
             sorted(await merges.rows_of(tx, UUID(patient.resource_id))),
@@ -141,7 +142,7 @@ class Everything:
             bodies=bodies,
         )
         matches = [one for one in matches if sees(asked.caller, one)]
-        others = await search.shared(
+        others = await related.shared(
             tx, self._store, matches, types=page.types, bodies=bodies
         )
         base_url, show = self._settings.base_url, self._answers.show(asked.caller)

@@ -28,10 +28,10 @@ from fhir.settings import FhirSettings
 from node.domain.access import Identity
 from node.domain.audit import note_query
 from node.domain.errors import ErrorKind, NodeError
-from node.store import search as found
 from node.store.database import TooCostly, limited
 from node.store.resources import Stored
-from node.store.search import Criterion, Order, Position, Query
+from node.store.search import pages, related, totals
+from node.store.search.criteria import Criterion, Order, Position, Query
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
@@ -173,10 +173,10 @@ class Searcher:
 
         `within` is a transaction whose own changes are to be found too.
         """
-        pages = [value for name, value in parameters if name == "_page"]
+        asked_pages = [value for name, value in parameters if name == "_page"]
         beside = None
-        if pages:
-            parameters, beside = self._open_page(resource_type, pages[0])
+        if asked_pages:
+            parameters, beside = self._open_page(resource_type, asked_pages[0])
         note_query(told_query(self._store, resource_type, parameters))
         request = read_request(
             resource_type,
@@ -216,14 +216,14 @@ class Searcher:
         )
         bundle: Json = {"resourceType": "Bundle", "type": "searchset"}
         if request.total == "accurate" or request.count_only:
-            bundle["total"] = await found.count(tx, self._store, query)
+            bundle["total"] = await totals.count(tx, self._store, query)
         elif request.total == "estimate":
-            bundle["total"] = await found.estimate(tx, self._store, query)
+            bundle["total"] = await totals.estimate(tx, self._store, query)
         bundle["link"] = [{"relation": "self", "url": self._self_link(request)}]
         show = self._view.narrowed(subset) if subset else self._view
         entries: list[bytes] = []
         if not request.count_only:
-            page = await found.search(tx, self._store, query, self._bodies)
+            page = await pages.search(tx, self._store, query, self._bodies)
             base_url = self._base_url
             entries = [entry_of(base_url, show, m, b"match") for m in page.matches]
             included = await self._included(tx, request, page.matches)
@@ -288,7 +288,7 @@ class Searcher:
             ids = [s.resource_id for s in sources if s.resource_type == wanted.source]
             if not ids:
                 return {}
-            more = await found.referred(
+            more = await related.referred(
                 tx,
                 self._store,
                 wanted.source,
@@ -306,7 +306,7 @@ class Searcher:
             if wanted.target not in (None, target):
                 continue
             ids = [s.resource_id for s in sources if s.resource_type == target]
-            more = await found.referring(
+            more = await related.referring(
                 tx,
                 self._store,
                 wanted.source,

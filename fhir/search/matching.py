@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from node.domain.errors import ErrorKind, NodeError
 from node.store.resources import Index, Stored
-from node.store.search import (
+from node.store.search.criteria import (
     LAST_UPDATED,
     AnyOf,
     Criterion,

@@ -10,7 +10,7 @@ from fhir.content.masked import UNLABELLED_TYPES
 from fhir.encoding.wire import Json, as_list, date_range, reference_parts
 from node.domain.errors import ErrorKind, NodeError
 from node.store.resources import NEVER, DateRange, Index, Reference, Token
-from node.store.search import (
+from node.store.search.criteria import (
     LAST_UPDATED,
     PREFIXES,
     AnyOf,

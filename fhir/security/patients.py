@@ -12,8 +12,9 @@ from fhir.search.parameters import criterion
 from fhir.search.views import View
 from node.domain.access import Identity
 from node.domain.errors import NodeError
-from node.store import resources, search
-from node.store.search import Criterion, Order, Query
+from node.store import resources
+from node.store.search import pages
+from node.store.search.criteria import Criterion, Order, Query
 
 if TYPE_CHECKING:
     from node.store.store import Store
@@ -64,7 +65,7 @@ async def choices(store: "Store", caller: Identity, accession: str = "") -> Choi
     )
     view, rows = View(store, caller), dict[str, Choice]()
     async with store.db.reading() as tx:
-        page = await search.search(tx, store, query, store.opened)
+        page = await pages.search(tx, store, query, store.opened)
         for stored in page.matches:
             study = parse(view(stored))
             patient_id = str(study["subject"]["reference"]).rpartition("/")[2]

@@ -12,7 +12,14 @@ from fhir.security.access import DEFINED, Interaction, require, require_scope
 from node.domain.access import Identity
 from node.domain.scopes import Context, Scope
 from node.store.resources import Stored
-from node.store.search import AnyOf, Chained, Criterion, IdIs, ReferredBy, RefersTo
+from node.store.search.criteria import (
+    AnyOf,
+    Chained,
+    Criterion,
+    IdIs,
+    ReferredBy,
+    RefersTo,
+)
 
 
 def understood(scope: Scope) -> bool:

@@ -20,8 +20,9 @@ from fhir.subscriptions.topics import Indexed, Topic
 from node.domain.disclosure import patient_report
 from node.domain.errors import NodeError
 from node.domain.report import Report
-from node.store import reports, resources, search, studies, subscriptions
+from node.store import identities, reports, resources, studies, subscriptions
 from node.store.resources import Index
+from node.store.search import women
 from node.store.subscriptions import Occurrence, Subscription
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ async def _wanted(
             "subscription.filter_gone", subscription=str(subscription.subscription_id)
         )
         return False
-    return meets(*now, await search.of_one_woman(tx, store, asked, topic.kind))
+    return meets(*now, await women.of_one_woman(tx, store, asked, topic.kind))
 
 
 async def _owed_patients_view(
@@ -173,7 +174,7 @@ async def _waiting(
 async def _masked(
     tx: "Transaction", store: "Store", settings: FhirSettings, report: Report
 ) -> Json:
-    identity = await studies.patient(tx, store, report.patient_id)
+    identity = await identities.patient(tx, store, report.patient_id)
     study = await studies.study(tx, report.study_instance_uid)
     handle, patient_handle = await reports.handles(tx, report.id)
     masked = patient_report(

@@ -16,7 +16,7 @@ from fhir.subscriptions.notification import BACKPORT, SIGNATURE_HEADER, sign
 from fhir.subscriptions.requests import RELAY, subscribe
 from node.domain.disclosure import mask_name
 from node.domain.errors import ErrorKind, NodeError
-from node.store import people, reports, resources, studies, subscriptions
+from node.store import identities, people, reports, resources, subscriptions
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
@@ -92,7 +92,7 @@ async def offer_binding(
     binding_id = UUID(str(payload["binding_id"]))
     async with store.db.transaction() as tx:
         binding = await people.read_binding(tx, binding_id)
-        identity = await studies.patient(tx, store, binding.patient_id)
+        identity = await identities.patient(tx, store, binding.patient_id)
         handle = await reports.patient_handle(tx, binding.patient_id)
     check = binding.check_code
     body = to_bytes(

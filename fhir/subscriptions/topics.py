@@ -17,7 +17,7 @@ from fhir.search.matching import decidable, meets
 from fhir.search.parameters import criterion, parameter
 from node.domain.errors import ErrorKind, NodeError
 from node.store.resources import Index, Stored
-from node.store.search import Criterion
+from node.store.search.criteria import Criterion
 
 # For whom the bodies are made: `patient` gets the masked report of her phone.
 AUDIENCE = f"{concepts.BASE}/StructureDefinition/topic-audience"

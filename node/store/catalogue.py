@@ -22,14 +22,8 @@ from uuid import UUID
 
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.study import PatientIdentity
-from node.store.studies import (
-    NAME_PREFIX_LENGTH,
-    StudyDetail,
-    accession_blind,
-    number_blind,
-    open_detail,
-    open_identity,
-)
+from node.store.identities import NAME_PREFIX_LENGTH, number_blind, open_identity
+from node.store.studies import StudyDetail, accession_blind, open_detail
 
 if TYPE_CHECKING:
     import asyncpg

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID, uuid4
 
 from node.domain.errors import ErrorKind, NodeError
-from node.store import search
-from node.store.search import Criterion
+from node.store.search.criteria import Criterion
+from node.store.search.predicates import condition
 
 if TYPE_CHECKING:
     import asyncpg
@@ -169,7 +169,7 @@ async def page(
     now, so they come whether they meet the criteria or not. With `since` those come
     too whose patient was erased after it; they do not open.
     """
-    met, arguments = search.condition(store, wanted.criteria)
+    met, arguments = condition(store, wanted.criteria)
     bind = _binder(arguments)
     moment = bind(wanted.transaction_time)
     where = [

@@ -103,7 +103,7 @@ async def pairs(tx: "Transaction", *, limit: int) -> list[Pair]:
 
 async def index_older(store: "Store", count: int = 200) -> None:
     """Note the traits of patients who were written before there were any."""
-    from node.store import studies
+    from node.store import identities
 
     while True:
         async with store.db.transaction() as tx:
@@ -115,7 +115,7 @@ async def index_older(store: "Store", count: int = 200) -> None:
             for row in rows:
                 patient_id = row["patient_id"]
                 try:
-                    identity = await studies.patient(tx, store, patient_id)
+                    identity = await identities.patient(tx, store, patient_id)
                 except NodeError as error:
                     if error.kind is not ErrorKind.GONE:
                         raise

@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.study import PatientIdentity
-from node.store import studies
+from node.store import identities
 from node.store.reports import report_id_for
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ async def add(
 async def _nobody(tx: "Transaction", store: "Store") -> UUID:
     """Make a subject who has a key and no name; nobody is ever found as her."""
     told = PatientIdentity(patient_id="", name="")
-    return await studies.upsert_patient(
+    return await identities.upsert_patient(
         tx, store, told, at=store.clock(), alone_in=f"void/{uuid4()}"
     )
 

@@ -16,7 +16,7 @@ from uuid import UUID
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.order import OPEN, Code, Order, OrderSource, OrderStatus, Step
 from node.domain.study import PatientIdentity
-from node.store import studies
+from node.store import identities
 
 if TYPE_CHECKING:
     import asyncpg
@@ -212,7 +212,7 @@ async def search(
 ) -> list[ListedOrder]:
     """Return at most `limit` orders by time; erased patients have none."""
     ring = store.ring
-    prefix = query.name_prefix[: studies.NAME_PREFIX_LENGTH]
+    prefix = query.name_prefix[: identities.NAME_PREFIX_LENGTH]
     rows = await tx.fetch(
         f"{_SELECT} where o.status = any($1)"
         " and ($2::date is null or o.scheduled_on >= $2)"
@@ -486,7 +486,7 @@ async def _listed(
     for row in rows:
         patient_id = row["patient_id"]
         sealer = await store.ring.patient(tx, patient_id)
-        identity = studies.open_identity(sealer, patient_id, row["identity"])
+        identity = identities.open_identity(sealer, patient_id, row["identity"])
         text = sealer.open(
             row["body"], table="orders", row=str(row["order_id"]), column="body"
         )

@@ -19,9 +19,17 @@ from node.domain.completion import (
 )
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.study import StudyRecord, StudyStatus
-from node.store import audit, completion, measurements, reports, studies
+from node.store import (
+    associations,
+    audit,
+    completion,
+    measurements,
+    receiving,
+    reports,
+    studies,
+)
+from node.store.associations import EndedHow
 from node.store.completion import WeighedStudy
-from node.store.studies import EndedHow
 from node.workflow.orders import match_study
 
 if TYPE_CHECKING:
@@ -92,7 +100,7 @@ async def end_association(
 ) -> Sequence[str]:
     """Note that an association is over; return the open studies that it fed."""
     async with store.db.transaction() as tx:
-        return await studies.end_associations(
+        return await associations.end_associations(
             tx, association=association, how=how, at=store.clock()
         )
 
@@ -100,8 +108,8 @@ async def end_association(
 async def end_lost_associations(store: "Store", process: str) -> Sequence[str]:
     """Clear what a killed process of this name left open; return the studies it fed."""
     async with store.db.transaction() as tx:
-        await studies.withdraw_unacknowledged(tx, store, process)
-        return await studies.end_associations(
+        await receiving.withdraw_unacknowledged(tx, store, process)
+        return await associations.end_associations(
             tx, process=process, how=EndedHow.LOST, at=store.clock()
         )
 

@@ -19,7 +19,7 @@ from node.domain.errors import ErrorKind, NodeError
 from node.domain.outcome import CaseOutcome, outcome_of_lesion
 from node.domain.report import ReportStatus, ReportVersion
 from node.domain.study import Origin
-from node.store import audit, cases, consent, reports, studies
+from node.store import audit, cases, consent, identities, reports, studies
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
@@ -141,7 +141,7 @@ async def _assembled(
     report = await reports.read(tx, store, report_id)
     study = await studies.study(tx, report.study_instance_uid)
     day = study.study_date if study is not None else None
-    identity = await studies.patient(tx, store, patient_id)
+    identity = await identities.patient(tx, store, patient_id)
     age = identity.age_at(day) if day is not None else None
     recorded = await cases.outcomes(tx, report_id)
     lesions = version.findings.lesions

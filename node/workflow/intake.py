@@ -19,7 +19,7 @@ from node.domain.study import (
     ReceivedInstance,
     StudyStatus,
 )
-from node.store import audit, studies, versions
+from node.store import associations, audit, identities, receiving, studies, versions
 
 if TYPE_CHECKING:
     from node.store.blobs import BlobWriter
@@ -53,7 +53,7 @@ class Arrival:
     process: str = ""
     coerced: Sequence[str] = ()
     duplicates: Duplicates = Duplicates.REJECT
-    prepared: studies.KnownArrival | None = None
+    prepared: receiving.KnownArrival | None = None
 
 
 @dataclass(frozen=True)
@@ -146,12 +146,12 @@ async def receive_instance(
 
 def prepare(
     store: "Store", arrival: Arrival, known: KnownStudies
-) -> studies.KnownArrival | None:
+) -> receiving.KnownArrival | None:
     """Return the sealed rows of an instance whose study is `known`, from any thread."""
     patient_id = known.patient_of(arrival.instance)
     if patient_id is None:
         return None
-    return studies.known_arrival(
+    return receiving.known_arrival(
         store,
         arrival.instance,
         patient_id,
@@ -199,7 +199,7 @@ async def receive_instances(
 async def withdraw(store: "Store", sop_instance_uid: str) -> None:
     """Take back an instance whose object could not be made durable."""
     async with store.db.transaction() as tx:
-        await studies.withdraw_instance(tx, sop_instance_uid)
+        await receiving.withdraw_instance(tx, sop_instance_uid)
         await audit.record(
             tx,
             by_the_node(
@@ -244,9 +244,9 @@ async def _receive_known(
         return set()
     process, at = arrivals[0].process, store.clock()
     if connection is not None:
-        return await studies.insert_known(connection, rows, process=process, at=at)
+        return await receiving.insert_known(connection, rows, process=process, at=at)
     async with store.db.connection() as another:
-        return await studies.insert_known(another, rows, process=process, at=at)
+        return await receiving.insert_known(another, rows, process=process, at=at)
 
 
 async def settle_abandoned(store: "Store") -> int:
@@ -282,14 +282,14 @@ async def store_result(
         raise NodeError(
             f"there is no study {result.study_instance_uid}", ErrorKind.NOT_FOUND
         )
-    known = await studies.known_instance(tx, result.sop_instance_uid)
+    known = await receiving.known_instance(tx, result.sop_instance_uid)
     if known is not None:
         same = (known.study_instance_uid, known.origin)
         if same == (result.study_instance_uid, result.origin):
             return Received.DUPLICATE
         raise _taken()
     at = store.clock()
-    if not await studies.insert_instance(
+    if not await receiving.insert_instance(
         tx, store, result, study.patient_id, blob_key=blob_key, at=at
     ):
         raise _taken()
@@ -312,14 +312,14 @@ async def _receive(
     tx: "Transaction", store: "Store", arrival: Arrival
 ) -> tuple[Received, UUID | None]:
     instance, at = arrival.instance, store.clock()
-    known = await studies.known_instance(tx, instance.sop_instance_uid)
+    known = await receiving.known_instance(tx, instance.sop_instance_uid)
     if known is not None:
         same = (known.study_instance_uid, known.sha256)
         if same == (instance.study_instance_uid, instance.sha256):
             await _hold_open_again(tx, arrival, at)
             return Received.DUPLICATE, None
         return await _keep_version(tx, store, arrival, known), None
-    patient_id = await studies.upsert_patient(
+    patient_id = await identities.upsert_patient(
         tx,
         store,
         instance.patient,
@@ -329,13 +329,13 @@ async def _receive(
     study = await studies.open_study(tx, store, instance, patient_id, at=at)
     if study.patient_id != patient_id:
         raise NodeError("the study belongs to another patient", ErrorKind.CONFLICT)
-    if not await studies.insert_instance(
+    if not await receiving.insert_instance(
         tx, store, instance, patient_id, blob_key=arrival.blob_key, at=at
     ):
         raise _taken()
     await studies.touch_study(tx, instance.study_instance_uid, at=at)
     if arrival.process:
-        await studies.hold_open(
+        await associations.hold_open(
             tx,
             association=instance.association,
             study_instance_uid=instance.study_instance_uid,
@@ -353,7 +353,7 @@ async def _hold_open_again(tx: "Transaction", arrival: Arrival, at: datetime) ->
     A study that is closed stays closed: all that was sent again is here.
     """
     if arrival.process:
-        await studies.hold_open_by_repeat(
+        await associations.hold_open_by_repeat(
             tx,
             association=arrival.instance.association,
             study_instance_uid=arrival.instance.study_instance_uid,
@@ -367,7 +367,7 @@ async def _keep_version(
     tx: "Transaction",
     store: "Store",
     arrival: Arrival,
-    known: studies.KnownInstance,
+    known: receiving.KnownInstance,
 ) -> Received:
     """Keep other bytes under a UID that is taken, if the site wants them.
 
@@ -381,7 +381,7 @@ async def _keep_version(
         instance.study_instance_uid,
     ):
         raise _taken()
-    patient_id = await studies.patient_named(
+    patient_id = await identities.patient_named(
         tx, store, instance.patient, alone_in=instance.study_instance_uid
     )
     study = await studies.study(tx, instance.study_instance_uid, for_update=True)

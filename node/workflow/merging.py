@@ -17,7 +17,7 @@ from node.domain.access import Action, Identity
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.order import OrderStatus
 from node.domain.study import PatientIdentity
-from node.store import audit, merges, orders, studies
+from node.store import audit, identities, merges, orders
 from node.store.merges import Decision, Verdict
 from node.workflow.orders import match_study, publish_links_later
 from node.workflow.reconciliation import (
@@ -109,10 +109,10 @@ async def compare_rows(
 async def _row(store: "Store", tx: "Transaction", patient_id: UUID) -> Row:
     if await merges.is_nobody(tx, patient_id):
         raise NodeError("this row is no woman's", ErrorKind.RULE)
-    identity = await studies.patient(tx, store, patient_id)
+    identity = await identities.patient(tx, store, patient_id)
     merged = (await merges.links_of(tx, patient_id)).merged
     count, by_ehr = await merges.weight_of(tx, patient_id)
-    others = tuple([await studies.patient(tx, store, one) for one in merged])
+    others = tuple([await identities.patient(tx, store, one) for one in merged])
     return Row(patient_id, identity, count, by_ehr, others)
 
 
@@ -122,8 +122,8 @@ async def read_said(store: "Store", identity: Identity) -> tuple[Said, ...]:
     async with store.db.transaction() as tx:
         found = []
         for decision in await merges.standing(tx, store, limit=50):
-            lost = await studies.patient(tx, store, decision.lost)
-            kept = await studies.patient(tx, store, decision.kept)
+            lost = await identities.patient(tx, store, decision.lost)
+            kept = await identities.patient(tx, store, decision.kept)
             found.append(Said(decision, lost, kept))
     return tuple(found)
 

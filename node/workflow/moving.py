@@ -17,7 +17,7 @@ from node.domain.errors import ErrorKind, NodeError
 from node.domain.order import OrderStatus
 from node.domain.report import Author, AuthorKind
 from node.domain.study import PatientIdentity, StudyStatus
-from node.store import audit, merges, moves, orders, studies
+from node.store import audit, identities, merges, moves, orders, studies
 from node.store.moves import Move
 from node.workflow.reconciliation import (
     check_reason,
@@ -51,9 +51,9 @@ async def find_patients(
     if not number.strip():
         return found
     async with store.db.transaction() as tx:
-        for one in await studies.find_patients_by_number(tx, store, number):
+        for one in await identities.find_patients_by_number(tx, store, number):
             try:
-                found.append((one, await studies.patient(tx, store, one)))
+                found.append((one, await identities.patient(tx, store, one)))
             except NodeError as error:
                 if error.kind is not ErrorKind.GONE:
                     raise
@@ -140,7 +140,7 @@ async def _require_fit(
             "the study is still being received or read: try again in a while",
             ErrorKind.CONFLICT,
         )
-    target = await studies.patient(tx, store, patient_id)
+    target = await identities.patient(tx, store, patient_id)
     if shown.seen != seen or seen_patient(patient_id, target) != seen_target:
         raise NodeError(
             "this has changed since you looked: compare both sides again",

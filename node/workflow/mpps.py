@@ -14,7 +14,7 @@ from node.domain.completion import StepStatus
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.order import OrderStatus
 from node.domain.study import PatientIdentity
-from node.store import audit, orders, steps, studies
+from node.store import audit, identities, orders, steps, studies
 from node.store.steps import JsonModel, PerformedStep
 from node.workflow.intake import MODALITY_ROLE
 from node.workflow.orders import RequestIds, find_named_orders, move_order
@@ -149,7 +149,7 @@ async def _patient_of(tx: "Transaction", store: "Store", told: ToldStep) -> UUID
         )
         for listed in await orders.search(tx, store, query, limit=1):
             return listed.order.patient_id
-    return await studies.upsert_patient(
+    return await identities.upsert_patient(
         tx, store, told.patient, at=store.clock(), alone_in=uids[0]
     )
 
@@ -172,7 +172,7 @@ async def _is_hers(
     tx: "Transaction", store: "Store", told: PatientIdentity, patient_id: UUID
 ) -> bool:
     number = told.patient_id.strip()
-    on_file = await studies.patient(tx, store, patient_id)
+    on_file = await identities.patient(tx, store, patient_id)
     return number in ("", on_file.patient_id.strip())
 
 

@@ -19,7 +19,7 @@ from node.domain.order import (
     is_somebody_else,
 )
 from node.domain.study import Origin, PatientIdentity
-from node.store import audit, merges, moves, orders, studies
+from node.store import audit, identities, merges, moves, orders, studies
 from node.store.orders import ListedOrder, NamedBy, StudyOrder, Unmatched, Verdict
 
 if TYPE_CHECKING:
@@ -80,11 +80,11 @@ async def patient_of_order(
     What the order says replaces what is on file, as it comes from the hospital's
     system. CONFLICT when name and birth date both differ: the number is mistyped.
     """
-    known = await studies.find_patient(
+    known = await identities.find_patient(
         tx, store, issuer=told.issuer, patient_id=told.patient_id
     )
     if known is not None:
-        on_file = await studies.patient(tx, store, known)
+        on_file = await identities.patient(tx, store, known)
         if is_somebody_else(on_file, told):
             raise NodeError(
                 "patient.patient_id stands for a patient with another name and birth"
@@ -99,7 +99,9 @@ async def patient_of_order(
             id_number=told.id_number or on_file.id_number,
             phone=told.phone or on_file.phone,
         )
-    return await studies.upsert_patient(tx, store, told, at=store.clock(), replace=True)
+    return await identities.upsert_patient(
+        tx, store, told, at=store.clock(), replace=True
+    )
 
 
 async def place_order(
@@ -114,7 +116,7 @@ async def place_order(
     number = placement.step.accession_number or placement.key
     await orders.take_turn(tx, store, number)
     await _require_own_accession(tx, store, placement)
-    identity = await studies.patient(tx, store, placement.patient_id)
+    identity = await identities.patient(tx, store, placement.patient_id)
     known = await _find_placed(tx, store, placement)
     if known is None:
         order = Order(
@@ -319,7 +321,7 @@ async def match_study(
     matches = await find_named_orders(
         store, tx, study_instance_uid=study_instance_uid, named=named
     )
-    hers = await studies.patient(tx, store, study.patient_id)
+    hers = await identities.patient(tx, store, study.patient_id)
     rows = await merges.rows_of(tx, study.patient_id)
     if not matches:
         matches = await _by_placer(store, tx, rows, hers, named)
@@ -383,7 +385,7 @@ async def numbers_of(
     store: "Store", tx: "Transaction", rows: Iterable[UUID]
 ) -> set[str]:
     """Return the Patient IDs of rows; one without any is found by none."""
-    told = [(await studies.patient(tx, store, row)).patient_id for row in rows]
+    told = [(await identities.patient(tx, store, row)).patient_id for row in rows]
     return {number for number in told if number.strip()}
 
 

@@ -21,6 +21,7 @@ from node.domain.order import Order, OrderStatus
 from node.domain.study import PatientIdentity, StudyRecord
 from node.store import (
     audit,
+    identities,
     likeness,
     merges,
     moves,
@@ -172,7 +173,7 @@ async def _line(
         row.why,
         row.unknown_to_ehr,
         detail.accession_number,
-        await studies.patient(tx, store, row.patient_id),
+        await identities.patient(tx, store, row.patient_id),
     )
 
 
@@ -180,8 +181,8 @@ async def _alike(tx: "Transaction", store: "Store") -> tuple[LikePatients, ...]:
     found = []
     for pair in await likeness.pairs(tx, limit=_CANDIDATES):
         both = (
-            await studies.patient(tx, store, pair.one),
-            await studies.patient(tx, store, pair.other),
+            await identities.patient(tx, store, pair.one),
+            await identities.patient(tx, store, pair.other),
         )
         found.append(
             LikePatients(pair.one, pair.other, pair.kinds, differences(*both), both)
@@ -209,7 +210,7 @@ async def compare(
     study = await studies.study(tx, study_instance_uid)
     if study is None:
         raise NodeError("there is no such study", ErrorKind.NOT_FOUND)
-    patient = await studies.patient(tx, store, study.patient_id)
+    patient = await identities.patient(tx, store, study.patient_id)
     detail = await studies.study_detail(tx, store, study_instance_uid)
     decided = await orders.decisions(tx, study_instance_uid)
     move = await moves.of_study(tx, store, study_instance_uid)

@@ -29,7 +29,7 @@ from node.domain.finding import Findings
 from node.domain.report import Report, ReportStatus
 from node.domain.study import PatientIdentity, ReceivedInstance
 from node.http import HttpSettings, RouteGroup, make_app
-from node.store import models, people, studies
+from node.store import identities, models, people, receiving, studies
 from node.store.models import KnownModel, Origin
 from node.store.store import Store
 from node.workflow.reporting import draft_report
@@ -243,9 +243,9 @@ async def receive_study(
     )
     now = store.clock()
     async with store.db.transaction() as tx:
-        patient_id = await studies.upsert_patient(tx, store, identity, at=now)
+        patient_id = await identities.upsert_patient(tx, store, identity, at=now)
         await studies.open_study(tx, store, instance, patient_id, at=now)
-        await studies.insert_instance(
+        await receiving.insert_instance(
             tx, store, instance, patient_id, blob_key=b"\1" * 32, at=now
         )
         await studies.close_study(tx, study_uid, at=now, evidence="test")

@@ -11,9 +11,9 @@ from node.domain.finding import STUDY_INCOMPLETE
 from node.domain.report import Conclusions, Report, ReportStatus
 from node.domain.study import StudyStatus
 from node.store import reports, studies
+from node.store.associations import EndedHow
 from node.store.reports import report_id_for
 from node.store.store import Store
-from node.store.studies import EndedHow
 from node.workflow.completion import (
     ASSESS_STUDY,
     PUBLISH_STUDY,

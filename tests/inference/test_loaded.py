@@ -25,9 +25,9 @@ from inference.reading import ReadingSettings, assess_study
 from inference.shadow import assess_shadow
 from node.domain.errors import ErrorKind, NodeError
 from node.store import models, reports, resources
+from node.store.associations import EndedHow, end_associations
 from node.store.models import KnownModel, ModelRole, ModelState, Origin
 from node.store.store import Store
-from node.store.studies import EndedHow, end_associations
 from node.worker import Handler
 from node.workflow.completion import CompletionSettings, close_due_studies
 from node.workflow.models import activate, add_model, choose_shadow, roll_back

@@ -19,7 +19,7 @@ from node.domain.study import PatientIdentity
 from node.http import HttpSettings, make_app
 from node.outbound import outbound_of
 from node.parts import fhir_settings_of, machines_of, peers_of, services_of
-from node.store import clients, studies
+from node.store import clients, identities
 from node.store.commitments import Reference
 from node.store.store import Store
 from node.workflow.commitment import LANE, REPORT_COMMITMENT, receive_request
@@ -70,7 +70,7 @@ async def test_a_patient_of_the_ehr_is_that_of_the_machines_where_the_system_is_
     from_machine = PatientIdentity("P-1", "Wang^Fang=王^芳")
     async with store.db.transaction() as tx:
         ids = {
-            await studies.upsert_patient(tx, store, identity, at=store.clock())
+            await identities.upsert_patient(tx, store, identity, at=store.clock())
             for identity in (from_machine, from_ehr)
         }
     assert len(ids) == 1

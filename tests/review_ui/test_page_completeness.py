@@ -8,7 +8,7 @@ from dicom_scp.simulation.phantoms import PhantomLesion
 from fhir.content.publish import publish_study
 from node.domain.completion import EvidenceKind, Flaw, StepStatus, Verdict, words_of
 from node.domain.study import PatientIdentity
-from node.store import completion, studies
+from node.store import completion, receiving, studies
 from node.workflow.completion import (
     ASSESS_STUDY,
     PUBLISH_STUDY,
@@ -46,7 +46,7 @@ async def _late_image(node: Node, study: str) -> None:
     async with node.store.db.transaction() as tx:
         known = await studies.study(tx, study)
         assert known is not None
-        await studies.insert_instance(
+        await receiving.insert_instance(
             tx, node.store, instance, known.patient_id, blob_key=bytes(32), at=at
         )
         await studies.touch_study(tx, study, at=at)

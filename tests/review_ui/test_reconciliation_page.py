@@ -6,7 +6,7 @@ import pytest
 from playwright.async_api import Page, expect
 
 from node.domain.access import Role
-from node.store import moves, studies
+from node.store import identities, moves
 from node.store.store import Store
 from node.workflow.completion import close_due_studies
 from tests.factories import make_patient
@@ -28,7 +28,7 @@ async def _unmatched(store: Store, clock: object) -> None:
     await received(store, study="2.25.3", accession="ACC-11")
     async with store.db.transaction() as tx:
         twin = make_patient(issuer="urn:hospital:mpi", sex="O")
-        await studies.upsert_patient(tx, store, twin, at=store.clock())
+        await identities.upsert_patient(tx, store, twin, at=store.clock())
     clock.advance(seconds=1)  # type: ignore[attr-defined]
     await close_due_studies(store, AT_ONCE)
 
@@ -126,7 +126,7 @@ async def test_images_of_another_woman_are_filed_anew_under_her(
     async with node.store.db.transaction() as tx:
         move = await moves.of_study(tx, node.store, "2.25.1")
         assert move is not None
-        whose = await studies.patient(tx, node.store, move.to_patient)
+        whose = await identities.patient(tx, node.store, move.to_patient)
     assert whose.patient_id == OTHER.patient_id
     # From the other side: the order that the images name is hers.
     await page.click("button[data-study='2.25.2']")

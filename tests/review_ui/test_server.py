@@ -10,7 +10,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from node.domain.access import Role
 from node.http import CSRF_HEADER, SESSION_COOKIE, HttpSettings, make_app
-from node.store import audit, people, studies
+from node.store import audit, identities, people
 from node.store.store import Store
 from review_ui.server import ReviewSettings, routes
 from tests.factories import make_patient
@@ -166,7 +166,7 @@ async def test_a_page_that_was_not_built_says_what_to_do(store, tmp_path):
 
 async def _patient(store: Store, **changes: object) -> UUID:
     async with store.db.transaction() as tx:
-        return await studies.upsert_patient(
+        return await identities.upsert_patient(
             tx, store, make_patient(**changes), at=store.clock()
         )
 

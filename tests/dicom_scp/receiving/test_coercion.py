@@ -33,7 +33,7 @@ from dicom_scp.receiving.coercion import Action as A
 from dicom_scp.receiving.encoding import check_whole
 from dicom_scp.receiving.peers import Peer, Peers
 from node.domain.errors import ErrorKind, NodeError
-from node.store import audit, studies
+from node.store import audit, identities, studies
 from node.store.store import Store
 from tests.adversity.mutations import mutated
 from tests.dicom_scp.conftest import StartScp
@@ -342,7 +342,7 @@ async def test_object_is_stored_coerced_and_the_audit_names_rules_not_values(
     assert (read.PatientID, read.IssuerOfPatientID) == ("B-P-0001", "HOSPITAL")
     assert read.PixelData == instance.PixelData
     async with store.db.transaction() as tx:
-        identity = await studies.patient(tx, store, kept.patient_id)
+        identity = await identities.patient(tx, store, kept.patient_id)
         entries = await audit.entries(tx, entity=f"instance/{instance.SOPInstanceUID}")
     assert (identity.patient_id, identity.issuer) == ("B-P-0001", "HOSPITAL")
     (entry,) = entries

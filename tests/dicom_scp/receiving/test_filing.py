@@ -30,7 +30,7 @@ from node.domain.order import OrderSource, Step
 from node.domain.study import Origin, PatientIdentity, StudyStatus
 from node.http import HttpSettings, RouteGroup, make_app
 from node.imaging import read_part10
-from node.store import catalogue, moves, orders, studies
+from node.store import catalogue, identities, moves, orders, studies
 from node.store.erasure import shred_patient
 from node.store.store import Store
 from node.store.studies import StoredInstance
@@ -62,14 +62,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 async def right_woman(store: Store) -> UUID:
     async with store.db.transaction() as tx:
-        return await studies.upsert_patient(tx, store, HERS, at=store.clock())
+        return await identities.upsert_patient(tx, store, HERS, at=store.clock())
 
 
 async def moved(store: Store, right: UUID, order_id: UUID | None = None) -> moves.Move:
     async with store.db.transaction() as tx:
         await tx.execute("update studies set status = $1", StudyStatus.READ.value)
         shown = await compare(store, tx, STUDY)
-        target = await studies.patient(tx, store, right)
+        target = await identities.patient(tx, store, right)
     return await move_study(
         store,
         STUDY,
@@ -271,7 +271,7 @@ async def test_nobody_is_found_as_the_keeper_of_a_void_study(store: Store) -> No
     move = await moved(store, await right_woman(store))
     async with store.db.transaction() as tx:
         assert await find_patients(store, CLERK, "") == []
-        told = await studies.patient(tx, store, move.owner)
+        told = await identities.patient(tx, store, move.owner)
         assert (told.name, told.patient_id) == ("", "")
         assert await orders.decisions(tx, STUDY) == {}
 

@@ -44,7 +44,7 @@ from dicom_scp.services.query import QuerySettings
 from node.domain.audit import Outcome
 from node.domain.errors import ErrorKind, NodeError
 from node.imaging import StoredImage
-from node.store import audit, studies
+from node.store import audit, identities, studies
 from node.store.blobs import BlobWriter
 from node.store.store import Store
 from tests.dicom_scp.conftest import StartScp
@@ -165,7 +165,7 @@ async def test_instance_of_dcmtk_is_stored_as_it_was_sent(
     assert data_set_bytes(kept) == data_set_bytes(path.read_bytes())
     assert dcmread(BytesIO(kept)).file_meta.SourceApplicationEntityTitle == "STORESCU"
     async with store.db.transaction() as tx:
-        identity = await studies.patient(tx, store, instance.patient_id)
+        identity = await identities.patient(tx, store, instance.patient_id)
         study = await studies.study(tx, "2.25.71")
     assert identity.name == "Zhang^San=张^三"
     assert study is not None

@@ -26,7 +26,7 @@ from node.domain.finding import Findings, HeatMap, ImageReference
 from node.domain.report import Conclusions, Report, ReportStatus
 from node.domain.study import Origin
 from node.domain.uids import heat_map_uid, result_uid
-from node.store import audit, models, studies
+from node.store import audit, identities, models, studies
 from node.store.models import KnownModel
 from node.store.models import Origin as ModelOrigin
 from node.store.overlays import write_overlay
@@ -352,9 +352,11 @@ async def test_a_name_that_the_hospital_has_corrected_stands_in_what_is_written_
     drafted = await draft(store)
     await encode(store, drafted)
     async with store.db.transaction() as tx:
-        told = await studies.patient(tx, store, drafted.patient_id)
+        told = await identities.patient(tx, store, drafted.patient_id)
         right = replace(told, name="Wang^XiaoDan=王^小丹", birth_date=None)
-        await studies.upsert_patient(tx, store, right, at=store.clock(), replace=True)
+        await identities.upsert_patient(
+            tx, store, right, at=store.clock(), replace=True
+        )
     signed = await sign(store, drafted)
     await encode(store, signed)
     found = await results(store)

@@ -27,7 +27,7 @@ from dicom_scp.simulation.room import Examination, Node, Room, Step
 from dicom_scp.simulation.simulator import PATIENTS, invented_patient
 from node.domain.errors import NodeError
 from node.domain.study import Origin
-from node.store import studies
+from node.store import identities, studies
 from node.store.store import Store
 from node.worker import Worker
 from node.workflow.commitment import LANE, REPORT_COMMITMENT
@@ -125,7 +125,7 @@ async def test_a_scheduled_woman_is_examined_as_in_a_real_room(
         (study,) = await studies.find_studies_by_accession(tx, site.store, "ACC1")
         record = await studies.study(tx, study)
         assert record is not None
-        patient = await studies.patient(tx, site.store, record.patient_id)
+        patient = await identities.patient(tx, site.store, record.patient_id)
         kept = await studies.instances_of(tx, site.store, study, Origin.RECEIVED)
     assert (patient.name, patient.patient_id) == (WANG.name, WANG.patient_id)
     assert [i.modality for i in kept] == ["US", "US", "SR"]

@@ -15,7 +15,7 @@ from inference.reading import with_what_is_missing
 from node.domain.completion import EvidenceKind, Flaw, Verdict
 from node.domain.report import AuthorKind, ReportStatus
 from node.domain.study import StudyStatus
-from node.store import completion, reports, studies
+from node.store import completion, receiving, reports, studies
 from node.workflow.completion import (
     ASSESS_STUDY,
     PUBLISH_STUDY,
@@ -38,7 +38,7 @@ async def late_image(rig: Rig, number: int) -> None:
         study = await studies.study(tx, STUDY_UID)
         assert study is not None
         instance = replace(arrival.instance, study_instance_uid=STUDY_UID)
-        await studies.insert_instance(
+        await receiving.insert_instance(
             tx,
             rig.store,
             instance,

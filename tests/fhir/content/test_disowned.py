@@ -18,7 +18,15 @@ from node.domain.errors import ErrorKind, NodeError
 from node.domain.report import AuthorKind
 from node.domain.scopes import Scopes, read_scopes
 from node.domain.study import StudyStatus
-from node.store import moves, orders, reports, resources, studies, subscriptions
+from node.store import (
+    identities,
+    moves,
+    orders,
+    reports,
+    resources,
+    studies,
+    subscriptions,
+)
 from node.store.erasure import shred_patient
 from node.store.store import Store
 from node.workflow.moving import PUBLISH_DISOWNED, move_study, seen_patient
@@ -46,7 +54,7 @@ class Case:
         store = self.rig.store
         async with store.db.transaction() as tx:
             seen = (await compare(store, tx, STUDY_UID)).seen
-            target = await studies.patient(tx, store, self.right)
+            target = await identities.patient(tx, store, self.right)
         told = {
             "identity": CLERK,
             "reason": "wrong entry chosen at the machine",
@@ -93,7 +101,7 @@ async def case(empty_rig: Rig) -> Case:
             "update subscriptions set status = 'active' where subscription_id = $1",
             relay,
         )
-        right = await studies.upsert_patient(
+        right = await identities.upsert_patient(
             tx, empty_rig.store, HERS, at=empty_rig.store.clock()
         )
     rig = await drafted(empty_rig)
@@ -258,7 +266,7 @@ async def versions_of(store: Store) -> int:
 async def test_of_two_people_one_wins_and_the_other_is_told(case: Case) -> None:
     third = make_patient(patient_id="MRN-78", name="Liu^Yan")
     async with case.rig.store.db.transaction() as tx:
-        other = await studies.upsert_patient(
+        other = await identities.upsert_patient(
             tx, case.rig.store, third, at=case.rig.store.clock()
         )
     await case.move()
@@ -346,7 +354,7 @@ async def test_what_is_left_goes_with_the_key_of_either_and_nothing_else_does(
             with pytest.raises(NodeError) as gone:
                 await read
             assert gone.value.kind is ErrorKind.GONE
-        assert await studies.patient(tx, store, kept)
+        assert await identities.patient(tx, store, kept)
         # No sealed row of it is left with the key of the one who was not erased.
         for table in ("studies", "report", "resources", "resource_versions"):
             left = await tx.fetchval(

@@ -19,9 +19,11 @@ from fhir.export.writing import Size, export_resources
 from fhir.search.parameters import index_of
 from node.domain.access import PERMISSIONS, Action, Role
 from node.domain.audit import Outcome
-from node.store import audit, clients, exports, merges, resources, search
+from node.store import audit, clients, exports, merges, resources
 from node.store.erasure import shred_patient
 from node.store.jobs import Postponed
+from node.store.search import pages
+from node.store.search.criteria import Query
 from node.store.store import Store
 from node.workflow.intake import settle_abandoned
 from tests.conftest import FrozenClock
@@ -603,5 +605,5 @@ async def test_the_index_and_a_resource_alone_agree_on_what_matches(
 
 async def _patient_of(smart: SmartRig) -> str:
     async with smart.store.db.connection() as tx:
-        page = await search.search(tx, smart.store, search.Query("Patient"))
+        page = await pages.search(tx, smart.store, Query("Patient"))
     return page.matches[0].resource_id

@@ -12,9 +12,10 @@ from fhir.content.publish import index_older
 from fhir.encoding.wire import Json, parse
 from fhir.search.parameters import COMMON, CONTROL, INDEX_VERSION, PARAMETERS, index_of
 from node.domain.access import Role
-from node.store import database, resources, search
+from node.store import database, resources
 from node.store.erasure import shred
-from node.store.search import Order, Query
+from node.store.search import pages as found_pages
+from node.store.search.criteria import Order, Query
 from node.store.store import Store
 from tests.conftest import FrozenClock
 from tests.factories import make_findings, make_patient
@@ -524,7 +525,7 @@ async def test_a_rolled_back_version_is_never_kept(hospital: Rig) -> None:
             tx, store, kind, resource_id, lambda *_: body, index_of(parse(body))
         )
         query = Query(kind, (), order=(Order("id"),))
-        page = await search.search(tx, store, query)
+        page = await found_pages.search(tx, store, query)
         assert b"unknown" in b"".join(m.body for m in page.matches)
         await transaction.rollback()
     assert (await hospital.read(hospital.report_path))["status"] == "partial"
@@ -538,7 +539,7 @@ async def test_a_search_that_takes_too_long_is_ended_and_reads_go_on(
     async def endless(tx: Any, *_: Any) -> None:
         await tx.fetch("select pg_sleep(60)")
 
-    monkeypatch.setattr(search, "search", endless)
+    monkeypatch.setattr(found_pages, "search", endless)
     async with running_fhir(store, roles=(Role.EHR,)) as rig:
         searches = [rig.get("/Patient", role=Role.EHR) for _ in range(8)]
         unknown = rig.get("/Patient/unknown", role=Role.EHR)

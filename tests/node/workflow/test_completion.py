@@ -8,9 +8,9 @@ import pytest
 
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.study import Origin, PatientIdentity, ReceivedInstance, StudyStatus
-from node.store import audit, studies
+from node.store import audit, identities, studies
+from node.store.associations import EndedHow
 from node.store.store import Store
-from node.store.studies import EndedHow
 from node.workflow.completion import (
     ASSESS_STUDY,
     CompletionSettings,
@@ -214,13 +214,14 @@ async def test_patient_is_found_by_id_and_by_any_part_of_the_name(
 ) -> None:
     await receive_instance(store, make_arrival(1))
     async with store.db.transaction() as tx:
-        found = await studies.find_patient(tx, store, issuer="", patient_id="P-1")
+        found = await identities.find_patient(tx, store, issuer="", patient_id="P-1")
         assert found is not None
         for prefix in ("zhang", "SA", "张", "张三"):
-            assert await studies.find_patients_by_name(tx, store, prefix) == [found]
-        assert await studies.find_patients_by_name(tx, store, "hang") == []
+            assert await identities.find_patients_by_name(tx, store, prefix) == [found]
+        assert await identities.find_patients_by_name(tx, store, "hang") == []
         assert (
-            await studies.find_patient(tx, store, issuer="", patient_id="p-1") is None
+            await identities.find_patient(tx, store, issuer="", patient_id="p-1")
+            is None
         )
         assert await studies.find_studies_by_accession(tx, store, "acc-7") == [STUDY]
         detail = await studies.study_detail(tx, store, STUDY)
@@ -232,9 +233,9 @@ async def test_typing_error_of_a_scanner_renames_nobody(store: Store) -> None:
     told = PatientIdentity(patient_id="P-1", name="Zhang^Sam", sex="F")
     await receive_instance(store, make_arrival(2, patient=told))
     async with store.db.transaction() as tx:
-        found = await studies.find_patient(tx, store, issuer="", patient_id="P-1")
+        found = await identities.find_patient(tx, store, issuer="", patient_id="P-1")
         assert found is not None
-        identity = await studies.patient(tx, store, found)
+        identity = await identities.patient(tx, store, found)
         assert (identity.name, identity.sex) == ("Zhang^San=张^三", "F")
-        await studies.upsert_patient(tx, store, told, at=store.clock(), replace=True)
-        assert (await studies.patient(tx, store, found)).name == "Zhang^Sam"
+        await identities.upsert_patient(tx, store, told, at=store.clock(), replace=True)
+        assert (await identities.patient(tx, store, found)).name == "Zhang^Sam"

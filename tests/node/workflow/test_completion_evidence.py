@@ -16,10 +16,10 @@ from node.domain.completion import (
     StepStatus,
     Verdict,
 )
-from node.domain.study import PatientIdentity, StudyStatus
+from node.domain.study import PatientIdentity, StudyRecord, StudyStatus
 from node.store import audit, completion, studies
+from node.store.associations import EndedHow
 from node.store.store import Store
-from node.store.studies import EndedHow
 from node.workflow.completion import (
     ASSESS_STUDY,
     CompletionSettings,
@@ -90,7 +90,7 @@ async def announce(store: Store, *numbers: int, reference: str = "2.25.800") -> 
         )
 
 
-async def look(store: Store) -> tuple[studies.StudyRecord, Verdict | None]:
+async def look(store: Store) -> tuple[StudyRecord, Verdict | None]:
     async with store.db.transaction() as tx:
         study = await studies.study(tx, STUDY)
         verdict = await completion.verdict_on(tx, STUDY)

@@ -10,7 +10,7 @@ import pytest
 from node.domain.access import Identity, Role
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.order import OrderStatus
-from node.store import audit, merges, studies
+from node.store import audit, identities, merges, studies
 from node.store.erasure import shred_patient
 from node.store.merges import Verdict
 from node.store.store import Store
@@ -35,7 +35,7 @@ NEW_NUMBER = make_patient(patient_id="H-9", issuer="urn:oid:2.25.77")
 async def row(store: Store, **told: object) -> UUID:
     async with store.db.transaction() as tx:
         identity = replace(NEW_NUMBER, **told)  # type: ignore[arg-type]
-        return await studies.upsert_patient(tx, store, identity, at=store.clock())
+        return await identities.upsert_patient(tx, store, identity, at=store.clock())
 
 
 async def shown(store: Store, one: UUID, other: UUID) -> BothRows:

@@ -17,7 +17,7 @@ from node.domain.order import (
     is_somebody_else,
 )
 from node.domain.study import PatientIdentity, ReceivedInstance
-from node.store import orders, studies
+from node.store import identities, orders
 from node.store.erasure import shred_patient
 from node.store.orders import NamedBy, OrderQuery
 from node.store.store import Store
@@ -313,7 +313,7 @@ def test_what_dicom_has_no_room_for_is_refused_by_name(
 
 
 def test_prefixes_find_names_without_their_accents() -> None:
-    prefixes = studies.name_prefixes("Müller^Zoë=米勒")
+    prefixes = identities.name_prefixes("Müller^Zoë=米勒")
     assert {"Mü", "MULLER".capitalize(), "Zoe", "米"} <= set(prefixes)
 
 

@@ -10,7 +10,7 @@ from node.domain.access import Identity, Role
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.order import OrderStatus
 from node.domain.study import PatientIdentity
-from node.store import likeness, orders, studies
+from node.store import identities, likeness, orders
 from node.store.erasure import shred_patient
 from node.store.orders import NamedBy, Unmatched, Verdict
 from node.store.store import Store
@@ -266,7 +266,7 @@ async def test_two_rows_that_may_be_one_woman_are_suggested_with_what_differs(
     namesake = replace(here, patient_id="EHR-9", issuer="urn:ehr", sex="O")
     async with store.db.transaction() as tx:
         ids = [
-            await studies.upsert_patient(tx, store, one, at=store.clock())
+            await identities.upsert_patient(tx, store, one, at=store.clock())
             for one in (here, there, namesake, OTHER)
         ]
     found = {frozenset((p.one, p.other)): p for p in (await listed(store)).patients}
@@ -286,7 +286,7 @@ async def test_a_number_that_a_machine_gives_everybody_suggests_nobody(
     async with store.db.transaction() as tx:
         for number in range(likeness.MOST_ALIKE + 5):
             told = PatientIdentity("0", f"N{number}", issuer=f"urn:{number}")
-            await studies.upsert_patient(tx, store, told, at=store.clock())
+            await identities.upsert_patient(tx, store, told, at=store.clock())
         last = await tx.fetchval(
             "select count(*) from patient_pairs where kind = 'number'"
         )
@@ -299,7 +299,7 @@ async def test_patients_of_an_earlier_release_are_met_again_once_they_are_indexe
     here = make_patient(issuer="")
     async with store.db.transaction() as tx:
         for told in (here, replace(here, issuer="urn:ehr")):
-            await studies.upsert_patient(tx, store, told, at=store.clock())
+            await identities.upsert_patient(tx, store, told, at=store.clock())
         await tx.execute("delete from patient_pairs")
         await tx.execute("delete from patient_traits")
         await tx.execute("update patients set traits = 0")

@@ -4,9 +4,10 @@ from datetime import UTC, datetime, timedelta
 from itertools import product
 from random import Random
 
-from node.store import resources, search
+from node.store import resources
 from node.store.resources import NEVER, DateRange, Index
-from node.store.search import PREFIXES, Order, Query, Within, overlaps
+from node.store.search import pages, totals
+from node.store.search.criteria import PREFIXES, Order, Query, Within, overlaps
 from node.store.store import Store
 
 LENGTHS = [timedelta(seconds=1), timedelta(days=1), timedelta(days=30)]
@@ -39,7 +40,7 @@ async def test_the_sort_date_narrows_a_search_without_losing_anything(
             asked = Within("date", prefix, edge, edge + length, sorts=True)
             for order in (Order("happened"), Order("updated", descending=True)):
                 query = Query("DiagnosticReport", (asked,), (order,), count=100)
-                page = await search.search(tx, store, query)
+                page = await pages.search(tx, store, query)
                 expected = {
                     name
                     for name, told in dates.items()
@@ -47,4 +48,4 @@ async def test_the_sort_date_narrows_a_search_without_losing_anything(
                 }
                 found = {one.resource_id for one in page.matches}
                 assert found == expected, (prefix, edge, length)
-            assert await search.count(tx, store, query) == len(expected)
+            assert await totals.count(tx, store, query) == len(expected)
