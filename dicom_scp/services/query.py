@@ -36,11 +36,14 @@ from dicom_scp.services.query_model import (
     FIND_MODELS,
     LEVEL,
     MODALITIES_IN_STUDY,
+    PATIENT_ID,
     STUDY_UID,
     Asked,
     Level,
+    element_of,
     failure,
-    person_name,
+    identity_element,
+    other_ids,
     read_asked,
 )
 from dicom_scp.services.service import Caller, Service, caller_of, is_cancelled
@@ -53,7 +56,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from dicom_scp.receiving.intake import StoreThread
-    from node.domain.study import PatientIdentity
     from node.store.store import Store
 
 log = structlog.get_logger(__name__)
@@ -81,8 +83,8 @@ def _tags(keywords: str) -> frozenset[str]:
 # What is answered at a level and below it. All else in a header is the image's own.
 PATIENT_KEYS: Final = _tags(
     "PatientName PatientID IssuerOfPatientID PatientBirthDate PatientSex"
-    " NumberOfPatientRelatedStudies NumberOfPatientRelatedSeries"
-    " NumberOfPatientRelatedInstances"
+    " OtherPatientIDsSequence NumberOfPatientRelatedStudies"
+    " NumberOfPatientRelatedSeries NumberOfPatientRelatedInstances"
 )
 STUDY_KEYS: Final = _tags(
     "StudyInstanceUID StudyDate StudyTime AccessionNumber StudyID StudyDescription"
@@ -90,7 +92,7 @@ STUDY_KEYS: Final = _tags(
     " NumberOfStudyRelatedSeries NumberOfStudyRelatedInstances"
     " NameOfPhysiciansReadingStudy AdmittingDiagnosesDescription PatientAge PatientSize"
     " PatientWeight Occupation AdditionalPatientHistory OtherPatientIDs"
-    " OtherPatientIDsSequence PatientComments ProcedureCodeSequence"
+    " PatientComments ProcedureCodeSequence"
     " IssuerOfAccessionNumberSequence TimezoneOffsetFromUTC"
 )
 SERIES_KEYS: Final = _tags(
@@ -112,6 +114,9 @@ _PATIENT_COUNTS: Final = _tags(
     "NumberOfPatientRelatedStudies NumberOfPatientRelatedSeries"
     " NumberOfPatientRelatedInstances"
 )
+_OTHER_IDS: Final = "00101002"
+# Of whom an entity is, as one row knows her: a row of hers has to match all of them.
+_IDENTITY: Final = PATIENT_KEYS - _PATIENT_COUNTS - {_OTHER_IDS}
 _BULK: Final = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
 
 
@@ -280,9 +285,9 @@ class _Subject:
         if tag in STUDY_KEYS:
             return self._of_study(tag)
         if tag == RETRIEVE_AE_TITLE:
-            return _element("AE", self.search.settings.ae_title)
+            return element_of("AE", self.search.settings.ae_title)
         if tag == INSTANCE_AVAILABILITY:
-            return _element("CS", "ONLINE")
+            return element_of("CS", "ONLINE")
         if tag in SERIES_KEYS:
             return self._of_series(tag)
         instance = self.instance
@@ -293,13 +298,15 @@ class _Subject:
             "00080016": ("UI", instance.sop_class_uid),
             AVAILABLE_SYNTAX: ("UI", instance.transfer_syntax_uid),
         }
-        return _element(*rows[tag]) if tag in rows else instance.header.get(tag)
+        return element_of(*rows[tag]) if tag in rows else instance.header.get(tag)
 
     def _of_patient(self, tag: str) -> Element | None:
         if tag in _PATIENT_COUNTS:
-            counts = self.search.patient_counts(self.patient.patient_id)
-            return _element("IS", counts[tag])
-        return _identity_element(tag, self.patient.identity)
+            return element_of("IS", self.search.patient_counts(self.patient)[tag])
+        if tag == _OTHER_IDS:
+            told = self.first.header.get(tag) if self.first else None
+            return other_ids(told, [row.identity for row in self.patient.others])
+        return identity_element(tag, self.patient.identity)
 
     def _of_study(self, tag: str) -> Element | None:
         study, summary = self.study, self.summary
@@ -307,20 +314,20 @@ class _Subject:
             return None
         if tag in _COUNTS and summary is not None:
             return {
-                MODALITIES_IN_STUDY: _element("CS", *summary.modalities),
-                "00080062": _element("UI", *summary.sop_classes),
-                "00201206": _element("IS", summary.series),
-                "00201208": _element("IS", summary.instances),
+                MODALITIES_IN_STUDY: element_of("CS", *summary.modalities),
+                "00080062": element_of("UI", *summary.sop_classes),
+                "00201206": element_of("IS", summary.series),
+                "00201208": element_of("IS", summary.instances),
             }[tag]
         if tag == STUDY_UID:
-            return _element("UI", study.study_instance_uid)
+            return element_of("UI", study.study_instance_uid)
         if tag == "00080020":
             day = study.study_date
-            return _element("DA", day.strftime("%Y%m%d")) if day else None
+            return element_of("DA", day.strftime("%Y%m%d")) if day else None
         if tag == "00080050":
-            return _element("SH", study.detail.accession_number)
+            return element_of("SH", study.detail.accession_number)
         if tag == "00081030":
-            return _element("LO", study.detail.study_description)
+            return element_of("LO", study.detail.study_description)
         return self.first.header.get(tag) if self.first else None
 
     def _of_series(self, tag: str) -> Element | None:
@@ -333,12 +340,12 @@ class _Subject:
             "00201209": ("IS", series.instances),
         }
         if tag in rows:
-            return _element(*rows[tag])
+            return element_of(*rows[tag])
         return series.first.header.get(tag)
 
 
 # Of these a page of studies is sifted before any header is read.
-_BEFORE_HEADERS: Final = (PATIENT_KEYS - _PATIENT_COUNTS) | _tags(
+_BEFORE_HEADERS: Final = _IDENTITY | _tags(
     "StudyInstanceUID StudyDate AccessionNumber StudyDescription"
 )
 
@@ -373,10 +380,11 @@ class _Search:
             else:
                 self._count_opened()
 
-    def patient_counts(self, patient_id: UUID) -> Mapping[str, int]:
-        """Return the numbers of a patient's studies, series and instances."""
-        if self._counts_of is None or self._counts_of[0] != patient_id:
-            studies = self._call(catalogue.studies_of(self._store, [patient_id]))
+    def patient_counts(self, patient: catalogue.PatientEntry) -> Mapping[str, int]:
+        """Return the numbers of a woman's studies, series and instances."""
+        if self._counts_of is None or self._counts_of[0] != patient.patient_id:
+            rows = [row.patient_id for row in patient.rows]
+            studies = self._call(catalogue.studies_of(self._store, rows))
             found = self._call(
                 catalogue.summaries(
                     self._store, list(studies), rejected_too=self.settings.rejected_too
@@ -387,7 +395,7 @@ class _Search:
                 "00201202": sum(one.series for one in found.values()),
                 "00201204": sum(one.instances for one in found.values()),
             }
-            self._counts_of = patient_id, counts
+            self._counts_of = patient.patient_id, counts
         return self._counts_of[1]
 
     # -- candidates -------------------------------------------------------------------
@@ -416,8 +424,19 @@ class _Search:
                 )
             )
             for patient in page.entries:
-                yield _Subject(self, patient)
+                if self._is_first_of_hers(patient):
+                    yield _Subject(self, patient)
             after, more = page.last, page.more
+
+    def _is_first_of_hers(self, patient: catalogue.PatientEntry) -> bool:
+        """Tell whether no better row of the same woman is the answer to this search.
+
+        She is answered once: by her standing number, unless another was asked for.
+        """
+        for row in patient.rows if patient.others else ():
+            if self._is_known_as(row):
+                return row.patient_id == patient.patient_id
+        return True
 
     def _studies(self) -> Iterator[_Subject]:
         after, more = None, True
@@ -501,13 +520,26 @@ class _Search:
     # -- matching ---------------------------------------------------------------------
 
     def _matches(self, subject: _Subject, looked_at: Callable[[str], bool]) -> bool:
-        return all(
+        # Who is asked for by number is meant as a woman: any row of hers may be it.
+        asked_by_number = not self._asked.key(PATIENT_ID).universal
+        below = self._asked.level is not Level.PATIENT
+        patient = subject.patient
+        rows = patient.rows if asked_by_number and below else (patient,)
+        return any(self._is_known_as(row) for row in rows) and all(
             matches(key, subject.element(tag))
             for tag, key in self._asked.keys.items()
             if not key.universal
-            and tag not in _OF_EVERY_LEVEL
+            and tag not in _OF_EVERY_LEVEL | _IDENTITY
             and looked_at(tag)
             and self._supports(tag)
+        )
+
+    def _is_known_as(self, row: catalogue.PatientEntry) -> bool:
+        """Tell whether a row agrees with all that is asked of who it is."""
+        return all(
+            matches(key, identity_element(tag, row.identity))
+            for tag, key in self._asked.keys.items()
+            if tag in _IDENTITY and not key.universal
         )
 
     def _count_opened(self) -> None:
@@ -525,8 +557,8 @@ class _Search:
             element = subject.element(key.tag)
             known[key.tag] = element if element is not None else {"vr": key.vr}
         return {
-            LEVEL: _element("CS", self._asked.level.name),
-            RETRIEVE_AE_TITLE: _element("AE", self.settings.ae_title),
+            LEVEL: element_of("CS", self._asked.level.name),
+            RETRIEVE_AE_TITLE: element_of("AE", self.settings.ae_title),
             **project(known, keys),
         }
 
@@ -546,19 +578,3 @@ class _Search:
 
     def _call(self, coroutine: Any) -> Any:
         return self._thread.call(coroutine, timeout_s=DATABASE_TIMEOUT_S)
-
-
-def _identity_element(tag: str, identity: PatientIdentity) -> Element | None:
-    birth = identity.birth_date
-    return {
-        "00100010": person_name(identity.name),
-        "00100020": _element("LO", identity.patient_id),
-        "00100021": _element("LO", identity.issuer),
-        "00100030": _element("DA", birth.strftime("%Y%m%d") if birth else ""),
-        "00100040": _element("CS", identity.sex or ""),
-    }.get(tag)
-
-
-def _element(vr: str, *values: object) -> Element:
-    present = [value for value in values if value != ""]
-    return {"vr": vr, "Value": present} if present else {"vr": vr}

@@ -6,7 +6,7 @@ unique keys are Patient ID and the UIDs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -17,6 +17,7 @@ from pydicom.tag import Tag
 from dicom_scp.services.answers import Identifier, NotAnIdentifier
 from dicom_scp.services.matching import PN_GROUPS, Element, Key, date_range, name_parts
 from node.domain.errors import ErrorKind, NodeError
+from node.domain.study import PatientIdentity
 from node.store.catalogue import Narrowing
 
 
@@ -30,7 +31,7 @@ class Level(IntEnum):
 
 
 LEVEL: Final = "00080052"
-PATIENT_NAME, PATIENT_ID = "00100010", "00100020"
+PATIENT_NAME, PATIENT_ID, ISSUER = "00100010", "00100020", "00100021"
 STUDY_UID, SERIES_UID, INSTANCE_UID = "0020000D", "0020000E", "00080018"
 STUDY_DATE, ACCESSION_NUMBER = "00080020", "00080050"
 MODALITIES_IN_STUDY: Final = "00080061"
@@ -141,6 +142,48 @@ def person_name(name: str) -> Element:
     groups = zip(PN_GROUPS, name.split("="), strict=False)
     present = {key: value for key, value in groups if value}
     return {"vr": "PN", "Value": [present]} if present else {"vr": "PN"}
+
+
+def identity_element(tag: str, identity: PatientIdentity) -> Element | None:
+    """Return what an identity says of an attribute of the patient; None: nothing."""
+    birth = identity.birth_date
+    return {
+        PATIENT_NAME: person_name(identity.name),
+        PATIENT_ID: element_of("LO", identity.patient_id),
+        ISSUER: element_of("LO", identity.issuer),
+        "00100030": element_of("DA", birth.strftime("%Y%m%d") if birth else ""),
+        "00100040": element_of("CS", identity.sex or ""),
+    }.get(tag)
+
+
+def other_ids(
+    told: Element | None, others: Iterable[PatientIdentity]
+) -> Element | None:
+    """Return Other Patient IDs Sequence (PS3.3 table C.7-1).
+
+    What images have `told`, and the numbers under which the same woman is here too.
+    """
+    items = list((told or {}).get("Value") or ())
+    known = {_number_of(item) for item in items}
+    for identity in others:
+        number = {PATIENT_ID: identity.patient_id, ISSUER: identity.issuer}
+        item = {tag: element_of("LO", text) for tag, text in number.items() if text}
+        item["00100022"] = element_of("CS", "TEXT")
+        if identity.patient_id.strip() and _number_of(item) not in known:
+            items.append(item)
+    return {"vr": "SQ", "Value": items} if items else None
+
+
+def _number_of(item: Element) -> tuple[str, ...]:
+    """Return Patient ID and issuer of an item."""
+    values = (item.get(tag, {}).get("Value") or [""] for tag in (PATIENT_ID, ISSUER))
+    return tuple(str(value[0] or "").strip() for value in values)
+
+
+def element_of(vr: str, *values: object) -> Element:
+    """Return an attribute of the JSON model; one that is empty has no values."""
+    present = [value for value in values if value != ""]
+    return {"vr": vr, "Value": present} if present else {"vr": vr}
 
 
 def failure(error: NodeError, statuses: Mapping[ErrorKind, int]) -> Dataset:

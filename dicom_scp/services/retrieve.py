@@ -235,9 +235,13 @@ class _Retrieval:
             uids = [
                 study.study_instance_uid
                 for study in page.entries
-                # The index folds case; the identity does not.
+                # The index folds case; the identity does not. Any number of hers is
+                # hers: what a search finds by it can be had by it.
                 if patient.universal
-                or study.patient.identity.patient_id in patient.values
+                or any(
+                    row.identity.patient_id in patient.values
+                    for row in study.patient.rows
+                )
             ]
             found += self._call(
                 catalogue.retrievable(

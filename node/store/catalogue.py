@@ -39,6 +39,7 @@ Place = TypeVar("Place")
 KEY_OBJECT_SELECTION: Final = "1.2.840.10008.5.1.4.1.1.88.59"
 # Titles of Rejection Notes (DCM): quality, patient safety, wrong order, expired.
 REJECTION_TITLES: Final = frozenset({"113001", "113037", "113038", "113039"})
+_PATIENT: Final = "p.patient_id, p.body, p.merged_into"
 NO_DATE: Final = date.min  # '-infinity' in the index: a study whose date nobody told
 _DATE: Final = "coalesce(s.study_date, '-infinity'::date)"
 
@@ -64,16 +65,28 @@ class Narrowing:
 
 @dataclass(frozen=True)
 class PatientEntry:
-    """A patient, sealed until somebody asks who it is."""
+    """A patient, sealed until somebody asks who it is.
+
+    `others` are the rows that are the same woman under another number; of all of them
+    one `stands` for her.
+    """
 
     patient_id: UUID
     sealer: "Sealer" = field(repr=False)
     body: bytes = field(repr=False)
+    stands: bool = True
+    others: tuple["PatientEntry", ...] = ()
 
     @cached_property
     def identity(self) -> PatientIdentity:
         """Return who the patient is."""
         return open_identity(self.sealer, self.patient_id, self.body)
+
+    @property
+    def rows(self) -> tuple["PatientEntry", ...]:
+        """Return all rows of this woman, the one that stands for her first."""
+        every = (self, *self.others)
+        return tuple(sorted(every, key=lambda row: (not row.stands, row.patient_id)))
 
 
 @dataclass(frozen=True)
@@ -188,22 +201,23 @@ _STANDS: Final = (
 async def patients_page(
     store: "Store", narrowing: Narrowing, *, after: UUID | None, limit: int
 ) -> Page[PatientEntry, UUID]:
-    """Return the next candidates that have a study, by id."""
+    """Return the next candidates that have a study, under any number, by id."""
     where = _Where()
     _narrow_patients(where, store, narrowing)
     where.add(
-        "exists (select from studies s where s.patient_id = p.patient_id"
-        f" and {_STANDS})"
+        "exists (select from (select p.patient_id union all select r.other::uuid"
+        "  from patient_rows r where r.patient_id = p.patient_id::text) hers"
+        f" join studies s using (patient_id) where {_STANDS})"
     )
     if after is not None:
         where.add("p.patient_id > {}", after)
     async with store.db.connection() as tx:
         rows = await tx.fetch(
-            f"select p.patient_id, p.body from patients p where {where.text}"
+            f"select {_PATIENT} from patients p where {where.text}"
             f" order by p.patient_id limit {limit:d}",
             *where.values,
         )
-        entries = [entry async for entry in _patients(tx, store, rows)]
+        entries = list((await _patients(tx, store, rows)).values())
     last = rows[-1]["patient_id"] if rows else None
     return Page(entries, last, more=len(rows) == limit)
 
@@ -219,10 +233,7 @@ async def studies_page(
     text, values = studies_statement(store, narrowing, after=after, limit=limit)
     async with store.db.connection() as tx:
         rows = await tx.fetch(text, *values)
-        patients = {
-            entry.patient_id: entry
-            async for entry in _patients(tx, store, _once(rows, "patient_id"))
-        }
+        patients = await _patients(tx, store, _once(rows, "patient_id"))
     entries = [
         StudyEntry(
             study_instance_uid=row["study_instance_uid"],
@@ -260,7 +271,7 @@ def studies_statement(
         )
     text = (
         "select s.study_instance_uid, s.study_date, s.body as study_body,"
-        " p.patient_id, p.body from studies s join patients p using (patient_id)"
+        f" {_PATIENT} from studies s join patients p using (patient_id)"
         f" where {where.text}"
         f" order by {_DATE} desc, s.study_instance_uid desc limit {limit:d}"
     )
@@ -432,7 +443,7 @@ class _Where:
         self.conditions: list[str] = []
 
     def add(self, condition: str, *values: object) -> None:
-        """Add a condition that has a `{}` for each of `values`."""
+        """Add a condition that has a `{}`, or `{0}` and so on, for each of `values`."""
         first = len(self.values) + 1
         self.values.extend(values)
         places = (f"${first + n}" for n in range(len(values)))
@@ -445,8 +456,11 @@ class _Where:
 
 def _narrow_patients(where: _Where, store: "Store", narrowing: Narrowing) -> None:
     if narrowing.patient_number:
+        # As an array, which an index takes: a list to look through would be read whole.
         where.add(
-            "(p.number_blind = {} or p.number_blind is null)",
+            "(p.number_blind = {0} or p.number_blind is null or p.patient_id = any("
+            "array(select r.other::uuid from patients q join patient_rows r"
+            " on r.patient_id = q.patient_id::text where q.number_blind = {0})))",
             number_blind(store.ring, narrowing.patient_number),
         )
     if narrowing.name_parts:
@@ -573,15 +587,38 @@ def _instance(row: "asyncpg.Record", sealer: "Sealer") -> InstanceEntry:
 
 async def _patients(
     tx: "Transaction", store: "Store", rows: Collection["asyncpg.Record"]
-) -> Any:
+) -> dict[UUID, PatientEntry]:
+    """Return who is in these rows and not erased, by id, with her other rows."""
+    beside: dict[UUID, list[PatientEntry]] = {}
+    for row in await tx.fetch(
+        f"select r.patient_id::uuid as beside, {_PATIENT} from patient_rows r"
+        " join patients p on p.patient_id = r.other::uuid where r.patient_id = any($1)",
+        [str(row["patient_id"]) for row in rows],
+    ):
+        if (other := await _patient(tx, store, row)) is not None:
+            beside.setdefault(row["beside"], []).append(other)
+    found = {}
     for row in rows:
-        try:
-            sealer = await store.ring.patient(tx, row["patient_id"])
-        except NodeError as error:
-            if error.kind is not ErrorKind.GONE:  # erased: there is nobody to find
-                raise
-            continue
-        yield PatientEntry(row["patient_id"], sealer, row["body"])
+        others = tuple(beside.get(row["patient_id"], ()))
+        if (entry := await _patient(tx, store, row, others)) is not None:
+            found[entry.patient_id] = entry
+    return found
+
+
+async def _patient(
+    tx: "Transaction",
+    store: "Store",
+    row: "asyncpg.Record",
+    others: tuple[PatientEntry, ...] = (),
+) -> PatientEntry | None:
+    try:
+        sealer = await store.ring.patient(tx, row["patient_id"])
+    except NodeError as error:
+        if error.kind is not ErrorKind.GONE:
+            raise
+        return None  # erased: there is nobody to find
+    stands = row["merged_into"] is None
+    return PatientEntry(row["patient_id"], sealer, row["body"], stands, others)
 
 
 def _once(rows: Sequence["asyncpg.Record"], key: str) -> list["asyncpg.Record"]:

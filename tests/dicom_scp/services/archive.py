@@ -11,6 +11,7 @@ from pynetdicom import AE
 from pynetdicom.association import Association
 
 from dicom_scp.receiving.peers import Peer, Peers, ServiceName
+from node.store import merges, studies
 from node.store.store import Store
 from tests.dicom_scp.instances import make_instance
 from tests.intake import receive_object
@@ -80,6 +81,16 @@ async def fill(store: Store) -> dict[str, bytes]:
     )
     made[str(other.SOPInstanceUID)] = await keep(store, other)
     return made
+
+
+async def merge(store: Store, lost: str, kept: str) -> None:
+    """Say that the patients of two numbers are one woman, for whom `kept` stands."""
+    async with store.db.transaction() as tx:
+        rows = [
+            (await studies.find_patients_by_number(tx, store, number))[0]
+            for number in (lost, kept)
+        ]
+        await merges.link(tx, *rows)
 
 
 async def reject(store: Store, study: str, uids: Iterable[str]) -> None:

@@ -374,17 +374,70 @@ async def test_search_is_audited_without_what_was_searched_for(
     assert entry.at == datetime(2026, 11, 21, 8, 0, tzinfo=UTC)
 
 
+# -- one woman under two numbers -------------------------------------------------------
+
+
+async def test_a_woman_of_two_numbers_is_found_whole_by_either_and_once(
+    scp: StorageScp, store: Store
+) -> None:
+    await archive.merge(store, LI, ZHANG)
+    for number in (ZHANG, LI):
+        asked = identifier(
+            "STUDY",
+            PatientID=number,
+            PatientName="",
+            StudyInstanceUID="",
+            OtherPatientIDsSequence=[],
+        )
+        answers, statuses = await find(scp, asked, PATIENT_ROOT)
+        assert statuses[0].Status == 0xFF00  # every key is supported
+        assert uids(answers) == [OTHER, MARCH, JANUARY, UNDATED]
+        # What is answered is what the images say: a viewer compares both.
+        assert [one.PatientID for one in answers] == [LI, ZHANG, ZHANG, ZHANG]
+        others = [one.OtherPatientIDsSequence for one in answers]
+        assert [
+            [(i.PatientID, i.TypeOfPatientID) for i in told] for told in others
+        ] == [
+            [(ZHANG, "TEXT")],
+            *[[(LI, "TEXT")]] * 3,
+        ]
+        assert others[0][0].IssuerOfPatientID == "HIS"
+
+    asked = identifier("PATIENT", PatientID=LI, NumberOfPatientRelatedStudies="")
+    (answer,), _ = await find(scp, asked, PATIENT_ROOT)
+    assert (answer.PatientID, answer.NumberOfPatientRelatedStudies) == (LI, 4)
+    for everybody in ("", "P-*", [ZHANG, LI]):
+        asked = identifier("PATIENT", PatientID=everybody, OtherPatientIDsSequence=[])
+        (answer,), _ = await find(scp, asked, PATIENT_ROOT)
+        assert answer.PatientID == ZHANG  # by the number that stands
+        assert answer.OtherPatientIDsSequence[0].PatientID == LI
+    for name, number in (("li^*", LI), ("zhang*", ZHANG)):
+        asked = identifier("PATIENT", PatientID="", PatientName=name)
+        (answer,), _ = await find(scp, asked, PATIENT_ROOT)
+        assert answer.PatientID == number  # the row that has the name
+
+    # A name, a birth date beside the number: of one row, not some of each.
+    asked = identifier("STUDY", PatientID=LI, PatientName="zhang*", StudyInstanceUID="")
+    assert (await find(scp, asked))[0] == []
+    asked = identifier("STUDY", PatientName="li^*", StudyInstanceUID="")
+    assert uids((await find(scp, asked))[0]) == [OTHER]
+
+
 # -- DCMTK -----------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(shutil.which("findscu") is None, reason="DCMTK is not installed")
-async def test_findscu_reads_the_answers(scp: StorageScp, tmp_path: Path) -> None:
+async def test_findscu_reads_the_answers(
+    scp: StorageScp, store: Store, tmp_path: Path
+) -> None:
+    await archive.merge(store, LI, ZHANG)
     done = await asyncio.to_thread(
         subprocess.run,
         [
             *("findscu", "-S", "-X", "-aet", archive.VIEWER, "-aec", "SONONODE"),
             *("-k", "QueryRetrieveLevel=STUDY", "-k", "StudyInstanceUID"),
-            *("-k", "PatientName=ZHANG*", "-k", "StudyDate=20260101-20260331"),
+            *("-k", f"PatientID={LI}", "-k", "StudyDate=20260101-20260331"),
+            *("-k", "PatientName", "-k", "OtherPatientIDsSequence"),
             *("127.0.0.1", str(scp.ports[0])),
         ],
         cwd=tmp_path,
@@ -394,5 +447,6 @@ async def test_findscu_reads_the_answers(scp: StorageScp, tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr
     answers = [dcmread(path, force=True) for path in sorted(tmp_path.glob("rsp*"))]
-    assert uids(answers) == [MARCH, JANUARY]
-    assert str(answers[0].PatientName) == "Zhang^San=张^三"
+    assert uids(answers) == [OTHER, MARCH, JANUARY]
+    assert str(answers[1].PatientName) == "Zhang^San=张^三"
+    assert answers[1].OtherPatientIDsSequence[0].PatientID == LI

@@ -35,6 +35,7 @@ from tests.dicom_scp.instances import data_set_bytes, make_instance
 from tests.dicom_scp.services import archive
 from tests.dicom_scp.services.archive import (
     JANUARY,
+    LI,
     MARCH,
     UNDATED,
     VIEWER,
@@ -253,6 +254,18 @@ async def test_every_level_moves_what_it_names(
     assert told[-1][0].Status == 0x0000
     expected = [u for u in filled if any(f"{u}.".startswith(f"{m}.") for m in moved)]
     assert sorted(receiver.uids) == sorted(expected)
+
+
+async def test_what_is_found_by_either_number_of_a_woman_is_moved_by_it(
+    start_scp: StartScp, store: Store, filled: dict[str, bytes], receiver: Receiver
+) -> None:
+    await archive.merge(store, ZHANG, LI)
+    scp = await serve(start_scp, receiver)
+    asked = identifier("STUDY", PatientID=LI, StudyInstanceUID=MARCH)
+    told = await move(scp, asked, PATIENT_MOVE)
+    assert counts(told[-1][0]) == (2, 0, 0, -1)
+    for dataset, encoded in receiver.received:  # as they are: none is rewritten
+        assert encoded == data_set_bytes(filled[str(dataset.SOPInstanceUID)])
 
 
 async def test_failed_and_warned_sub_operations_are_counted_and_named(
@@ -607,18 +620,20 @@ def storescp(folder: Path, port: int) -> Iterator[None]:
 
 @NEEDS_DCMTK
 async def test_getscu_gets_the_bytes_that_were_sent(
-    start_scp: StartScp, filled: dict[str, bytes], folder: Path
+    start_scp: StartScp, store: Store, filled: dict[str, bytes], folder: Path
 ) -> None:
+    """Of a woman who was merged: all that is hers by the number that gave way."""
+    await archive.merge(store, LI, ZHANG)
     scp = await serve(start_scp)
     await asyncio.to_thread(
         dcmtk,
         folder,
-        *("getscu", "-S", "+B", "-aet", VIEWER, "-aec", "SONONODE"),
-        *("-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={JANUARY}"),
+        *("getscu", "-P", "+B", "-aet", VIEWER, "-aec", "SONONODE"),
+        *("-k", "QueryRetrieveLevel=PATIENT", "-k", f"PatientID={LI}"),
         *("127.0.0.1", str(scp.ports[0])),
     )
     files = list(folder.iterdir())
-    assert len(files) == 4
+    assert len(files) == len(filled)
     for file in files:
         uid = str(dcmread(file).SOPInstanceUID)
         assert data_set_bytes(file.read_bytes()) == data_set_bytes(filled[uid])

@@ -49,6 +49,20 @@ async def test_patient_of_every_issuer_and_of_before_the_index_is_a_candidate(
     assert OTHER in await found(store, narrowing)  # opened and compared by the caller
 
 
+async def test_number_is_looked_up_in_indexes_also_of_rows_that_are_one_woman(
+    store: Store,
+) -> None:
+    narrowing = Narrowing(patient_number=ZHANG)
+    text, values = catalogue.studies_statement(store, narrowing, after=None, limit=9)
+    async with store.db.transaction() as tx:
+        # An empty table is read whole, as nothing is cheaper.
+        await tx.execute("set local enable_seqscan = off")
+        plan = await tx.fetch(f"explain {text}", *values)
+    told = "\n".join(row["QUERY PLAN"] for row in plan)
+    assert "Seq Scan" not in told, told
+    assert told.count("patients_number") == 3  # that number, none, and the other rows
+
+
 async def test_erased_patient_is_nobody_and_ends_no_search(store: Store) -> None:
     await archive.fill(store)
     other = await entry(store, OTHER)
