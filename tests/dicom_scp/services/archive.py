@@ -11,7 +11,7 @@ from pynetdicom import AE
 from pynetdicom.association import Association
 
 from dicom_scp.receiving.peers import Peer, Peers, ServiceName
-from node.store import merges, studies
+from node.store import identities, merges
 from node.store.store import Store
 from tests.dicom_scp.instances import make_instance
 from tests.intake import receive_object
@@ -87,7 +87,7 @@ async def merge(store: Store, lost: str, kept: str) -> None:
     """Say that the patients of two numbers are one woman, for whom `kept` stands."""
     async with store.db.transaction() as tx:
         rows = [
-            (await studies.find_patients_by_number(tx, store, number))[0]
+            (await identities.find_patients_by_number(tx, store, number))[0]
             for number in (lost, kept)
         ]
         await merges.link(tx, *rows)
