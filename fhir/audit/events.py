@@ -39,8 +39,13 @@ _PROFILES = {
     "create": "Create",
     "update": "Update",
     "patch": "Update",
-    "delete": "Delete",
 }
+# Every profile of IHE BALP that an AuditEvent can name.
+BALP_PROFILES = tuple(
+    f"{BALP}/StructureDefinition/IHE.BasicAudit.{whose}{name}"
+    for name in dict.fromkeys(_PROFILES.values())
+    for whose in ("", "Patient")
+)
 # Reads hand data to the client; for everything else it is the source (BALP).
 _HANDED_OUT = frozenset({"R"})
 # What has an element of its own in the event.

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+from fhir.audit.events import BALP_PROFILES
 from fhir.audit.reading import SEARCHED
 from fhir.conformance.definitions import FOUND_BY, own_parameter, profiles_of
 from fhir.encoding.formats import FORMATS, PATCH_FORMATS
@@ -44,6 +45,11 @@ OPERATIONS: Mapping[str, Mapping[str, str]] = {
 }
 # What an EHR keeps itself and may name by its own identifiers when it changes it.
 CONDITIONALLY_UPDATED = frozenset({"Patient", "ServiceRequest"})
+# Profiles of others that what is served here follows, and names.
+_FOLLOWED: Mapping[str, Sequence[str]] = {
+    "AuditEvent": BALP_PROFILES,
+    "Subscription": (f"{_BACKPORT}/StructureDefinition/backport-subscription",),
+}
 _SYSTEM = {
     "transaction": "Edits one report: PUT or PATCH of DiagnosticReport and Observation"
     " with ifMatch, POST Provenance (reason) and Communication (the patient was told)."
@@ -144,9 +150,9 @@ def _resource(kind: str, topics: Sequence[str]) -> Json:
         "conditionalDelete": "not-supported",
         "referencePolicy": ["literal", "logical"],
     }
-    profiles = profiles_of(kind)
+    profiles = [*profiles_of(kind), *_FOLLOWED.get(kind, ())]
     if profiles:
-        resource["supportedProfile"] = list(profiles)
+        resource["supportedProfile"] = profiles
     if kind == "Subscription":
         resource["extension"] = [
             {

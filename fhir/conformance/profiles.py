@@ -6,88 +6,18 @@ the node writes names its profile (FHIR R4 5.3).
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from fhir.conformance.asking import Extending, Part, Profile, Row
 from fhir.conformance.invariants import value_of
+from fhir.conformance.surroundings import AROUND
 from fhir.conformance.terminology import VALUE_SETS, Words, field_set
 from fhir.content import concepts
 from fhir.encoding.outcome import Issue
 from fhir.encoding.wire import Json, as_list, reference_parts
 from node.domain import lexicon
 from node.domain.lexicon import Concept
-
-STRUCTURE = f"{concepts.BASE}/StructureDefinition"
-
-
-@dataclass(frozen=True)
-class Row:
-    """What a profile asks of one element beyond R4.
-
-    `path` is below the type, a choice with `[x]`. `types` are those left of a
-    choice, `targets` of a reference; `value_set` is one of ours, and required unless
-    `open`. `pattern` is what the value has to hold at least.
-    """
-
-    path: str
-    words: Words
-    min: int | None = None
-    max: str | None = None
-    types: tuple[str, ...] = ()
-    targets: tuple[str, ...] = ()
-    value_set: str | None = None
-    open: bool = False
-    pattern: tuple[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Profile:
-    """A profile of a resource type, and the extensions of ours that it has.
-
-    With a `code` it is the profile of those of the type that say so in `coded_in`.
-    """
-
-    id: str
-    type: str
-    words: Words
-    rows: tuple[Row, ...]
-    extensions: tuple[str, ...] = ()
-    code: Concept | None = None
-    coded_in: str = "code"
-
-    @property
-    def url(self) -> str:
-        return f"{STRUCTURE}/{self.id}"
-
-
-@dataclass(frozen=True)
-class Part:
-    """One value of a complex extension, under its name."""
-
-    name: str
-    type: str
-    words: Words
-    min: int = 1
-    value_set: str | None = None
-
-
-@dataclass(frozen=True)
-class Extending:
-    """An extension: a value of `type`, or `parts`; `on` is where it may stand."""
-
-    id: str
-    on: tuple[str, ...]
-    words: Words
-    type: str = ""
-    value_set: str | None = None
-    parts: tuple[Part, ...] = ()
-    max: str = "1"
-
-    @property
-    def url(self) -> str:
-        return f"{STRUCTURE}/{self.id}"
-
 
 # --- extensions ---------------------------------------------------------------------
 
@@ -415,6 +345,7 @@ PROFILES: tuple[Profile, ...] = (
             ),
         ),
     ),
+    *AROUND,
     Profile(
         "masked-report",
         "DiagnosticReport",
@@ -462,13 +393,21 @@ def with_profile(resource: Json) -> Json:
     """Return a resource that the node writes with its profile in meta.profile.
 
     Others that it names stay; another of ours does not: what it was, it is no more.
+    What another system may have sent says for itself what it is: with a meta it comes
+    from the store. A Patient without a medical record number claims nothing.
     """
     profile = profile_of(resource)
     if profile is None:
         return resource
+    if profile.sent and ("meta" in resource or not _keeps(resource, profile)):
+        return resource
     meta = resource.get("meta", {})
     others = [url for url in as_list(meta.get("profile")) if url not in BY_URL]
     return {**resource, "meta": {**meta, "profile": [profile.url, *others]}}
+
+
+def _keeps(resource: Json, profile: Profile) -> bool:
+    return not any(departures(resource, profile, profile.type, whole=True))
 
 
 # --- holding a resource against one ---------------------------------------------------
@@ -482,6 +421,10 @@ def departures(
     Unless `whole`, what is missing is no fault: in an edit the node puts back what
     is its own.
     """
+    for demand in profile.demands:
+        if not demand.holds(resource):
+            told = f"{profile.id}: {demand.words.en}"
+            yield Issue("invariant", told, f"{where}.{demand.element}")
     for row in profile.rows:
         parent, _, name = row.path.rpartition(".")
         for holder, path in _holders(resource, parent, where):

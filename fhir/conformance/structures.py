@@ -8,8 +8,9 @@ The snapshot is R4's own elements, as `fhir.encoding.elements` and
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from fhir.conformance.asking import STRUCTURE, Extending, Profile, Row
 from fhir.conformance.invariants import INVARIANTS
-from fhir.conformance.profiles import EXTENSIONS, STRUCTURE, Extending, Profile, Row
+from fhir.conformance.profiles import EXTENSIONS
 from fhir.conformance.rules import ANY, rule_of
 from fhir.conformance.terminology import VALUE_SETS, Words, heading, translated
 from fhir.encoding.elements import RESOURCE, Element, base_of, elements_of, has_type
@@ -84,7 +85,8 @@ def structure_of_profile(profile: Profile, version: str) -> Json:
     for element in snapshot:
         changes = _changes(rows.get(element["path"]))
         if not whole:
-            changes = _told(profile.words)
+            own = _demanded(profile)
+            changes = _told(profile.words) | ({"constraint": own} if own else {})
         if element["path"] == f"{profile.type}.extension" and slices:
             changes = {"slicing": _BY_URL}
         whole.append(_merged(element, changes))
@@ -286,6 +288,20 @@ def _opened(snapshot: Iterable[Json], path: str) -> Iterator[Json]:
 # --- what a profile makes of them -----------------------------------------------------
 
 
+def _demanded(profile: Profile) -> list[Json]:
+    """Return what a profile asks of the whole resource, as constraints of its root."""
+    return [
+        {
+            "key": demand.key,
+            "severity": "error",
+            **translated("human", demand.words),
+            "expression": demand.expression,
+            "source": profile.url,
+        }
+        for demand in profile.demands
+    ]
+
+
 def _told(words: Words) -> Json:
     return translated("short", words) | translated("definition", words)
 
@@ -315,6 +331,8 @@ def _changes(row: Row | None) -> Json:
 
 def _merged(element: Json, changes: Mapping[str, Any]) -> Json:
     merged = {**element, **changes}
+    if "constraint" in changes:  # beside R4's own
+        merged["constraint"] = [*element["constraint"], *changes["constraint"]]
     if merged.get("max") == "0":
         merged["min"] = 0
     return merged

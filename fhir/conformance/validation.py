@@ -17,7 +17,13 @@ import fhirkit
 
 from fhir.conformance import narrative
 from fhir.conformance.invariants import INVARIANTS
-from fhir.conformance.profiles import BY_URL, departures, extension_faults, profile_of
+from fhir.conformance.profiles import (
+    BY_URL,
+    PROFILES,
+    departures,
+    extension_faults,
+    profile_of,
+)
 from fhir.conformance.rules import ANY, rule_of
 from fhir.encoding.elements import RESOURCE, elements_of
 from fhir.encoding.outcome import Issue, Refused
@@ -25,8 +31,10 @@ from fhir.encoding.wire import Json, as_list, parse, to_bytes
 from node.domain.errors import ErrorKind
 
 MAX_ISSUES = 50
-# All of these are the node's own; who edits one edits one that has our profile.
+# Held against our profile whether they claim it or not: who edits a report edits one
+# of the node's, and what others send has to be understood.
 _OURS = frozenset({"DiagnosticReport", "Observation"})
+_OURS |= {profile.type for profile in PROFILES if profile.sent} | {"Communication"}
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 _LITERAL = re.compile(r"(?:^|/)([A-Z][A-Za-z]+)/[^/]+(?:/_history/[^/]+)?$")
 

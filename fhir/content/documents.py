@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
+from fhir.conformance.profiles import with_profile
 from fhir.content import concepts, mapping, site
 from fhir.content.publish import put, versioned
 from fhir.encoding.wire import Json, instant, parse
@@ -62,7 +63,7 @@ def read_document_id(text: str) -> tuple[UUID, int]:
 
 def to_binary(report_id: UUID, number: int, at: str, pdf: bytes) -> Json:
     """Return the paper as a Binary; who may read it follows from its report."""
-    return {
+    told = {
         "resourceType": "Binary",
         "id": document_id(report_id, number),
         "meta": {"versionId": "1", "lastUpdated": at},
@@ -70,6 +71,7 @@ def to_binary(report_id: UUID, number: int, at: str, pdf: bytes) -> Json:
         "securityContext": {"reference": f"DiagnosticReport/{report_id}"},
         "data": base64.b64encode(pdf).decode(),
     }
+    return with_profile(told)
 
 
 async def publish_document(

@@ -250,7 +250,7 @@ def read_conclusions(conclusions: Conclusions, report: Json) -> Conclusions:
 
 def read_patient(patient: Json, systems: Systems) -> PatientIdentity:
     """Return who a Patient of the EHR is; INVALID without a medical record number."""
-    number = _typed_identifier(patient, "MR")
+    number = medical_record_number(patient)
     if number is None:
         raise NodeError(
             "a Patient needs an identifier of type MR",
@@ -274,6 +274,11 @@ def read_patient(patient: Json, systems: Systems) -> PatientIdentity:
         id_number=str(national.get("value", "")) if national else None,
         phone=phones[0] if phones else None,
     )
+
+
+def medical_record_number(patient: Json) -> Json | None:
+    """Return the identifier that a Patient is known by here, None without one."""
+    return _typed_identifier(patient, "MR")
 
 
 def _typed_identifier(patient: Json, code: str) -> Json | None:

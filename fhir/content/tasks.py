@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
+from fhir.conformance.profiles import with_profile
 from fhir.content import concepts
 from fhir.encoding.outcome import Issue, outcome
 from fhir.encoding.wire import Json, instant
@@ -153,32 +154,34 @@ async def _to_task(tx: "Transaction", store: "Store", letter: DeadLetter) -> Jso
     focus = await _focus(tx, store, letter)
     if focus is not None:
         task["focus"] = {"reference": focus}
-    return task
+    return with_profile(task)
 
 
 async def _discontinued_tasks(tx: "Transaction", store: "Store") -> list[Json]:
     since = store.clock() - _SHOWN_FOR
     return [
-        {
-            "resourceType": "Task",
-            "id": str(uuid5(_DISCONTINUED, study)),
-            "meta": {"lastUpdated": instant(at)},
-            "status": "cancelled",
-            "intent": "order",
-            "code": {"text": ASSESS_STUDY},
-            "lastModified": instant(at),
-            "statusReason": {
-                "text": f"Not read by the AI: {words_of(verdict).en}",
-                "_text": {
-                    "extension": [
-                        concepts.translation(
-                            "zh-CN", f"AI 未判读：{words_of(verdict).zh}"
-                        )
-                    ]
+        with_profile(
+            {
+                "resourceType": "Task",
+                "id": str(uuid5(_DISCONTINUED, study)),
+                "meta": {"lastUpdated": instant(at)},
+                "status": "cancelled",
+                "intent": "order",
+                "code": {"text": ASSESS_STUDY},
+                "lastModified": instant(at),
+                "statusReason": {
+                    "text": f"Not read by the AI: {words_of(verdict).en}",
+                    "_text": {
+                        "extension": [
+                            concepts.translation(
+                                "zh-CN", f"AI 未判读：{words_of(verdict).zh}"
+                            )
+                        ]
+                    },
                 },
-            },
-            "focus": {"reference": f"ImagingStudy/{study}"},
-        }
+                "focus": {"reference": f"ImagingStudy/{study}"},
+            }
+        )
         for study, at, verdict in await completion.discontinued_studies(tx, since)
     ]
 

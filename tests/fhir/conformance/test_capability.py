@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from fhir.conformance.profiles import BY_URL, departures, profile_of
 from fhir.content.consents import publish_consent
 from fhir.content.mapping import field_value
 from fhir.content.publish import keep_site_current
@@ -278,6 +279,36 @@ async def test_each_listed_way_of_reading_works_and_no_other(hospital: Rig) -> N
             assert works or answer.status in (404, 405), (where, answer.status)
         answer = await hospital.ask("DELETE", f"/{kind}/{held[0]['id']}", role=role)
         assert answer.status in (404, 405), kind
+
+
+async def test_what_the_node_has_written_keeps_the_profile_stated_for_its_type(
+    hospital: Rig,
+) -> None:
+    statement = await hospital.read("/metadata", role=None)
+    named: dict[str, set[str]] = {}
+    for resource in statement["rest"][0]["resource"]:
+        kind, stated = resource["type"], set(resource.get("supportedProfile", []))
+        if kind in DEFINED:
+            assert not stated
+            continue
+        assert stated, kind
+        held = [] if kind == "Binary" else await all_of(hospital, kind)
+        for one in held:
+            claimed = {u for u in one["meta"].get("profile", []) if u in BY_URL}
+            assert claimed <= stated
+            named.setdefault(kind, set()).update(claimed)
+            for url in claimed:
+                departed = departures(one, BY_URL[url], kind, whole=True)
+                assert list(departed) == [], one["id"]
+    # What the EHR has sent claims nothing of ours, and keeps its profile all the same.
+    assert {kind for kind, urls in named.items() if not urls} == {
+        *("AuditEvent", "Patient", "ServiceRequest", "Subscription"),
+    }
+    for kind in ("Patient", "ServiceRequest"):
+        for one in await all_of(hospital, kind):
+            profile = profile_of(one)
+            assert profile is not None
+            assert list(departures(one, profile, kind, whole=True)) == []
 
 
 OPERATIONS = {

@@ -66,6 +66,7 @@ async def test_all_that_is_wrong_is_told_at_once(rig: Rig) -> None:
     issues = await told(rig, "/Patient/$validate", parameters(bad), role=Role.EHR)
     assert errors(issues) == {
         "Patient.gender",
+        "Patient.identifier",
         "Patient.nothing",
         "Patient.telecom[0]",
         "Patient.generalPractitioner[0].reference",
