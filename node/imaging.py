@@ -24,7 +24,7 @@ from PIL import Image
 from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.filereader import dcmread
+from pydicom.filereader import dcmread, read_dataset
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_windowing
 from typing_extensions import Buffer
@@ -148,6 +148,59 @@ def frame_table(source: bytes | BinaryIO) -> FrameTable:
     return read_part10(source)[1]
 
 
+@dataclass(frozen=True)
+class AroundPixels:
+    """A Part 10 file: its data set as stored, and where its pixel data lies, unread.
+
+    The element of the pixel data is `pixels` (offset, end) in `file`; nothing without.
+    """
+
+    data_set: Dataset
+    file: BinaryIO
+    pixels: tuple[int, int]
+
+    @classmethod
+    def open(cls, reader: RandomAccess) -> AroundPixels:
+        """Read what stands before and after the pixels; only they may be large."""
+        file = _as_file(cast(BinaryIO, BufferedReader(ReaderFile(reader))))
+        raw = _parse(file)
+        start = file.tell()
+        end = _pixels_end(file, raw, start)
+        file.seek(end)
+        implicit, little = raw.original_encoding
+        after = read_dataset(file, bool(implicit), little is not False)
+        raw.update(after)
+        return cls(raw, file, (start, end))
+
+    def chunks(self, length: int = 1 << 20) -> Iterator[bytes]:
+        """Yield the element of the pixel data as stored."""
+        at, end = self.pixels
+        while at < end:
+            self.file.seek(at)
+            chunk = self.file.read(min(length, end - at))
+            if not chunk:
+                return
+            yield chunk
+            at += len(chunk)
+
+
+def _pixels_end(file: BinaryIO, raw: Dataset, start: int) -> int:
+    """Return where the pixel data that begins at `start` ends (PS3.5 A.4)."""
+    pixels = _pixel_value(file, raw)
+    size = file.seek(0, SEEK_END)
+    if pixels is None:
+        return start
+    _, end, length = pixels
+    if length != UNDEFINED_LENGTH:
+        return min(end + length, size)
+    for at, item_length in _items(file, end, size):
+        end = at + 8 + item_length
+    file.seek(end)
+    if file.read(4) not in (b"\xfe\xff\xdd\xe0", b""):  # its end, or it was cut short
+        raise NodeError("the pixel data is damaged", ErrorKind.INVALID)
+    return min(end + 8, size)
+
+
 def video_fragments(reader: RandomAccess) -> FrameTable:
     """Return (offset, length) of the parts of a video stream in a Part 10 file.
 
@@ -269,22 +322,28 @@ def _parse(file: BinaryIO) -> Dataset:
 
 def _frame_table(file: BinaryIO, raw: Dataset) -> FrameTable:
     """Locate the frames; `file` stands where `_parse` left it."""
+    pixels = _pixel_value(file, raw)
+    if pixels is None or pixels[0] != (0x7FE0, 0x0010):
+        return ()
+    return frames_at(file, raw, *pixels[1:], transfer_syntax_of(raw))
+
+
+def _pixel_value(
+    file: BinaryIO, raw: Dataset
+) -> tuple[tuple[int, int], int, int] | None:
+    """Return tag, offset and length of the value where `_parse` left `file`."""
     start = file.tell()
     implicit, little = raw.original_encoding
     order = "<" if little is not False else ">"
     element = file.read(12)
-    if len(element) < 12 or struct.unpack(f"{order}HH", element[:4]) != (
-        0x7FE0,
-        0x0010,
-    ):
-        return ()
+    if len(element) < 12:
+        return None
+    group, number = struct.unpack(f"{order}HH", element[:4])
     if implicit:
-        length, value_at = struct.unpack(f"{order}L", element[4:8])[0], start + 8
-    elif element[4:6] in LONG_LENGTH_VR:
-        length, value_at = struct.unpack(f"{order}L", element[8:12])[0], start + 12
-    else:
-        return ()
-    return frames_at(file, raw, value_at, length, transfer_syntax_of(raw))
+        return (group, number), start + 8, struct.unpack(f"{order}L", element[4:8])[0]
+    if element[4:6] in LONG_LENGTH_VR:
+        return (group, number), start + 12, struct.unpack(f"{order}L", element[8:])[0]
+    return None
 
 
 def frames_at(

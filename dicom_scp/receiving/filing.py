@@ -9,29 +9,32 @@ or an order is replaced or left out.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from io import BytesIO
-from typing import TYPE_CHECKING, Any, Final
+from io import BufferedReader
+from itertools import chain
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 from uuid import uuid5
 
 import structlog
-from pydicom import dcmread
 from pydicom.datadict import dictionary_VR
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
 
-from dicom_scp.receiving.intake import describe
+from dicom_scp.receiving.intake import describe, file_meta
 from dicom_scp.receiving.upper_layer import StoreRequest
 from node.charset import unicode_header
 from node.domain.study import Origin, PatientIdentity
-from node.imaging import read_part10
+from node.imaging import AroundPixels, RandomAccess, ReaderFile, read_part10
 from node.store import identities, moves, orders, reports, studies
 from node.store.overlays import overlay_name
 from node.workflow.intake import (
     Arrival,
     Received,
-    keep_object,
+    keep_pieces,
     receive_instance,
 )
 
@@ -45,6 +48,7 @@ log = structlog.get_logger(__name__)
 
 _PATIENT_GROUP: Final = 0x0010
 _PIXEL_GROUP: Final = 0x7FE0
+_PIXEL_DATA: Final = 0x7FE00010
 # What names a person, a visit or an order outside the patient's group.
 _OF_THE_OTHER: Final = (
     "AccessionNumber",
@@ -152,64 +156,93 @@ def _rewrite(
     system: str,
 ) -> Arrival:
     """Return the new instance with its object durable. Blocks."""
-    with studies.open_blob(store, instance) as reader:
-        part10 = reader.read()
-    corrected = corrected_part10(
-        part10, right.patient, right.step, uids, system=system, at=right.move.at
-    )
-    header, frames = read_part10(corrected)
     uid = uids[instance.sop_instance_uid]
-    kept = keep_object(store, uid, corrected)
-    described = describe(
-        header,
-        StoreRequest(
-            message_id=0,
-            sop_class_uid=instance.sop_class_uid,
-            sop_instance_uid=uid,
-            abstract_syntax=instance.sop_class_uid,
-            transfer_syntax_uid=instance.transfer_syntax_uid,
-            calling_ae=instance.calling_ae,
-            address="",
-            association="",
-        ),
-        frames=frames,
-        blob_name=kept.blob_name,
-        size=kept.size,
-        sha256=kept.sha256,
+    request = StoreRequest(
+        message_id=0,
+        sop_class_uid=instance.sop_class_uid,
+        sop_instance_uid=uid,
+        abstract_syntax=instance.sop_class_uid,
+        transfer_syntax_uid=instance.transfer_syntax_uid,
+        calling_ae=instance.calling_ae,
+        address="",
+        association="",
     )
+    with studies.open_blob(store, instance) as reader:
+        pieces = corrected_pieces(
+            reader, right.patient, right.step, uids, system=system, at=right.move.at
+        )
+        kept = keep_pieces(store, uid, file_meta(request), pieces)
+    try:
+        with store.blobs.reader(
+            kept.blob_name, key=kept.key, associated_data=studies.associated_data(uid)
+        ) as reader:
+            header, frames = read_part10(
+                cast(BinaryIO, BufferedReader(ReaderFile(reader)))
+            )
+        described = describe(
+            header,
+            request,
+            frames=frames,
+            blob_name=kept.blob_name,
+            size=kept.size,
+            sha256=kept.sha256,
+        )
+    except BaseException:
+        store.blobs.delete(kept.blob_name)
+        raise
     return Arrival(described, kept.key)
 
 
-def corrected_part10(
-    part10: bytes,
+def corrected_pieces(
+    reader: RandomAccess,
     patient: PatientIdentity,
     step: Step | None,
     uids: Mapping[str, str],
     *,
     system: str,
     at: datetime,
-) -> bytes:
-    """Return a Part 10 file with the same pixels, of this patient, under new UIDs.
+) -> Iterator[bytes]:
+    """Yield a data set with the same pixels, of this patient, under new UIDs.
 
-    What was changed is named in Original Attributes Sequence (PS3.3 C.12.1.1.9),
-    without its values: they are another woman's.
+    It is encoded as the Part 10 file that `reader` reads; pixels go through as they
+    are stored, a piece at a time. What was changed is named in Original Attributes
+    Sequence (PS3.3 C.12.1.1.9), without its values: they are another woman's.
     """
-    source = dcmread(BytesIO(part10))
-    header = unicode_header(source)
+    source = AroundPixels.open(reader)
+    stored = source.data_set
+    header = unicode_header(stored)
     _renumber(header, uids)
     changed = _without_the_other(header)
     _name(header, patient, step)
     _say_what_changed(header, changed, system, at)
-    for element in source.group_dataset(_PIXEL_GROUP):
+    for element in stored.group_dataset(_PIXEL_GROUP):
         header.add(element)
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = header.SOPClassUID
-    meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
-    meta.TransferSyntaxUID = source.file_meta.TransferSyntaxUID
-    header.file_meta = meta
-    file = BytesIO()
-    header.save_as(file, enforce_file_format=True)
+    implicit, little = stored.original_encoding
+    before, after = (
+        _encoded(part, bool(implicit), little is not False)
+        for part in (header[:_PIXEL_DATA], header[_PIXEL_DATA:])
+    )
+    pieces = chain([before], source.chunks(), [after])
+    syntax = stored.file_meta.TransferSyntaxUID
+    yield from _deflated(pieces) if syntax.is_deflated else pieces
+
+
+def _encoded(data_set: Dataset, implicit: bool, little: bool) -> bytes:
+    file = DicomBytesIO()
+    file.is_implicit_VR, file.is_little_endian = implicit, little
+    write_dataset(file, data_set)
     return file.getvalue()
+
+
+def _deflated(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the pieces as one deflated stream of even length (PS3.5 A.5)."""
+    packer, length = zlib.compressobj(wbits=-zlib.MAX_WBITS), 0
+    for piece in chain(
+        map(packer.compress, pieces), map(packer.flush, [zlib.Z_FINISH])
+    ):
+        length += len(piece)
+        yield piece
+    yield b"\0" * (length % 2)
 
 
 def _renumber(dataset: Dataset, uids: Mapping[str, str]) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
@@ -84,15 +84,30 @@ def keep_object(store: "Store", sop_instance_uid: str, part10: bytes) -> KeptObj
     The digest covers the data set only, so that another file meta (another
     sending AE title) does not make another object.
     """
+    at, whole = data_set_offset(part10), memoryview(part10)
+    return keep_pieces(store, sop_instance_uid, whole[:at], [whole[at:]])
+
+
+def keep_pieces(
+    store: "Store",
+    sop_instance_uid: str,
+    file_meta: bytes | memoryview,
+    data_set: Iterable[bytes | memoryview],
+) -> KeptObject:
+    """Write a Part 10 file durably as its pieces come. Blocks as `keep_object`."""
     writer, name, key = new_object(store, sop_instance_uid)
+    digest, size = hashlib.sha256(), len(file_meta)
     try:
-        writer.write(part10)
+        writer.write(file_meta)
+        for piece in data_set:
+            writer.write(piece)
+            digest.update(piece)
+            size += len(piece)
         writer.commit()
     except BaseException:
         writer.abort()
         raise
-    digest = hashlib.sha256(memoryview(part10)[data_set_offset(part10) :]).digest()
-    return KeptObject(blob_name=name, size=len(part10), sha256=digest, key=key)
+    return KeptObject(blob_name=name, size=size, sha256=digest.digest(), key=key)
 
 
 def data_set_offset(part10: bytes) -> int:

@@ -1,5 +1,6 @@
 """Images of a void study come again as those of the right woman (IHE RAD IOCM)."""
 
+import tracemalloc
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,12 +16,14 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEGBaseline8Bit,
 )
 
-from dicom_scp.receiving.filing import corrected_part10, file_anew
+from dicom_scp.receiving.filing import corrected_pieces, file_anew
 from dicom_scp.results.encode_report import encode_report
 from dicom_scp.results.sr import to_part10
 from dicom_scp.web import dicomweb
@@ -29,11 +32,12 @@ from node.domain.errors import ErrorKind, NodeError
 from node.domain.order import OrderSource, Step
 from node.domain.study import Origin, PatientIdentity, StudyStatus
 from node.http import HttpSettings, RouteGroup, make_app
-from node.imaging import read_part10
+from node.imaging import BytesReader, read_part10
 from node.store import catalogue, identities, moves, orders, studies
 from node.store.erasure import shred_patient
 from node.store.store import Store
 from node.store.studies import StoredInstance
+from node.workflow.intake import data_set_offset
 from node.workflow.moving import (
     FILE_ANEW,
     find_patients,
@@ -57,6 +61,7 @@ from tests.intake import receive_object
 
 CLERK = Identity(str(uuid4()), frozenset({Role.TECHNOLOGIST}), "Li")
 HERS = PatientIdentity("MRN-77", "Zhao^Min=赵^敏", sex="F", issuer="HOSPITAL")
+MOMENT = datetime(2026, 1, 2, tzinfo=UTC)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
@@ -229,33 +234,74 @@ async def test_erasing_one_leaves_the_other_whole_and_hers_gone(
 
 
 @pytest.mark.parametrize(
-    "syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit]
+    "syntax",
+    [
+        ExplicitVRLittleEndian,
+        ImplicitVRLittleEndian,
+        ExplicitVRBigEndian,
+        DeflatedExplicitVRLittleEndian,
+        JPEGBaseline8Bit,
+    ],
 )
-def test_pixels_are_the_same_bytes_in_every_encoding(syntax: str) -> None:
+def test_pixels_are_the_same_bytes_in_every_encoding(syntax: UID) -> None:
     image = make_image()
     image.SpecificCharacterSet = "GB18030"
     image.PatientName = "Wang^XiaoDong=王^小东"
     image.add_new(0x00091001, "LO", "private")
+    image.add_new(0x7FE11001, "LO", "behind")  # where some machines write, too
     image.file_meta = replace_meta(image, syntax)
     if syntax == JPEGBaseline8Bit:
         image.PixelData = encapsulate([b"\xff\xd8 not looked at \xff\xd9"])
         image["PixelData"].is_undefined_length = True
     file = BytesIO()
     image.save_as(file, enforce_file_format=True)
+    meta = file.getvalue()[: data_set_offset(file.getvalue())]
     uids = {STUDY: "2.25.9", "2.25.2001": "2.25.10"}
-    done = corrected_part10(
-        file.getvalue(),
-        replace(HERS, issuer=""),
-        None,
-        uids,
-        system="SONONODE",
-        at=datetime(2026, 1, 2, tzinfo=UTC),
+    done = meta + b"".join(
+        corrected_pieces(
+            BytesReader(file.getvalue()),
+            replace(HERS, issuer=""),
+            None,
+            uids,
+            system="SONONODE",
+            at=MOMENT,
+        )
     )
     after, frames = read_part10(done)
     assert str(after.PatientName) == HERS.name
     assert len(frames) == 1
-    assert dcmread(BytesIO(done)).PixelData == image.PixelData
+    whole = dcmread(BytesIO(done))
+    assert whole.PixelData == image.PixelData
+    assert whole[0x7FE11001].value in ("behind", b"behind")
     assert after.StudyDescription == "乳腺超声"
+
+
+class LongCine:
+    """A file whose 200 MB of pixels are made as they are read."""
+
+    def __init__(self, head: bytes, length: int) -> None:
+        self._head = head + b"\xe0\x7f\x10\0OW\0\0" + length.to_bytes(4, "little")
+        self.size = len(self._head) + length
+
+    def read(self, offset: int = 0, length: int | None = None) -> bytes:
+        end = self.size if length is None else min(offset + length, self.size)
+        return self._head[offset:end].ljust(max(0, end - offset), b"\x07")
+
+
+def test_a_cine_of_200_mb_is_never_whole_in_memory() -> None:
+    image, length = make_image(), 200 << 20
+    del image.PixelData
+    image.file_meta = replace_meta(image, ExplicitVRLittleEndian)
+    file = BytesIO()
+    image.save_as(file, enforce_file_format=True)
+    cine, told = LongCine(file.getvalue(), length), {"system": "S", "at": MOMENT}
+    tracemalloc.start()
+    try:
+        pieces = corrected_pieces(cine, HERS, None, {}, **told)  # type: ignore[arg-type]
+        assert sum(map(len, pieces)) > length
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def replace_meta(image: Dataset, syntax: str) -> FileMetaDataset:
