@@ -1,9 +1,14 @@
-"""The signed report on paper, as it is stored: found and unwrapped.
+"""The signed report as people read it, as it is stored: found and unwrapped.
 
-It carries the whole identity: whoever hands it out asks first who may have that.
+On paper it is a PDF, kept once as the DICOM object that the archive has too; for
+browsers a page in HTML. Both carry the whole identity: whoever hands them out asks
+first who may have that.
 """
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -12,34 +17,63 @@ from pydicom import dcmread
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.report import Report, ReportStatus
 from node.domain.uids import pdf_uid
-from node.store import studies
+from node.store import pages, studies
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
     from node.store.store import Store
     from node.store.studies import StoredInstance
 
-CONTENT_TYPE = "application/pdf"
+PDF = "application/pdf"
+HTML = "text/html"
+# In the order in which they are offered.
+FORMS = (PDF, HTML)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A signed version in one form; `sop_instance_uid` is that of a PDF."""
+
+    content_type: str
+    made_at: datetime
+    sop_instance_uid: str | None
+    _read: Callable[[], bytes] = field(repr=False)
+
+    async def read(self) -> bytes:
+        """Return its bytes; a PDF without its wrapping and padding (PS3.3 C.24.2)."""
+        return await asyncio.to_thread(self._read)
 
 
 async def find_paper(
-    tx: "Transaction", store: "Store", report: Report, number: int
-) -> "StoredInstance | None":
-    """Return the Encapsulated PDF of version `number`; None while there is none.
+    tx: "Transaction",
+    store: "Store",
+    report: Report,
+    number: int,
+    content_type: str = PDF,
+) -> Paper | None:
+    """Return version `number` in one of `FORMS`; None while there is none.
 
     GONE when the report was withdrawn: what it said must not be handed out again.
     """
     if report.current.status is ReportStatus.ENTERED_IN_ERROR:
         raise NodeError("the report was withdrawn", ErrorKind.GONE)
-    return await studies.instance(tx, store, pdf_uid(report.id, number))
+    if content_type == HTML:
+        page = await pages.find(tx, store, report, number)
+        if page is None:
+            return None
+        return Paper(HTML, page.made_at, None, lambda: pages.read(store, page))
+    instance = await studies.instance(tx, store, pdf_uid(report.id, number))
+    if instance is None:
+        return None
+    return Paper(
+        PDF,
+        instance.received_at,
+        instance.sop_instance_uid,
+        lambda: _unwrapped(store, instance),
+    )
 
 
-async def read_paper(store: "Store", instance: "StoredInstance") -> bytes:
-    """Return the PDF itself, without its wrapping and padding (PS3.3 C.24.2)."""
-    return await asyncio.to_thread(_read, store, instance)
-
-
-def _read(store: "Store", instance: "StoredInstance") -> bytes:
+def _unwrapped(store: "Store", instance: "StoredInstance") -> bytes:
     with studies.open_blob(store, instance) as reader:
         document = dcmread(BytesIO(reader.read()))
     content: bytes = document.EncapsulatedDocument

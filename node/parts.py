@@ -212,6 +212,7 @@ def results_of(settings: Settings, routing: RoutingTable) -> ResultSettings:
         key_images=chosen.key_images,
         segmentation=chosen.segmentation,
         pdf=chosen.pdf,
+        dicomweb_url=f"{settings.http.base_url}/dicom-web",
     )
 
 

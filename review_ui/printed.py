@@ -21,11 +21,11 @@ def route_group() -> RouteGroup:
     """Return the route under /review that prints a signed report."""
     return RouteGroup(
         prefix="/review",
-        routes=[web.get("/review/printed/{report_id}", printed)],
+        routes=[web.get("/review/printed/{report_id}", hand_out)],
     )
 
 
-async def printed(request: web.Request) -> web.Response:
+async def hand_out(request: web.Request) -> web.Response:
     """Answer the PDF of the newest signed version of a report.
 
     NOT_FOUND while nobody has signed, or while the PDF is still being made; GONE when
@@ -37,8 +37,8 @@ async def printed(request: web.Request) -> web.Response:
     async with store.db.transaction() as tx:
         report = await reports.read(tx, store, _report_id(request))
         number = _signed_version(report)
-        instance = await paper.find_paper(tx, store, report, number)
-        if instance is None:
+        printed = await paper.find_paper(tx, store, report, number)
+        if printed is None:
             raise NodeError("the report is not printed yet", ErrorKind.NOT_FOUND)
         await audit.record(
             tx,
@@ -52,8 +52,8 @@ async def printed(request: web.Request) -> web.Response:
         )
     name = f"report-{report.id}-{number}.pdf"
     return web.Response(
-        body=await paper.read_paper(store, instance),
-        content_type=paper.CONTENT_TYPE,
+        body=await printed.read(),
+        content_type=printed.content_type,
         headers={hdrs.CONTENT_DISPOSITION: f'inline; filename="{name}"'},
     )
 

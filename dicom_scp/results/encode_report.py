@@ -16,13 +16,14 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from dicom_scp.receiving.intake import describe
 from dicom_scp.receiving.upper_layer import StoreRequest
-from dicom_scp.results.figures import figures_of
+from dicom_scp.results.figures import Figure, figures_of
 from dicom_scp.results.heatmap import build_heat_map, decode_overlay
 from dicom_scp.results.key_objects import (
     build_key_images,
     build_rejection,
     build_wrong_patient,
 )
+from dicom_scp.results.report_html import build_report_html
 from dicom_scp.results.report_pdf import build_report_pdf, encapsulate_report
 from dicom_scp.results.requests import add_requests
 from dicom_scp.results.segmentation import build_segmentations
@@ -42,13 +43,15 @@ from node.domain.finding import Findings
 from node.domain.report import AuthorKind, Report, ReportStatus, ReportVersion
 from node.domain.study import Origin, PatientIdentity, ReceivedInstance
 from node.imaging import read_part10
-from node.store import identities, models, orders, reports, studies
+from node.store import identities, models, orders, pages, reports, studies
 from node.store.orders import StudyOrder
 from node.store.overlays import read_overlay
+from node.store.pages import KeptPage
 from node.workflow.intake import KeptObject, Received, keep_object, store_result
 from node.workflow.reporting import publish_document_later
 
 if TYPE_CHECKING:
+    from node.store.database import Transaction
     from node.store.keys import Sealer
     from node.store.models import KnownModel
     from node.store.store import Store
@@ -64,8 +67,9 @@ _NOT_REJECTED: Final = frozenset({Origin.RECEIVED, Origin.REJECTION})
 class ResultSettings:
     """Who writes what, and where it goes.
 
-    SR and heat maps are always made. `pdf` is `none`, `site` (in the language of the
-    site) or `both`.
+    SR, heat maps and the page for browsers are always made. `pdf` is `none`, `site` (in
+    the language of the site) or `both`; the page is in both languages when the PDF is.
+    `dicomweb_url` is where the page's links show whole images.
     """
 
     equipment: Equipment
@@ -73,6 +77,7 @@ class ResultSettings:
     key_images: bool = True
     segmentation: bool = False
     pdf: str = "site"
+    dicomweb_url: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,10 +120,10 @@ async def encode_report(
 ) -> None:
     """Write the DICOM objects of one report version and ask for their delivery.
 
-    The algorithm's version gives heat maps and its SR, a signed one the verified SR
-    and its PDF, both their key images; a withdrawal gives the note that rejects them
-    all. A physician's draft gives none. Runs again without harm: the UIDs follow from
-    the version, what is stored already stays.
+    The algorithm's version gives heat maps and its SR, a signed one the verified SR,
+    its page for browsers and its PDF, both their key images; a withdrawal gives the
+    note that rejects them all. A physician's draft gives none. Runs again without
+    harm: the UIDs follow from the version, what is stored already stays.
 
     The SR is stored before the PDF is tried: a report that cannot be printed is in
     the archive, and the job says why there is no paper.
@@ -127,8 +132,8 @@ async def encode_report(
     if not is_encoded(job.version):
         return
     await _store(job, await asyncio.to_thread(_encode, job))
-    if job.version.signed and settings.pdf != "none":
-        await _store(job, await asyncio.to_thread(_print, job))
+    if job.version.signed:
+        await _print(job)
 
 
 async def _read(
@@ -286,21 +291,54 @@ def _rejection(job: _Job) -> Iterator[tuple[Dataset, Origin]]:
         yield note, Origin.REJECTION
 
 
-def _print(job: _Job) -> list[_Result]:
-    """Return the signed report as a PDF, durable already. Blocks."""
+async def _print(job: _Job) -> None:
+    """Store a signed version as people read it: its page, and its PDF.
+
+    Both in one commit, so that they are told of together. A report with a sign that
+    the paper does not have is read on its page all the same.
+    """
+    figures = await asyncio.to_thread(
+        figures_of, job.store, job.sealer, job.report, job.version, job.sources
+    )
+    page = await asyncio.to_thread(_page, job, figures)
+    if job.settings.pdf == "none":
+        await _store(job, [], page)
+        return
+    try:
+        printed = await asyncio.to_thread(_pdf, job, figures)
+    except NodeError:
+        await _store(job, [], page)
+        raise
+    await _store(job, [printed], page)
+
+
+def _page(job: _Job, figures: Mapping[str, Figure]) -> KeptPage:
+    html = build_report_html(
+        job.report,
+        job.version,
+        job.headers[0],
+        figures,
+        equipment=job.settings.equipment,
+        dicomweb_url=job.settings.dicomweb_url,
+        both_languages=job.settings.pdf == "both",
+    )
+    return pages.keep(job.store, job.report.id, job.version.number, html)
+
+
+def _pdf(job: _Job, figures: Mapping[str, Figure]) -> _Result:
     header = job.headers[0]
     pdf = build_report_pdf(
         job.report,
         job.version,
         header,
-        figures_of(job.store, job.sealer, job.report, job.version, job.sources),
+        figures,
         equipment=job.settings.equipment,
         both_languages=job.settings.pdf == "both",
     )
     document = encapsulate_report(
         pdf, job.report, job.version, header, equipment=job.settings.equipment
     )
-    return [_keep(job, document, Origin.PDF)]
+    return _keep(job, document, Origin.PDF)
 
 
 def _heat_maps(job: _Job, headers: Sequence[Dataset]) -> Iterator[Dataset]:
@@ -356,44 +394,57 @@ def _keep(job: _Job, dataset: Dataset, origin: Origin) -> _Result:
     return _Result(replace(described, origin=origin), kept)
 
 
-async def _store(job: _Job, results: Sequence[_Result]) -> None:
+async def _store(
+    job: _Job, results: Sequence[_Result], page: KeptPage | None = None
+) -> None:
     """Add the objects to the study and defer their sending, all in one commit.
 
-    Nothing of a report that was withdrawn meanwhile is added but its rejection, which
-    could not name it. Objects that no row refers to are removed, but only when that
-    is certain: in a commit that broke off nobody knows what the database kept.
+    With the page or the PDF goes the promise to tell of them. Nothing of a report that
+    was withdrawn meanwhile is added but its rejection, which could not name it.
+    Objects that no row refers to are removed, but only when that is certain: in a
+    commit that broke off nobody knows what the database kept.
     """
     store, report = job.store, job.report
-    unused = []
+    names = [result.kept.blob_name for result in results]
+    names += [page.blob_name] if page is not None else []
+    used: set[str] = set()
     try:
         async with store.db.transaction() as tx:
             await studies.study(tx, report.study_instance_uid, for_update=True)
             newest = (await reports.read_for_update(tx, store, report.id)).current
-            late = _is_withdrawal(newest) and not _is_withdrawal(job.version)
-            for result in results:
-                outcome = None
-                if not late:
-                    outcome = await store_result(
-                        store, tx, result.instance, blob_key=result.kept.key
-                    )
-                if outcome is not Received.STORED:
-                    unused.append(result.kept.blob_name)
-                    continue
-                if result.instance.origin is Origin.PDF:
-                    await publish_document_later(tx, store, report, job.version.number)
-                await route_result(
-                    store,
-                    tx,
-                    job.settings.routing,
-                    result.instance,
-                    report,
-                    job.version,
-                )
+            if not _is_withdrawal(newest) or _is_withdrawal(job.version):
+                used = await _add(tx, job, results, page)
     except NodeError as error:
         if error.kind is not ErrorKind.UNAVAILABLE:
-            await _remove(store, [result.kept.blob_name for result in results])
+            await _remove(store, names)
         raise
-    await _remove(store, unused)
+    await _remove(store, [name for name in names if name not in used])
+
+
+async def _add(
+    tx: Transaction, job: _Job, results: Sequence[_Result], page: KeptPage | None
+) -> set[str]:
+    """Write the rows of what is not here yet; return the objects that they refer to."""
+    store, report, number = job.store, job.report, job.version.number
+    used, forms = set(), []
+    for result in results:
+        outcome = await store_result(
+            store, tx, result.instance, blob_key=result.kept.key
+        )
+        if outcome is not Received.STORED:
+            continue
+        used.add(result.kept.blob_name)
+        if result.instance.origin is Origin.PDF:
+            forms.append("pdf")
+        await route_result(
+            store, tx, job.settings.routing, result.instance, report, job.version
+        )
+    if page is not None and await pages.insert(tx, store, report, number, page):
+        used.add(page.blob_name)
+        forms.append("page")
+    if forms:
+        await publish_document_later(tx, store, report, number, forms="+".join(forms))
+    return used
 
 
 async def _remove(store: Store, names: Sequence[str]) -> None:

@@ -49,7 +49,9 @@ class Figure:
     """The picture of one lesion, and the algorithm's heat map of it where there is one.
 
     `scale_bar_mm` is the length of the bar in `svg`; None in an image without a
-    trusted scale. `instance_number` and `frame` name the image to people.
+    trusted scale. `instance_number` and `frame` name the image to people, `rendered`
+    is where DICOMweb shows the whole frame, below the root of the service (PS3.18
+    10.4.1.1.3).
     """
 
     svg: str
@@ -57,6 +59,7 @@ class Figure:
     heat_map: str | None = None
     instance_number: str = ""
     frame: int | None = None
+    rendered: str = ""
 
 
 def figures_of(
@@ -94,6 +97,8 @@ def figures_of(
             _heat_map(store, sealer, heat_maps.get(lesion.tracking_uid)),
             str(header.get("InstanceNumber") or ""),
             image.frame if source.number_of_frames > 1 else None,
+            f"studies/{source.study_instance_uid}/series/{source.series_instance_uid}"
+            f"/instances/{source.sop_instance_uid}/frames/{image.frame}/rendered",
         )
     return found
 

@@ -1,15 +1,16 @@
-"""The signed report on paper, in FHIR: DocumentReference, presentedForm, Binary.
+"""The signed report as people read it: DocumentReference, presentedForm, Binary.
 
-The paper is made after the signature, by a job of its own, so the version that was
-signed has none yet. When it is there a further version of the DiagnosticReport gets
-`presentedForm`, with the same status: nothing of the report has changed, and nobody has
-amended it. Decision 0009 says why.
+On paper, and as a page for browsers (IHE RAD IMR wants that one). Both are made after
+the signature, by a job of its own, so the version that was signed has none yet. When
+they are there a further version of the DiagnosticReport gets `presentedForm`, with the
+same status: nothing of the report has changed, and nobody has amended it. Decision 0009
+says why.
 """
 
 import base64
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
@@ -20,40 +21,51 @@ from fhir.content.publish import put, versioned
 from fhir.encoding.wire import Json, instant, parse
 from fhir.settings import FhirSettings
 from fhir.subscriptions import events
-from node import paper
 from node.domain import lexicon
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.report import Report, ReportStatus, ReportVersion
+from node.paper import FORMS, HTML, PDF, Paper, find_paper
 from node.store import reports, resources
 from node.store.resources import Stored
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
     from node.store.store import Store
-    from node.store.studies import StoredInstance
 
 _PROVENANCE = UUID("5b7a2d1e-3c55-5b0c-9a53-0f6f2c1d8e44")
-_ID = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-v([1-9]\d{0,5})")
+_PAGE = "-html"
+_ID = re.compile(
+    rf"([0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}})-v([1-9]\d{{0,5}})(?:{_PAGE})?"
+)
 _TITLE = "乳腺超声检查报告 / Breast ultrasound report"
 _CONFIDENTIALITY = "http://terminology.hl7.org/CodeSystem/v3-Confidentiality"
 
 
 @dataclass(frozen=True)
-class _Paper:
-    """What is told of a PDF without showing it."""
+class _Form:
+    """What is told of a paper without showing it."""
 
-    instance: "StoredInstance"
+    paper: Paper
     size: int
     sha1: bytes
-    quietly: bool
 
 
 def document_id(report_id: UUID, number: int) -> str:
-    """Return the id of the DocumentReference and of the Binary of a signed version."""
+    """Return the id of the DocumentReference of a signed version."""
     return f"{report_id}-v{number}"
 
 
-def read_document_id(text: str) -> tuple[UUID, int]:
+def binary_id(report_id: UUID, number: int, content_type: str) -> str:
+    """Return the id of the Binary of a signed version in one of `paper.FORMS`."""
+    return document_id(report_id, number) + (_PAGE if content_type == HTML else "")
+
+
+def content_type_of(binary: str) -> str:
+    """Return in which form a Binary is, by its id alone."""
+    return HTML if binary.endswith(_PAGE) else PDF
+
+
+def read_binary_id(text: str) -> tuple[UUID, int]:
     """Return the report and version that an id names; NOT_FOUND when it names none."""
     match = _ID.fullmatch(text)
     if match is None:
@@ -61,15 +73,15 @@ def read_document_id(text: str) -> tuple[UUID, int]:
     return UUID(match[1]), int(match[2])
 
 
-def to_binary(report_id: UUID, number: int, at: str, pdf: bytes) -> Json:
+def to_binary(report_id: UUID, number: int, shown: Paper, content: bytes) -> Json:
     """Return the paper as a Binary; who may read it follows from its report."""
     told = {
         "resourceType": "Binary",
-        "id": document_id(report_id, number),
-        "meta": {"versionId": "1", "lastUpdated": at},
-        "contentType": paper.CONTENT_TYPE,
+        "id": binary_id(report_id, number, shown.content_type),
+        "meta": {"versionId": "1", "lastUpdated": instant(shown.made_at)},
+        "contentType": shown.content_type,
         "securityContext": {"reference": f"DiagnosticReport/{report_id}"},
-        "data": base64.b64encode(pdf).decode(),
+        "data": base64.b64encode(content).decode(),
     }
     return with_profile(told)
 
@@ -88,18 +100,25 @@ async def publish_document(
         report = await reports.read(tx, store, report_id)
         if report.current.status is ReportStatus.ENTERED_IN_ERROR:
             return
-        instance = await paper.find_paper(tx, store, report, number)
-    if instance is None:
+        found = [
+            await find_paper(tx, store, report, number, content_type)
+            for content_type in FORMS
+        ]
+    forms = [await _form(paper) for paper in found if paper is not None]
+    if not forms:
         raise NodeError("the paper is not stored", ErrorKind.NOT_FOUND)
-    pdf = await paper.read_paper(store, instance)
-    # R4 wants SHA-1 here; it finds a damaged copy, it keeps nobody out.
-    sha1 = hashlib.sha1(pdf, usedforsecurity=False).digest()
     async with store.db.transaction() as tx:
         report = await reports.read_for_update(tx, store, report_id)
         if report.current.status is not ReportStatus.ENTERED_IN_ERROR:
-            quietly = bool(payload.get("quietly"))
-            told = _Paper(instance, len(pdf), sha1, quietly=quietly)
-            await _publish(tx, store, settings, report, report.version(number), told)
+            version, quietly = report.version(number), bool(payload.get("quietly"))
+            await _publish(tx, store, settings, report, version, forms, quietly=quietly)
+
+
+async def _form(paper: Paper) -> _Form:
+    content = await paper.read()
+    # R4 wants SHA-1 here; it finds a damaged copy, it keeps nobody out.
+    sha1 = hashlib.sha1(content, usedforsecurity=False).digest()
+    return _Form(paper, len(content), sha1)
 
 
 async def _publish(
@@ -108,13 +127,16 @@ async def _publish(
     settings: FhirSettings,
     report: Report,
     version: ReportVersion,
-    told: _Paper,
+    forms: Sequence[_Form],
+    *,
+    quietly: bool,
 ) -> None:
     document = document_id(report.id, version.number)
-    if await resources.find(tx, store, "DocumentReference", document) is not None:
+    resource = to_document_reference(report, version, forms, settings.site.language)
+    told = await resources.find(tx, store, "DocumentReference", document)
+    if told is not None and parse(told.body)["content"] == resource["content"]:
         return
     before = await _paper_before(tx, store, report, version)
-    resource = to_document_reference(report, version, told, settings.site.language)
     if before is not None:
         target = {"reference": f"DocumentReference/{before}"}
         resource["relatesTo"] = [{"code": "replaces", "target": target}]
@@ -122,15 +144,15 @@ async def _publish(
     known = await resources.read(tx, store, "DiagnosticReport", str(report.id))
     newest = report.current.number == version.number
     if newest:
-        form = resource["content"][0]["attachment"]
-        shown = parse(known.body) | {"presentedForm": [form]}
-        targets.insert(0, versioned(await put(tx, store, shown, report.patient_id)))
+        shown = [content["attachment"] for content in resource["content"]]
+        newer = parse(known.body) | {"presentedForm": shown}
+        targets.insert(0, versioned(await put(tx, store, newer, report.patient_id)))
     provenance = mapping.by_the_node(
         targets, recorded=store.clock(), source=versioned(known)
     )
-    provenance["id"] = str(uuid5(_PROVENANCE, document))
+    provenance["id"] = str(uuid5(_PROVENANCE, " ".join(targets)))
     await put(tx, store, provenance, report.patient_id)
-    if newest and not told.quietly:
+    if newest and not quietly:
         changed = [("DiagnosticReport", str(report.id))]
         await events.resources_changed(tx, store, settings, changed)
 
@@ -149,27 +171,37 @@ async def _paper_before(
 
 
 def to_document_reference(
-    report: Report, version: ReportVersion, told: _Paper, language: str
+    report: Report, version: ReportVersion, forms: Sequence[_Form], language: str
 ) -> Json:
-    """Return the DocumentReference of the paper of one signed version."""
-    document, first = document_id(report.id, version.number), report.last_signed()
+    """Return the DocumentReference of the paper of one signed version, in its forms."""
+    first = report.last_signed()
     current = first is not None and first.number == version.number
-    oid = f"urn:oid:{told.instance.sop_instance_uid}"
     signer = {"reference": f"Practitioner/{version.author.id}"}
-    attachment: Json = {
-        "contentType": paper.CONTENT_TYPE,
-        "language": language,
-        "url": f"Binary/{document}",
-        "size": told.size,
-        "hash": base64.b64encode(told.sha1).decode(),
-        "title": _TITLE,
-        "creation": instant(told.instance.received_at),
-    }
+    contents = [
+        {
+            "attachment": {
+                "contentType": form.paper.content_type,
+                "language": language,
+                "url": "Binary/"
+                + binary_id(report.id, version.number, form.paper.content_type),
+                "size": form.size,
+                "hash": base64.b64encode(form.sha1).decode(),
+                "title": _TITLE,
+                "creation": instant(form.paper.made_at),
+            }
+        }
+        for form in forms
+    ]
+    oids = [f"urn:oid:{u}" for f in forms if (u := f.paper.sop_instance_uid)]
+    known_as: Json = {}
+    if oids:
+        master = {"system": "urn:ietf:rfc:3986", "value": oids[0]}
+        number = {"system": concepts.DICOM_UID, "value": oids[0]}
+        known_as = {"masterIdentifier": master, "identifier": [number]}
     return {
         "resourceType": "DocumentReference",
-        "id": document,
-        "masterIdentifier": {"system": "urn:ietf:rfc:3986", "value": oid},
-        "identifier": [{"system": concepts.DICOM_UID, "value": oid}],
+        "id": document_id(report.id, version.number),
+        **known_as,
         "status": "current" if current else "superseded",
         "docStatus": "final" if version.status is ReportStatus.FINAL else "amended",
         "type": concepts.codeable(lexicon.IMAGING_REPORT),
@@ -180,7 +212,7 @@ def to_document_reference(
         "authenticator": signer,
         "custodian": site.HOSPITAL,
         "securityLabel": [{"coding": [{"system": _CONFIDENTIALITY, "code": "N"}]}],
-        "content": [{"attachment": attachment}],
+        "content": contents,
         "context": {
             "related": [
                 {"reference": f"DiagnosticReport/{report.id}"},

@@ -189,6 +189,7 @@ async def reseal(tx: "Transaction", store: "Store", move: Move) -> None:
         ("shadow_reading", _reading),
     ):
         await seals.column(table, "body", of_report, report_id, place)
+    await seals.column("report_page", "blob_key", of_report, report_id, _number)
     focuses = await _reseal_resources(tx, seals, move, report_id)
     await _reseal_events(tx, seals, move, report_id, focuses)
     for statement in (

@@ -262,17 +262,19 @@ async def instances_of(
 
 
 async def blobs_in_use(tx: "Transaction", names: Sequence[str]) -> set[str]:
-    """Return those of `names` that an instance, kept version or export refers to.
+    """Return those of `names` that an instance, version, page or export refers to.
 
     Whatever is writing instances ends first, also what a killed process has left
     running in the database: a name that is not in use now never will be.
     """
     await tx.execute(
-        "lock table instances, kept_version, export_files in share row exclusive mode"
+        "lock table instances, kept_version, report_page, export_files"
+        " in share row exclusive mode"
     )
     rows = await tx.fetch(
         "select blob_name from instances where blob_name = any($1)"
         " union select blob_name from kept_version where blob_name = any($1)"
+        " union select blob_name from report_page where blob_name = any($1)"
         " union select blob_name from export_files where blob_name = any($1)",
         list(names),
     )

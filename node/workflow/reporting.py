@@ -173,17 +173,19 @@ async def publish_document_later(
     report: Report,
     number: int,
     *,
+    forms: str = "",
     quietly: bool = False,
 ) -> None:
     """Promise that the paper of a signed version is told of, now that it is stored.
 
-    `quietly` tells no subscriber: the paper is as old as the signature.
+    `forms` names what has come: of each a promise of its own. `quietly` tells no
+    subscriber: the paper is as old as the signature.
     """
     await store.jobs.defer(
         tx,
         PUBLISH_DOCUMENT,
         {"report_id": str(report.id), "version": number, "quietly": quietly},
-        key=f"{report.id}/{number}",
+        key=f"{report.id}/{number}/{forms}",
         order_key=f"{PUBLISH_DOCUMENT}/{report.id}",
         patient_id=report.patient_id,
     )

@@ -22,6 +22,7 @@ RESULTS = ResultSettings(
         "示范医院", "SONONODE", "zh-CN", "+0800", software_version="1.2.3"
     ),
     key_images=False,
+    dicomweb_url="http://127.0.0.1/dicom-web",
 )
 
 

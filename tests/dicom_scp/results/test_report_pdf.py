@@ -22,8 +22,8 @@ from dicom_scp.results.figures import Figure, outlined, plain
 from dicom_scp.results.report_pdf import (
     build_report_pdf,
     encapsulate_report,
-    shown_name,
 )
+from dicom_scp.results.report_words import shown_name
 from dicom_scp.results.sr import VERIFIED_SR, to_part10
 from node.domain import lexicon
 from node.domain.errors import ErrorKind, NodeError

@@ -25,7 +25,7 @@ from node.domain.study import Origin
 from node.domain.uids import heat_map_uid, pdf_uid, result_uid
 from node.imaging import StoredImage
 from node.parts import product_version, results_of
-from node.store import studies
+from node.store import pages, studies
 from node.store.overlays import write_overlay
 from node.store.reports import report_id_for
 from node.store.store import Store
@@ -273,6 +273,10 @@ async def test_a_report_that_cannot_be_printed_is_in_the_archive_all_the_same(
         Origin.VERIFIED_SR,
         Origin.KEY_IMAGES,
     ]
+    async with store.db.transaction() as tx:
+        page = await pages.find(tx, store, report, 2)
+    assert page is not None
+    assert "\ue0a3" in pages.read(store, page).decode()
 
 
 async def test_the_pdf_shows_the_image_and_the_heat_map_of_the_draft(

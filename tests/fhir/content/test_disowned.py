@@ -22,6 +22,7 @@ from node.store import (
     identities,
     moves,
     orders,
+    pages,
     reports,
     resources,
     studies,
@@ -336,9 +337,18 @@ async def test_what_is_left_goes_with_the_key_of_either_and_nothing_else_does(
     case: Case, which: str
 ) -> None:
     await signed(case)
+    store, report = case.rig.store, case.rig.report
+    assert report is not None
+    kept_page = pages.keep(store, report.id, 2, b"<!DOCTYPE html>")
+    async with store.db.transaction() as tx:
+        await pages.insert(tx, store, report, 2, kept_page)
     move = await case.move()
     await case.publish()
-    store = case.rig.store
+    left_over = replace(report, patient_id=move.owner)
+    async with store.db.transaction() as tx:
+        page = await pages.find(tx, store, left_over, 2)
+    assert page is not None
+    assert pages.read(store, page) == b"<!DOCTYPE html>"
     erased = getattr(case, which)
     kept = case.right if which == "wrong" else case.wrong
     await shred_patient(store.db, store.ring, erased)
@@ -350,6 +360,7 @@ async def test_what_is_left_goes_with_the_key_of_either_and_nothing_else_does(
             studies.instances_of(tx, store, STUDY_UID),
             studies.study_detail(tx, store, STUDY_UID),
             moves.of_study(tx, store, STUDY_UID),
+            pages.find(tx, store, left_over, 2),
         ):
             with pytest.raises(NodeError) as gone:
                 await read

@@ -1,6 +1,7 @@
 """The signed report on paper: presentedForm, DocumentReference, Binary (FHIR R4 2.39).
 
-IHE RAD IMR: presentedForm tells content type, size and hash.
+IHE RAD IMR: presentedForm tells content type, size and hash, of a page in HTML too;
+both are fetched as RAD-144 says.
 """
 
 import base64
@@ -15,9 +16,11 @@ from fhir.content.documents import publish_document
 from fhir.content.older import publish_left_out
 from fhir.content.publish import put
 from node.domain.access import Role
-from node.store import audit
+from node.store import audit, pages, studies
+from node.store.erasure import shred_patient
 from node.store.store import Store
 from node.workflow.reporting import PUBLISH_DOCUMENT
+from tests.dicom_scp.ultrasound import STUDY
 from tests.fhir.content.test_life_cycle import because
 from tests.fhir.printing import draft_with_image, encode, tell_of_papers
 from tests.fhir.rig import Rig, running_fhir
@@ -65,8 +68,9 @@ async def fetch(
 
 
 async def form_of(rig: Rig) -> dict[str, Any]:
-    (form,) = (await rig.read(rig.report_path))["presentedForm"]
-    return dict(form)
+    pdf, page = (await rig.read(rig.report_path))["presentedForm"]
+    assert (pdf["contentType"], page["contentType"]) == FORMS_MADE
+    return dict(pdf)
 
 
 async def test_the_paper_comes_with_a_version_that_says_nothing_else(
@@ -76,21 +80,24 @@ async def test_the_paper_comes_with_a_version_that_says_nothing_else(
     assert "presentedForm" not in before
     await print_it(signed)
     after = await signed.read(signed.report_path)
-    form = after.pop("presentedForm")[0]
+    forms = after.pop("presentedForm")
     assert (after.pop("meta")["versionId"], before.pop("meta")["versionId"]) == (
         "3",
         "2",
     )
     assert after == before
-    assert form["contentType"] == "application/pdf"
-    assert form["language"] == "zh-CN"
-    assert form["creation"].endswith("Z")
-    status, kind, pdf = await fetch(signed, f"/{form['url']}", None)
-    assert (status, kind) == (200, "application/pdf")
-    assert pdf.startswith(b"%PDF-")
-    assert form["size"] == len(pdf)
-    sha1 = hashlib.sha1(pdf, usedforsecurity=False).digest()
-    assert base64.b64decode(form["hash"]) == sha1
+    for form, expected, start in zip(
+        forms, FORMS_MADE, (b"%PDF-", b"<!DOC"), strict=True
+    ):
+        assert form["contentType"] == expected
+        assert form["language"] == "zh-CN"
+        assert form["creation"].endswith("Z")
+        status, kind, content = await fetch(signed, f"/{form['url']}", None)
+        assert (status, kind) == (200, expected)
+        assert content.startswith(start)
+        assert form["size"] == len(content)
+        sha1 = hashlib.sha1(content, usedforsecurity=False).digest()
+        assert base64.b64decode(form["hash"]) == sha1
     target = f"{signed.report_path.strip('/')}/_history/3"
     found = await signed.read(f"/Provenance?agent=Device/sononode&target={target}")
     (provenance,) = [e["resource"] for e in found["entry"]]
@@ -114,9 +121,11 @@ async def test_the_document_names_who_signed_and_who_keeps_it(signed: Rig) -> No
     assert document["docStatus"] == "final"
     assert document["author"] == report["resultsInterpreter"]
     assert document["content"][0]["attachment"] == await form_of(signed)
+    assert len(document["content"]) == 2
     assert {o["resourceType"] for o in others} == {"Organization", "Practitioner"}
 
 
+FORMS_MADE = ("application/pdf", "text/html")
 AS_JSON = {"Accept": "application/fhir+json"}
 PUBLIC: dict[str, Any] = {"keys": "", "redirect_uris": [BACK]}
 FORMS = {
@@ -145,8 +154,41 @@ async def test_a_paper_comes_in_the_form_that_was_named(signed: Rig) -> None:
         assert binary["contentType"] == "application/pdf"
         report = {"reference": signed.report_path.strip("/")}
         assert binary["securityContext"] == report
-    answer = await fetch(signed, path, "image/png")
-    assert answer[:2] == (406, "application/fhir+json")
+    for other in ("", "-html"):
+        answer = await fetch(signed, path + other, "image/png")
+        assert answer[:2] == (406, "application/fhir+json")
+    for accept in ("text/html", "text/html,application/xml;q=0.9,*/*;q=0.8", "*/*"):
+        assert (await fetch(signed, f"{path}-html", accept))[:2] == (200, "text/html")
+
+
+async def test_a_page_is_shown_where_nothing_runs_and_goes_with_her_key(
+    signed: Rig,
+) -> None:
+    await print_it(signed)
+    assert signed.report is not None
+    path = f"/Binary/{signed.report_id}-v2-html"
+    headers = {"Authorization": f"Bearer {signed.tokens[Role.EHR]}"}
+    url = f"{signed.settings.base_url}{path}"
+    async with signed.session.get(url, headers=headers) as answer:
+        assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+        policy = answer.headers["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'; img-src data:;")
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        html = (await answer.read()).decode()
+    assert "乳腺超声检查报告" in html
+    assert f"/dicom-web/studies/{STUDY}/series/" in html
+    binary = (await signed.get(path, role=Role.EHR, headers=AS_JSON)).body
+    assert base64.b64decode(binary["data"]).decode() == html
+    assert binary["id"] == path.rpartition("/")[2]
+    async with signed.store.db.transaction() as tx:
+        page = await pages.find(tx, signed.store, signed.report, 2)
+        assert page is not None
+        other = await studies.blobs_in_use(tx, [page.blob_name, "pages/none"])
+        assert other == {page.blob_name}
+        sealed = await tx.fetchval("select blob_key from report_page")
+    assert page.key not in sealed
+    await shred_patient(signed.store.db, signed.store.ring, signed.report.patient_id)
+    assert (await signed.get(path, role=Role.EHR)).status == 410
 
 
 async def test_only_who_may_have_the_whole_identity_reads_a_paper_and_it_is_audited(
@@ -168,7 +210,11 @@ async def test_only_who_may_have_the_whole_identity_reads_a_paper_and_it_is_audi
     assert entries[0].detail["patients"]
     headers = {"If-None-Match": 'W/"1"'}
     assert (await signed.get(path, role=Role.EHR, headers=headers)).status == 304
-    for unknown in (f"{signed.report_id}-v9", f"{signed.report_id}", "x", "0-v1"):
+    for unknown in ("-v9", "-v9-html", "-v2-pdf", "-v2-html-html", "-html", ""):
+        known_by = f"{signed.report_id}{unknown}"
+        answer = await signed.get(f"/Binary/{known_by}", role=Role.EHR)
+        assert answer.status == 404, known_by
+    for unknown in ("x", "0-v1"):
         assert (await signed.get(f"/Binary/{unknown}", role=Role.EHR)).status == 404
 
 
@@ -213,8 +259,9 @@ async def test_a_withdrawn_report_hands_out_no_paper(signed: Rig) -> None:
         "entered-in-error",
         "entered-in-error",
     )
-    answer = await signed.get(f"/Binary/{signed.report_id}-v2", role=Role.EHR)
-    assert answer.status == 410
+    for form in ("", "-html"):
+        path = f"/Binary/{signed.report_id}-v2{form}"
+        assert (await signed.get(path, role=Role.EHR)).status == 410
     payload = {"report_id": str(signed.report_id), "version": 2}
     await publish_document(signed.store, signed.settings, payload)
     assert "presentedForm" not in await signed.read(signed.report_path)
@@ -272,7 +319,7 @@ async def test_after_an_update_older_papers_are_found_and_nobody_is_told(
     assert document["status"] == "current"
     report = await signed.read(signed.report_path)
     assert report["performer"] == [{"reference": "Organization/department"}]
-    assert report["presentedForm"] == [document["content"][0]["attachment"]]
+    assert report["presentedForm"] == [c["attachment"] for c in document["content"]]
     events = await signed.read(
         f"/Subscription/{made.body['id']}/$events", role=Role.EHR
     )

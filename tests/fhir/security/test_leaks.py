@@ -361,7 +361,8 @@ def _operation(place: str, name: str) -> Callable[[World], Iterator[Sent]]:
 def _papers(world: World) -> Iterator[Sent]:
     for report in world.reports:
         for accept in ("application/fhir+json", "application/pdf"):
-            yield f"/fhir/Binary/{report.id}-1", None, {"Accept": accept}
+            yield f"/fhir/Binary/{report.id}-v2", None, {"Accept": accept}
+        yield f"/fhir/Binary/{report.id}-v2-html", None, {"Accept": "text/html"}
 
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
