@@ -100,6 +100,7 @@ from node.workflow.agreement import (
     compare_the_rest,
     watch_drift,
 )
+from node.workflow.auditing import CHECK_TRAIL, check_trail
 from node.workflow.commitment import (
     LANE,
     REDELIVER_INSTANCE,
@@ -119,7 +120,7 @@ from node.workflow.merging import PUBLISH_MERGE
 from node.workflow.moving import FILE_ANEW, PUBLISH_DISOWNED
 from node.workflow.orders import PUBLISH_LINKS
 from node.workflow.reporting import ASSESS_SHADOW, PUBLISH_DOCUMENT
-from review_ui import agreement, launch, reconciliation, server
+from review_ui import agreement, auditing, launch, reconciliation, server
 
 if TYPE_CHECKING:
     from inference.loaded import Serving
@@ -264,6 +265,7 @@ def route_groups_of(
         *server.routes(store, review, throttle=throttle, grants=smart.grants),
         agreement.route_group(drift_settings_of(settings)),
         reconciliation.route_group(),
+        auditing.route_group(),
     ]
 
 
@@ -466,6 +468,7 @@ def _worker_handlers(
         PUBLISH_MERGE: partial(publish_merge, store, fhir_settings),
         FILE_ANEW: partial(file_anew, store, system=settings.dicom.ae_title),
         "compare_report": partial(compare_report, store),
+        CHECK_TRAIL: partial(check_trail, store),
         "offer_binding": partial(offer_binding, store, fhir_settings, session),
     }
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from node.store.database import Transaction
 
+END = 2**63 - 1  # behind every entry
 _DETAIL = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
 # An access waits until its entry is committed, not until the disk has it: a process
 # that is killed loses nothing, a machine without power its last half second of reads
@@ -161,23 +162,25 @@ async def verify_newest(tx: "Transaction", count: int) -> int:
     return (await verify_from(tx, anchor)).sequence
 
 
-async def verify_from(tx: "Transaction", anchor: Anchor) -> Anchor:
-    """Recompute the chain from `anchor` on; return its head.
+async def verify_from(tx: "Transaction", anchor: Anchor, *, until: int = END) -> Anchor:
+    """Recompute the chain from `anchor` on; return its head, or that of entry `until`.
 
     INTEGRITY names the first entry that does not follow from those before it, or
     tells that the index of patients does not say what the entries say.
     """
     last = anchor
     rows = tx.cursor(
-        "select * from audit_entries where sequence > $1 order by sequence",
+        "select * from audit_entries where sequence > $1 and sequence <= $2"
+        " order by sequence",
         anchor.sequence,
+        until,
         prefetch=1000,
     )
     async for row in rows:
         last = follow(last, _recorded(row))
     if anchor.sequence and last.sequence == anchor.sequence:
         await _require_anchor(tx, anchor)
-    astray = await tx.fetchval(_ASTRAY, anchor.sequence)
+    astray = await tx.fetchval(_ASTRAY, anchor.sequence, until)
     if astray is not None:
         raise NodeError(
             f"the index of patients does not fit audit entry {astray}",
@@ -206,9 +209,10 @@ _ASTRAY = """
 with told as (
     select patient, at, sequence
     from audit_entries, unnest(audit_patients_of(entity, detail)) as patient
-    where sequence > $1
+    where sequence > $1 and sequence <= $2
 ), kept as (
-    select patient_id, at, sequence from audit_patients where sequence > $1
+    select patient_id, at, sequence from audit_patients
+    where sequence > $1 and sequence <= $2
 )
 select min(sequence) from (
     (table told except table kept) union all (table kept except table told)
@@ -283,9 +287,17 @@ select action from known where action is not null
 """
 
 
+_ACTORS = _ACTIONS.replace("action", "actor")
+
+
 async def actions(tx: "Transaction") -> list[str]:
     """Return every action that the trail holds."""
     return [row["action"] for row in await tx.fetch(_ACTIONS)]
+
+
+async def actors(tx: "Transaction") -> list[str]:
+    """Return whoever did something: ids of people and programs, AE titles."""
+    return [row["actor"] for row in await tx.fetch(_ACTORS)]
 
 
 Position = tuple[datetime, int]

@@ -103,7 +103,7 @@ async def open_page(node: Node, browser: Browser) -> AsyncIterator[Open]:
             await page.fill("input[name=login]", login)
             await page.fill("input[name=password]", PASSWORD)
             await page.click("button.primary")
-            await page.wait_for_selector(".worklist")
+            await page.wait_for_selector(".shell main")
         return page
 
     yield open_

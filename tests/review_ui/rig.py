@@ -56,7 +56,7 @@ from node.store.overlays import write_overlay
 from node.store.store import Store
 from node.workflow.agreement import DriftSettings
 from node.workflow.reporting import draft_report, revise_report
-from review_ui import agreement, reconciliation, server
+from review_ui import agreement, auditing, reconciliation, server
 from tests.factories import ALGORITHM, DOCTOR
 from tests.fhir.rig import TEXTS, make_settings
 from tests.intake import receive_object
@@ -179,6 +179,7 @@ async def running_node(store: Store, assets: Path) -> AsyncIterator[Node]:
             *server.routes(store, review),
             agreement.route_group(DriftSettings(window=60)),
             reconciliation.route_group(),
+            auditing.route_group(),
             registration.route_group(store, frozenset({"keys.test"})),
             *Desk(store, url, server.throttle_of(store, review)).route_groups(),
         ]

@@ -1,5 +1,6 @@
 import { useEffect } from 'preact/hooks';
 import { AgreementPage } from '../agreement/page';
+import { AuditPage } from '../audit/page';
 import { ClientsPage } from '../clients/page';
 import { language, switchLanguage, t } from '../i18n';
 import { ReconciliationPage } from '../reconciliation/page';
@@ -41,6 +42,8 @@ function Screen() {
   if (to.screen === 'agreement' && may('read_agreement')) return <AgreementPage />;
   if (to.screen === 'reconciliation' && may('reconcile')) return <ReconciliationPage />;
   if (to.screen === 'clients' && may('manage_users')) return <ClientsPage />;
+  // Who may see no report has no worklist: an auditor's place is the trail.
+  if (may('read_audit') && (to.screen === 'audit' || !may('read_report'))) return <AuditPage />;
   return <Worklist />;
 }
 
@@ -78,6 +81,15 @@ function TopBar() {
             aria-current={route.value.screen === 'clients' ? 'page' : undefined}
           >
             {t('clients.menu')}
+          </a>
+        )}
+        {may('read_audit') && (
+          <a
+            class="button quiet"
+            href={hrefOf({ screen: 'audit' })}
+            aria-current={route.value.screen === 'audit' ? 'page' : undefined}
+          >
+            {t('audit.menu')}
           </a>
         )}
         <span class="who">{me.value?.display}</span>

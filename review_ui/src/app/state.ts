@@ -15,13 +15,14 @@ export const lettersOn = signal(true);
 export const holdsWork = signal(false);
 
 export type Route =
-  | { screen: 'worklist' | 'agreement' | 'reconciliation' | 'clients' }
+  | { screen: 'worklist' | 'agreement' | 'reconciliation' | 'clients' | 'audit' }
   | { screen: 'report'; id: string };
 
 function readRoute(): Route {
   if (globalThis.location?.hash === '#/agreement') return { screen: 'agreement' };
   if (globalThis.location?.hash === '#/reconciliation') return { screen: 'reconciliation' };
   if (globalThis.location?.hash === '#/clients') return { screen: 'clients' };
+  if (globalThis.location?.hash === '#/audit') return { screen: 'audit' };
   const found = /^#\/report\/([A-Za-z0-9.-]{1,64})$/.exec(globalThis.location?.hash ?? '');
   return found ? { screen: 'report', id: found[1]! } : { screen: 'worklist' };
 }

@@ -58,6 +58,12 @@ export function shownTime(iso: string): string {
   });
 }
 
+/** A time to the second, as two acts of a minute are told apart. */
+export function shownMoment(iso: string): string {
+  const seconds = new Date(iso).getSeconds();
+  return Number.isNaN(seconds) ? '—' : `${shownTime(iso)}:${String(seconds).padStart(2, '0')}`;
+}
+
 /** A day as the modality told it; never shifted by a time zone. */
 export function shownDay(day: string | null): string {
   return day ? day.slice(0, 10) : '—';
