@@ -197,7 +197,8 @@ class _Hooks:
 @asynccontextmanager
 async def _listening(*, answers: bool) -> AsyncIterator[_Hooks]:
     hooks = _Hooks(answers=answers)
-    server = await asyncio.start_server(hooks.serve, "127.0.0.1", 0)
+    # Two hundred may call for the first time at once.
+    server = await asyncio.start_server(hooks.serve, "127.0.0.1", 0, backlog=1024)
     hooks.port = server.sockets[0].getsockname()[1]
     try:
         yield hooks

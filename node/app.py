@@ -1,6 +1,7 @@
 """Wires settings, store and the parts of the product into the processes of a node."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -167,6 +168,16 @@ def stop_event() -> asyncio.Event:
     return stop
 
 
+def settle() -> None:
+    """Take what was loaded out of the garbage collector's sight.
+
+    It would look through all of it again and again, a tenth of a second each time, in
+    the middle of whatever is asked just then.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 # --- roles ------------------------------------------------------------------------
 
 
@@ -198,6 +209,7 @@ async def _web(settings: Settings) -> None:
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=10.0)
         await runner.setup()
         http = settings.http
+        settle()
         try:
             await web.TCPSite(runner, http.host, http.port).start()
         except OSError as error:
@@ -375,6 +387,7 @@ async def _worker(settings: Settings) -> None:
                 ),
             ],
         )
+        settle()
         await _work_until_told(
             worker,
             dispatcher,

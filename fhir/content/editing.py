@@ -282,12 +282,7 @@ async def _stored_resources(
     wanted = [("Observation", i) for i in ids]
     wanted += [(_kind(c.resource), str(c.resource["id"])) for c in changes]
     wanted.append((_REPORT, str(report.id)))
-    found = {}
-    for kind, resource_id in dict.fromkeys(wanted):
-        stored = await resources.find(tx, store, kind, resource_id)
-        if stored is not None:
-            found[kind, resource_id] = stored
-    return found
+    return await resources.find_all(tx, store, wanted)
 
 
 async def _require_published(tx: "Transaction", store: "Store", report: Report) -> None:
@@ -396,6 +391,7 @@ class _Writer:
     async def write_all(self, written: Written) -> None:
         exam = mapping.Exam(None)
         was = {o["id"]: o for o in mapping.to_observations(self._before, exam)}
+        newer: list[tuple[Json, int | None]] = []
         for rendered in mapping.to_observations(self._after, exam):
             observation_id = rendered["id"]
             stored = self._stored.get(("Observation", observation_id))
@@ -404,17 +400,23 @@ class _Writer:
             changed = _value(rendered) != _value(was[observation_id])
             resource = self._observation(parse(stored.body), rendered, changed)
             if observation_id in self._sent or _differs(resource, stored):
-                written.add(await self._put(resource))
+                newer.append((resource, stored.version))
+        await self._put_all(newer, written)
         await self._withdraw_lesions(written)
         for stored in (
             *await publish.write_places(self._tx, self._store, self._after),
             *await retire_documents(self._tx, self._store, self._after),
         ):
             written.add(stored)
-        written.add(await self._put(self._diagnostic_report()))
+        seen = self._stored[_REPORT, str(self._after.id)].version
+        await self._put_all([(self._diagnostic_report(), seen)], written)
 
-    async def _put(self, resource: Json) -> Stored:
-        return await put(self._tx, self._store, resource, self._after.patient_id)
+    async def _put_all(
+        self, newer: Sequence[tuple[Json, int | None]], written: Written
+    ) -> None:
+        patient_id = self._after.patient_id
+        for stored in await publish.put_all(self._tx, self._store, newer, patient_id):
+            written.add(stored)
 
     async def _withdraw_lesions(self, written: Written) -> None:
         kept = {lesion.tracking_uid for lesion in self._after.current.findings.lesions}
@@ -549,7 +551,7 @@ async def _write_provenance(
         reason=version.reason,
     )
     resource["id"] = str(uuid4())
-    written.provenance = await put(tx, store, resource, after.patient_id)
+    written.provenance = await put(tx, store, resource, after.patient_id, expected=0)
 
 
 async def _disclose(

@@ -30,7 +30,7 @@ from node.store import (
     studies,
 )
 from node.store.orders import NamedBy
-from node.store.resources import Stored
+from node.store.resources import Draft, Stored
 from node.store.search import pages
 from node.store.search.criteria import Query, RefersTo
 
@@ -112,9 +112,8 @@ async def _publish(
         await write_once(tx, store, resource)
     await write_once(tx, store, await _device(tx, author))
     targets = [versioned(written) for written in await write_places(tx, store, report)]
-    for observation in mapping.to_observations(report, exam):
-        written = await put(tx, store, observation, report.patient_id)
-        targets.append(versioned(written))
+    seen = [(one, None) for one in mapping.to_observations(report, exam)]
+    targets += map(versioned, await put_all(tx, store, seen, report.patient_id))
     targets += await _withdraw_missing(tx, store, report)
     diagnostic = mapping.to_diagnostic_report(report, exam, settings.systems)
     told = await completeness.extensions_of(tx, store, report)
@@ -313,17 +312,30 @@ async def put(
     expected: int | None = None,
 ) -> Stored:
     """Store the next version of a resource of ours under the id that it has."""
+    draft = _draft(resource, patient_id, expected)
+    return (await resources.write_all(tx, store, [draft]))[0]
+
+
+async def put_all(
+    tx: "Transaction",
+    store: "Store",
+    told: Sequence[tuple[Json, int | None]],
+    patient_id: UUID | None,
+) -> list[Stored]:
+    """Store several as `put` does, each with the version that was read, in one go."""
+    drafts = [_draft(resource, patient_id, expected) for resource, expected in told]
+    return await resources.write_all(tx, store, drafts)
+
+
+def _draft(resource: Json, patient_id: UUID | None, expected: int | None) -> Draft:
     resource_id, resource = str(resource["id"]), with_profile(resource)
-    return await resources.write(
-        tx,
-        store,
+    return Draft(
         resource["resourceType"],
         resource_id,
         lambda version, at: with_identity(resource, resource_id, version, at),
         index_of(resource),
-        patient_id=patient_id,
-        expected=expected,
-        method="PUT",
+        patient_id,
+        expected,
     )
 
 

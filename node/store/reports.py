@@ -59,15 +59,16 @@ async def read(tx: "Transaction", store: "Store", report_id: UUID) -> Report:
 
 async def read_for_update(tx: "Transaction", store: "Store", report_id: UUID) -> Report:
     """Like `read`, and no other writer gets the report until `tx` ends."""
-    await tx.execute("SELECT 1 FROM report WHERE id = $1 FOR UPDATE", report_id)
-    return await _assemble(tx, store, report_id)
+    return await _assemble(tx, store, report_id, f"{_WHOSE} FOR UPDATE")
 
 
-async def _assemble(tx: "Transaction", store: "Store", report_id: UUID) -> Report:
-    row = await tx.fetchrow(
-        "SELECT study_instance_uid, patient_id FROM report WHERE id = $1",
-        report_id,
-    )
+_WHOSE = "SELECT study_instance_uid, patient_id FROM report WHERE id = $1"
+
+
+async def _assemble(
+    tx: "Transaction", store: "Store", report_id: UUID, query: str = _WHOSE
+) -> Report:
+    row = await tx.fetchrow(query, report_id)
     if row is None:
         raise NodeError(f"there is no report {report_id}", ErrorKind.NOT_FOUND)
     note_patient(row["patient_id"])

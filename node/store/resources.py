@@ -8,7 +8,7 @@ that shredding the key erases them; resources of nobody belong to the node's.
 # Clauses are put together from constants; every value is a bound argument.
 # ruff: noqa: S608
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -99,6 +99,23 @@ class Stored:
 # --- writing ------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Draft:
+    """The next version of a resource, before it has a number.
+
+    `render(version, last_updated)` gives the bytes. `expected` is the version that
+    the caller has read, 0 for "none yet"; None takes whatever is there.
+    """
+
+    resource_type: str
+    resource_id: str
+    render: Render
+    index: Index
+    patient_id: UUID | None = None
+    expected: int | None = None
+    method: Method = "PUT"
+
+
 async def write(
     tx: "Transaction",
     store: "Store",
@@ -111,51 +128,129 @@ async def write(
     expected: int | None = None,
     method: Method = "PUT",
 ) -> Stored:
-    """Store the next version of a resource and index it; return it.
+    """Store the next version of a resource and index it; return it (`Draft`).
 
-    `render(version, last_updated)` gives the bytes. `expected` is the version
-    that the caller has read, 0 for "none yet"; None takes whatever is there.
     Raises StaleVersion when the newest version is another one.
     """
-    current = await lock(tx, resource_type, resource_id)
-    if expected is not None and current != expected:
-        raise StaleVersion(resource_type, resource_id, current)
+    draft = Draft(
+        resource_type, resource_id, render, index, patient_id, expected, method
+    )
+    return (await write_all(tx, store, [draft]))[0]
+
+
+async def write_all(
+    tx: "Transaction", store: "Store", drafts: Sequence[Draft]
+) -> list[Stored]:
+    """Store and index several resources in one go to the server; return them.
+
+    A report is a dozen resources, and each answer that is waited for costs most
+    where the processor is busy. Raises StaleVersion as `write` does.
+    """
+    if not drafts:
+        return []
+    stored = [await _numbered(tx, store, draft) for draft in drafts]
+    rows = await tx.fetchmany(
+        _WRITE,
+        [
+            await _row(tx, store, draft, one)
+            for draft, one in zip(drafts, stored, strict=True)
+        ],
+    )
+    written = {(row["resource_type"], row["resource_id"]) for row in rows}
+    for one in stored:
+        kind, resource_id = one.resource_type, one.resource_id
+        if (kind, resource_id) not in written:
+            raise StaleVersion(kind, resource_id, await lock(tx, kind, resource_id))
+        note_written(f"{kind}/{resource_id}/_history/{one.version}", one.patient_id)
+    return stored
+
+
+async def _numbered(tx: "Transaction", store: "Store", draft: Draft) -> Stored:
+    kind, resource_id = draft.resource_type, draft.resource_id
+    current = draft.expected
+    if current is None:
+        current = await lock(tx, kind, resource_id)
     version, now = current + 1, _to_milliseconds(store.clock())
-    body = render(version, now)
+    body = draft.render(version, now)
+    return Stored(kind, resource_id, version, now, draft.patient_id, draft.method, body)
+
+
+async def _row(
+    tx: "Transaction", store: "Store", draft: Draft, one: Stored
+) -> tuple[object, ...]:
     sealer = store.ring.node
-    if patient_id is not None:
-        sealer = await store.ring.patient(tx, patient_id)
-    written = await tx.fetchval(
-        "insert into resources (resource_type, resource_id, version, last_updated,"
-        " patient_id, sort_date, index_version) values ($1, $2, $3, $4, $5, $6, $7)"
-        " on conflict (resource_type, resource_id) do update set version = $3,"
-        " last_updated = $4, patient_id = $5, sort_date = $6, index_version = $7"
-        " where resources.version = $3 - 1 returning version",
-        resource_type,
-        resource_id,
-        version,
-        now,
-        patient_id,
-        index.happened_at,
-        index.version,
+    if one.patient_id is not None:
+        sealer = await store.ring.patient(tx, one.patient_id)
+    place = _place(one.resource_type, one.resource_id, one.version)
+    return (
+        one.resource_type,
+        one.resource_id,
+        *_found_by(store, draft.index),
+        draft.index.version,
+        one.version,
+        one.last_updated,
+        one.patient_id,
+        draft.index.happened_at,
+        one.method,
+        sealer.seal(one.body, **place),
     )
-    if written is None:  # created by somebody else between our two statements
-        raise StaleVersion(resource_type, resource_id, version)
-    sealed = sealer.seal(body, **_place(resource_type, resource_id, version))
-    await tx.execute(
-        "insert into resource_versions (resource_type, resource_id, version,"
-        " last_updated, patient_id, method, body) values ($1, $2, $3, $4, $5, $6, $7)",
-        resource_type,
-        resource_id,
-        version,
-        now,
-        patient_id,
-        method,
-        sealed,
+
+
+# Where `written` is empty nothing else is touched: somebody else was faster.
+_INDEXED = """
+no_tokens as (delete from resource_tokens t using written
+    where t.resource_type = $1 and t.resource_id = $2),
+no_references as (delete from resource_references r using written
+    where r.resource_type = $1 and r.resource_id = $2),
+no_dates as (delete from resource_dates d using written
+    where d.resource_type = $1 and d.resource_id = $2),
+tokens as (insert into resource_tokens
+    select $1, $2, one.* from written, unnest($3::text[], $4::text[], $5::bytea[]) one),
+refs as (insert into resource_references
+    select $1, $2, one.* from written, unnest($6::text[], $7::text[], $8::text[]) one),
+dates as (insert into resource_dates
+    select $1, $2, one.* from written,
+        unnest($9::text[], $10::timestamptz[], $11::timestamptz[]) one)
+select resource_type, resource_id from written
+"""
+_WRITE = f"""
+with written as (
+    insert into resources (resource_type, resource_id, version, last_updated,
+        patient_id, sort_date, index_version)
+    values ($1, $2, $13, $14, $15, $16, $12)
+    on conflict (resource_type, resource_id) do update set version = $13,
+        last_updated = $14, patient_id = $15, sort_date = $16, index_version = $12
+        where resources.version = $13 - 1
+    returning resource_type, resource_id
+), kept as (
+    insert into resource_versions (resource_type, resource_id, version,
+        last_updated, patient_id, method, body)
+    select $1, $2, $13, $14, $15, $17, $18::bytea from written
+), {_INDEXED}"""
+_INDEX_ANEW = f"""
+with written as (
+    update resources set index_version = $12
+    where resource_type = $1 and resource_id = $2
+    returning resource_type, resource_id
+), {_INDEXED}"""
+
+
+def _found_by(store: "Store", index: Index) -> tuple[list[object], ...]:
+    """Return what a resource is found by, as the columns of its three tables."""
+    return (
+        [one.parameter for one in index.tokens],
+        [one.system for one in index.tokens],
+        [
+            blind(store, one.parameter, one.value, one.identifying)
+            for one in index.tokens
+        ],
+        [one.parameter for one in index.references],
+        [one.target_type for one in index.references],
+        [one.target_id for one in index.references],
+        [one.parameter for one in index.dates],
+        [one.earliest for one in index.dates],
+        [one.latest for one in index.dates],
     )
-    await _reindex(tx, store, resource_type, resource_id, index, is_new=version == 1)
-    note_written(f"{resource_type}/{resource_id}/_history/{version}", patient_id)
-    return Stored(resource_type, resource_id, version, now, patient_id, method, body)
 
 
 async def ids_from(tx: "Transaction", resource_type: str, beginning: str) -> list[str]:
@@ -225,9 +320,13 @@ async def index_anew(
     tx: "Transaction", store: "Store", stored: Stored, index: Index
 ) -> None:
     """Replace what a newest version is found by; the version itself stays."""
-    kind, resource_id = stored.resource_type, stored.resource_id
-    await _reindex(tx, store, kind, resource_id, index, is_new=False)
-    await _set_index_version(tx, kind, resource_id, index.version)
+    await tx.execute(
+        _INDEX_ANEW,
+        stored.resource_type,
+        stored.resource_id,
+        *_found_by(store, index),
+        index.version,
+    )
 
 
 async def _set_index_version(
@@ -240,49 +339,6 @@ async def _set_index_version(
         resource_id,
         index_version,
     )
-
-
-async def _reindex(
-    tx: "Transaction",
-    store: "Store",
-    resource_type: str,
-    resource_id: str,
-    index: Index,
-    *,
-    is_new: bool,
-) -> None:
-    key = (resource_type, resource_id)
-    if not is_new:
-        for table in ("resource_tokens", "resource_references", "resource_dates"):
-            await tx.execute(
-                f"delete from {table} where resource_type = $1 and resource_id = $2",
-                *key,
-            )
-    tokens = [
-        (
-            *key,
-            t.parameter,
-            t.system,
-            blind(store, t.parameter, t.value, t.identifying),
-        )
-        for t in index.tokens
-    ]
-    references = [
-        (*key, r.parameter, r.target_type, r.target_id) for r in index.references
-    ]
-    dates = [(*key, d.parameter, d.earliest, d.latest) for d in index.dates]
-    if tokens:
-        await tx.executemany(
-            "insert into resource_tokens values ($1, $2, $3, $4, $5)", tokens
-        )
-    if references:
-        await tx.executemany(
-            "insert into resource_references values ($1, $2, $3, $4, $5)", references
-        )
-    if dates:
-        await tx.executemany(
-            "insert into resource_dates values ($1, $2, $3, $4, $5)", dates
-        )
 
 
 def blind(store: "Store", parameter: str, value: str, identifying: bool) -> bytes:
@@ -326,6 +382,24 @@ async def find(
         resource_id,
     )
     return None if row is None else await opened(tx, store, row)
+
+
+async def find_all(
+    tx: "Transaction", store: "Store", wanted: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], Stored]:
+    """Return the newest versions of those (type, id) that are there, as asked."""
+    keys = list(dict.fromkeys(wanted))
+    rows = await tx.fetch(
+        f"select {COLUMNS} from unnest($1::text[], $2::text[])"
+        " with ordinality as w (resource_type, resource_id, place)"
+        " join resources r using (resource_type, resource_id)"
+        " join resource_versions v using (resource_type, resource_id, version)"
+        " order by w.place",
+        [kind for kind, _ in keys],
+        [resource_id for _, resource_id in keys],
+    )
+    found = [await opened(tx, store, row) for row in rows]
+    return {(one.resource_type, one.resource_id): one for one in found}
 
 
 async def read_version(
