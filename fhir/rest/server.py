@@ -62,7 +62,7 @@ def route_group(store: "Store", settings: FhirSettings, version: str) -> RouteGr
         *_Metadata(store, settings, version).routes(),
         *SubscriptionOperations(store, settings).routes(),
         *AuditEvents(store, settings).routes(),
-        *Validation().routes(),
+        *Validation(store, settings, writing).routes(),
         *Terminology(version, store.clock).routes(),
         *everything.routes(),
         *reading.routes(),

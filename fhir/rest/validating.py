@@ -1,31 +1,39 @@
 """$validate: would the node take this, and what is wrong with it (FHIR R4 operation).
 
-Answers 200 with every problem in one OperationOutcome, and writes nothing.
+Answers 200 with every problem in one OperationOutcome, and writes nothing. With a
+mode it also tells what the write itself would be refused for (`fhir.rest.rehearsal`).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from fhir.conformance.profiles import BY_URL, departures
 from fhir.conformance.validation import parse_resource, problems
 from fhir.content.masked import is_masked
 from fhir.encoding.formats import read_body
-from fhir.encoding.outcome import Issue, Refused, outcome
-from fhir.encoding.wire import Json, as_list
-from fhir.rest.exchange import ONE, TYPE, Asked, answered
+from fhir.encoding.outcome import ISSUE_CODE, Issue, Refused, outcome
+from fhir.encoding.wire import Json, as_list, parse
+from fhir.rest.exchange import ONE, TYPE, Answers, Asked, answered, require_seen
+from fhir.rest.rehearsal import Rehearsal
+from fhir.rest.writing import Writing, why_kept
 from fhir.security.access import PERMITS, Interaction
+from fhir.settings import FhirSettings
+from node.domain.audit import noting
 from node.domain.errors import NodeError
 from node.http import identity
+from node.store import resources
+
+if TYPE_CHECKING:
+    from node.store.store import Store
 
 _R4 = "http://hl7.org/fhir/StructureDefinition/"
 _NOTHING_WRONG = Issue("informational", "nothing is wrong", severity="information")
-_MODES = {
-    "create": Interaction.CREATE,
-    "update": Interaction.UPDATE,
-    "delete": None,  # nothing is ever deleted
-}
+_WRITES = {"create": Interaction.CREATE, "update": Interaction.UPDATE}
+# FHIR R4 resource-validation-mode.
+_MODES = (*_WRITES, "delete", "profile")
 
 
 @dataclass(frozen=True)
@@ -40,32 +48,70 @@ class _Call:
 class Validation:
     """The handler of Type/$validate and Type/id/$validate."""
 
+    def __init__(
+        self, store: "Store", settings: FhirSettings, writing: Writing
+    ) -> None:
+        self._store = store
+        self._answers = Answers(store, settings)
+        self._rehearsal = Rehearsal(store, settings)
+        self._verbs = {"create": writing.create, "update": writing.update}
+
     def routes(self) -> list[web.RouteDef]:
         """Return the routes of the operation."""
         return [
             web.post(f"{TYPE}/$validate", self.validate),
             web.post(f"{ONE}/$validate", self.validate),
+            web.get(f"{ONE}/$validate", self.validate),
         ]
 
     async def validate(self, request: web.Request) -> web.Response:
         """Answer what is wrong with a resource; Parameters or the resource alone."""
         named = request.match_info
-        kind, resource_id = named["type"], named.get("id")
-        Asked(identity(request), request.method, kind, resource_id or "").allowed(
-            Interaction.VALIDATE
+        kind, resource_id = named["type"], named.get("id", "")
+        asked = Asked(
+            identity(request),
+            request.method,
+            kind,
+            resource_id,
+            headers=request.headers,
         )
-        asked = _read(parse_resource(await read_body(request)), request)
-        found = _of_mode(asked, kind, resource_id)
-        if asked.resource is not None:
-            found += _of_resource(asked.resource, kind, asked.profiles)
+        asked.allowed(Interaction.VALIDATE)
+        body = None
+        if request.method == hdrs.METH_POST:
+            body = parse_resource(await read_body(request))
+        call = _read(body, request)
+        found = _of_mode(asked, call)
+        resource = call.resource
+        if call.mode == "profile" and not found:
+            resource = await self._stored(asked)
+        if resource is not None:
+            found += _of_resource(resource, kind, call.profiles)
+        verb = self._verbs.get(call.mode or "")
+        if verb is not None and call.resource is not None and not found:
+            one = str(call.resource.get("id", "")) if call.mode == "update" else ""
+            tried = Asked(
+                asked.caller, request.method, kind, one, headers=asked.headers
+            )
+            found = await self._rehearsal.of(verb, tried, call.resource)
         return answered(outcome(found or [_NOTHING_WRONG]))
 
+    async def _stored(self, asked: Asked) -> Json:
+        """Return what is stored here as its caller sees it: what is masked stays so."""
+        asked.allowed(Interaction.READ)
+        async with self._store.db.connection() as tx:
+            stored = await resources.read(
+                tx, self._store, asked.kind, asked.resource_id
+            )
+        require_seen(asked.caller, stored)
+        with noting():  # it is judged, not shown
+            return parse(self._answers.show(asked.caller)(stored))
 
-def _read(body: Json, request: web.Request) -> _Call:
+
+def _read(body: Json | None, request: web.Request) -> _Call:
     query = request.query
     mode, profiles = query.get("mode"), list(query.getall("profile", []))
-    resource: Json | None = body
-    if body["resourceType"] == "Parameters":
+    resource = body
+    if body is not None and body["resourceType"] == "Parameters":
         resource = None
         for one in as_list(body.get("parameter")):
             if not isinstance(one, dict):
@@ -79,24 +125,36 @@ def _read(body: Json, request: web.Request) -> _Call:
                     told = one.get("valueUri", one.get("valueCanonical"))
                     profiles.append(str(told))
     if mode is not None and mode not in _MODES:
-        raise Refused([Issue("value", "create, update or delete", "mode")], 400)
-    if resource is None and mode != "delete":
+        raise Refused([Issue("value", ", ".join(_MODES), "mode")], 400)
+    if mode in ("delete", "profile"):  # of what is stored here, whatever was sent
+        return _Call(None, mode, tuple(profiles))
+    if resource is None:
         raise Refused([Issue("required", "a resource is needed", "resource")], 400)
     return _Call(resource, mode, tuple(profiles))
 
 
-def _of_mode(asked: _Call, kind: str, resource_id: str | None) -> list[Issue]:
+def _of_mode(asked: Asked, call: _Call) -> list[Issue]:
     """Return why what is to be done would not be done, whatever the resource says."""
+    kind, mode = asked.kind, call.mode
+    if mode == "delete":
+        return [Issue("not-supported", why_kept(kind), "mode")]
+    if mode == "profile":
+        if not asked.resource_id or Interaction.VREAD not in PERMITS[kind]:
+            message = "names a stored resource by its id, in the address"
+            return [Issue("required", message, "mode")]
+        return []
     found: list[Issue] = []
-    if asked.mode is None:
-        return found
-    interaction = _MODES[asked.mode]
-    if interaction is None or interaction not in PERMITS[kind]:
-        message = f"{asked.mode} is not offered for {kind}"
-        found.append(Issue("not-supported", message, "mode"))
-    if asked.mode == "update" and asked.resource is not None:
-        told = asked.resource.get("id")
-        if told is None or (resource_id is not None and told != resource_id):
+    if mode in _WRITES:
+        try:
+            asked.allowed(_WRITES[mode])
+        except NodeError as error:
+            message = error.message
+            if _WRITES[mode] not in PERMITS[kind]:
+                message = f"{mode} is not offered for {kind}"
+            found.append(Issue(ISSUE_CODE[error.kind], message, "mode"))
+    if mode == "update" and call.resource is not None:
+        told = call.resource.get("id")
+        if told is None or asked.resource_id not in ("", told):
             message = "an update names the id of what it updates"
             found.append(Issue("invalid", message, f"{kind}.id"))
     return found

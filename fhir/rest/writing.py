@@ -53,6 +53,12 @@ _KEPT: Mapping[str, str] = {
 }
 
 
+def why_kept(kind: str) -> str:
+    """Return what is done instead of deleting a resource of a type."""
+    instead = _KEPT.get(kind, "what others may have read is kept")
+    return f"nothing is deleted: {instead}"
+
+
 class Writing:
     """All that changes something."""
 
@@ -87,7 +93,7 @@ class Writing:
                 ErrorKind.RULE,
             )
         if kind == "Communication":
-            async with self._store.db.transaction() as tx:
+            async with self._transaction(asked) as tx:
                 edit = Edit(communication=resource)
                 done = await edit_report(tx, self._store, self._settings, caller, edit)
             if done.communication is None:
@@ -168,8 +174,7 @@ class Writing:
     async def delete(self, asked: Asked) -> web.Response:
         """Refuse (405), and say what is done instead: what was told stays told."""
         require(asked.caller, asked.kind, Interaction.READ)
-        instead = _KEPT.get(asked.kind, "what others may have read is kept")
-        raise not_offered(f"nothing is deleted: {instead}", asked.kind, one=True)
+        raise not_offered(why_kept(asked.kind), asked.kind, one=True)
 
     async def seen(
         self,
@@ -198,7 +203,7 @@ class Writing:
         """Store the next version of a resource: the one way for PUT and PATCH."""
         notes: Sequence[str] = ()
         if asked.kind in _EDITED:
-            async with self._store.db.transaction() as tx:
+            async with self._transaction(asked) as tx:
                 resource = wanted if isinstance(wanted, dict) else await wanted(tx)
                 edit = _edit_of(asked, Change(resource, expected))
                 done = await edit_report(
@@ -223,8 +228,17 @@ class Writing:
             yield clerk
             await clerk.record()
 
-    async def _retry(self, asked: Asked, task: Json) -> web.Response:
+    @asynccontextmanager
+    async def _transaction(self, asked: Asked) -> AsyncIterator["Transaction"]:
+        """Yield the transaction that this is a part of, or one of its own."""
+        if asked.tx is not None:
+            yield asked.tx
+            return
         async with self._store.db.transaction() as tx:
+            yield tx
+
+    async def _retry(self, asked: Asked, task: Json) -> web.Response:
+        async with self._transaction(asked) as tx:
             done = await retry_task(tx, self._store, asked.caller, task["id"], task)
         wanted = prefers(asked, "return")
         if wanted == "OperationOutcome":

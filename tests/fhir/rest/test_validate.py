@@ -8,8 +8,10 @@ from fhir.content import concepts
 from fhir.encoding.wire import Json, to_bytes
 from fhir.encoding.xml import to_xml
 from node.domain.access import Role
-from tests.fhir.rest.test_rest import make_ehr_patient
+from node.store import audit
+from tests.fhir.rest.test_rest import ACSN_TYPE, make_ehr_patient
 from tests.fhir.rig import Answer, Rig
+from tests.fhir.subscriptions.rig import make_subscription
 
 PROFILE = f"{concepts.BASE}/StructureDefinition/bi-rads-assessment"
 
@@ -131,3 +133,99 @@ async def test_any_nonsense_gets_an_outcome(empty_rig: Rig) -> None:
         for body in (resource, parameters(resource)):
             issues = await told(empty_rig, "/Patient/$validate", to_bytes(body))
             assert errors(issues)
+
+
+async def everything_stored(rig: Rig) -> dict[str, int]:
+    """Count the rows of every table, but for the trail of who asked."""
+    async with rig.store.db.connection() as connection:
+        names = await connection.fetch(
+            "select relname from pg_class where relkind = 'r'"
+            " and relnamespace = 'public'::regnamespace"
+        )
+        return {
+            name: await connection.fetchval(f'select count(*) from "{name}"')
+            for (name,) in names
+            if not name.startswith("audit")
+        }
+
+
+def order_of(patient: str, **changes: Any) -> Json:
+    return {
+        "resourceType": "ServiceRequest",
+        "status": "active",
+        "intent": "order",
+        "subject": {"reference": f"Patient/{patient}"},
+        "identifier": [{"type": ACSN_TYPE, "value": "A-1"}],
+        **changes,
+    }
+
+
+async def test_a_mode_tells_what_the_write_would_be_refused_for(rig: Rig) -> None:
+    known = await rig.ask("POST", "/Patient", make_ehr_patient("M-1"), role=Role.EHR)
+    patient, at = known.body["id"], known.body
+    report, hook = await rig.read(rig.report_path), make_subscription("http://evil/")
+    told_of = {"resourceType": "Communication", "status": "in-progress"}
+    amended = {**report, "status": "amended"}
+    changed = {**report, "status": "final", "subject": {"reference": "Patient/1"}}
+    before = await everything_stored(rig)
+    cases: list[tuple[Role, str, Json, str, str]] = [
+        (Role.EHR, "create", make_ehr_patient("M-2"), "information", "nothing is"),
+        (Role.EHR, "create", make_ehr_patient("M-1"), "Patient.identifier", "update"),
+        (Role.RADIOLOGIST, "create", make_ehr_patient("M-2"), "mode", "not allowed"),
+        (Role.EHR, "update", at, "information", "nothing is wrong"),
+        (Role.EHR, "update", {**at, "meta": {"versionId": "9"}}, "", "version"),
+        (Role.EHR, "update", {**at, "id": "unknown"}, "", "known"),
+        (Role.EHR, "update", at | make_ehr_patient("M-3"), "Patient.identifier", ""),
+        (Role.EHR, "create", order_of(patient), "warning", "no occurrence"),
+        (Role.EHR, "create", order_of("nobody"), "ServiceRequest.subject", "Patient"),
+        (Role.EHR, "create", hook, "Subscription.channel.endpoint", ""),
+        (Role.EHR, "update", report, "mode", ""),
+        (Role.RADIOLOGIST, "create", report, "mode", "not offered"),
+        (Role.RADIOLOGIST, "update", {**report, "status": "final"}, "information", ""),
+        (Role.RADIOLOGIST, "update", amended, "DiagnosticReport.status", "become"),
+        (Role.RADIOLOGIST, "update", changed, "DiagnosticReport.subject", "node"),
+        (Role.RADIOLOGIST, "create", told_of, "Communication.status", ""),
+    ]
+    for role, mode, body, where, words in cases:
+        kind = body["resourceType"]
+        asked = parameters(body, mode=mode)
+        (issue, *_) = await told(rig, f"/{kind}/$validate", asked, role=role)
+        case = (role, mode, kind, where, issue)
+        if where in ("information", "warning"):
+            assert issue["severity"] == where, case
+        else:
+            assert issue["severity"] == "error", case
+            assert where in issue.get("expression", [""]), case
+        assert words in issue["diagnostics"], case
+    assert await everything_stored(rig) == before
+    async with rig.store.db.transaction() as tx:
+        last = (await audit.head(tx)).sequence
+        trail = await audit.following(tx, last - len(cases), 99)
+    assert len(trail) == len(cases)  # each question once, and no write
+    assert {one.entry.action for one in trail} == {"fhir operation $validate"}
+    # What was tried stays as possible as it was, and the trail is whole.
+    made = await rig.ask("POST", "/Patient", make_ehr_patient("M-2"), role=Role.EHR)
+    assert made.status == 201
+    signed = {**report, "status": "final"}
+    etag = {"If-Match": f'W/"{report["meta"]["versionId"]}"'}
+    assert (await rig.ask("PUT", rig.report_path, signed, headers=etag)).status == 200
+    async with rig.store.db.transaction() as tx:
+        await audit.verify(tx)
+
+
+async def test_what_is_stored_is_held_against_a_profile_by_its_id(rig: Rig) -> None:
+    category = f"/Observation/{rig.report_id}-category"
+    query = f"mode=profile&profile={PROFILE}"
+    for method, path, body in (
+        ("GET", f"{category}/$validate?{query}", None),
+        ("POST", f"{category}/$validate", parameters(mode="profile", profile=PROFILE)),
+    ):
+        answer = await rig.ask(method, path, body)
+        (issue,) = answer.body["issue"]
+        assert issue["severity"] == "information", issue
+    other = f"/Observation/{rig.report_id}-advice/$validate?{query}"
+    assert "Observation.code" in (await rig.get(other)).expressions
+    assert (await rig.get(f"/Observation/nothing/$validate?{query}")).status == 404
+    assert (await rig.get(f"{category}/$validate")).status == 400
+    by_type = await told(rig, "/Observation/$validate", parameters(mode="profile"))
+    assert errors(by_type) == {"mode"}

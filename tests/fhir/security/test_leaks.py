@@ -415,6 +415,9 @@ ROWS: dict[tuple[str, str], Callable[[World], Iterator[Sent]]] = {
             "ValueSet/{id}/$validate-code",
         )
     },
+    ("GET", "/fhir/{type}/{id}/$validate"): _each(
+        "/fhir/{type}/{id}/$validate?mode=profile"
+    ),
     ("DELETE", "/fhir/{type}/{id}"): _each("/fhir/{type}/{id}"),
     ("PUT", "/fhir/{type}"): _conditional,
     ("GET", "/fhir/AuditEvent"): _paths(
