@@ -23,7 +23,7 @@ from node.store.search.criteria import Criterion
 AUDIENCE = f"{concepts.BASE}/StructureDefinition/topic-audience"
 _DEFINITIONS = "http://hl7.org/fhir/StructureDefinition/"
 # Whose changes are told (`fhir.subscriptions.events`).
-KINDS = frozenset({"DiagnosticReport", "ImagingStudy", "ServiceRequest"})
+KINDS = frozenset({"DiagnosticReport", "ImagingStudy", "Patient", "ServiceRequest"})
 # A version of a resource and what it is found by.
 Indexed = tuple[Stored, Index]
 _INTERACTIONS = frozenset({"create", "update"})

@@ -9,13 +9,18 @@ from datetime import date
 from typing import Any
 from uuid import UUID, uuid4
 
+import aiohttp
 import pytest
 
 from fhir.content.merged import publish_merge
+from fhir.content.publish import put
 from fhir.security.registration import register_client
+from fhir.subscriptions.delivery import Dispatcher
+from fhir.subscriptions.entitlement import require_topic
 from fhir.subscriptions.events import resources_changed
 from fhir.subscriptions.notification import BACKPORT
 from fhir.subscriptions.relay import ensure_relay_subscription
+from fhir.subscriptions.requests import subscribe
 from node.domain.access import Identity, Role
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.order import OrderSource, Step
@@ -23,6 +28,7 @@ from node.domain.scopes import Scopes, read_scopes
 from node.store import clients, merges, orders, subscriptions
 from node.store.erasure import shred_patient
 from node.store.merges import Verdict
+from node.store.subscriptions import Owner
 from node.workflow.merging import (
     PUBLISH_MERGE,
     compare_rows,
@@ -40,7 +46,7 @@ from tests.fhir.rig import (
     receive_study,
 )
 from tests.fhir.smart_rig import jwks
-from tests.fhir.subscriptions.rig import make_subscription
+from tests.fhir.subscriptions.rig import Hook, make_subscription, running_hook
 
 CLERK = Identity(str(uuid4()), frozenset({Role.TECHNOLOGIST}), "Li")
 ISSUER = "urn:oid:2.25.77"
@@ -88,20 +94,24 @@ class Case:
         found = [one["resource"] for one in answer.body.get("entry", [])]
         return {f"{one['resourceType']}/{one['id']}" for one in found}
 
+    async def portal(self, tx: Any) -> clients.Client:
+        """Register a program that a patient may open for herself."""
+        return await register_client(
+            tx,
+            self.rig.store,
+            frozenset({"127.0.0.1"}),
+            name="Portal",
+            roles=[Role.EHR],
+            scopes="patient/*.rs",
+            redirect_uris=["https://portal.example/back"],
+            jwks=jwks("EC"),
+        )
+
     async def token(self, patient: UUID) -> str:
         """Return a token of a program that is open for one patient."""
         store = self.rig.store
         async with store.db.transaction() as tx:
-            program = await register_client(
-                tx,
-                store,
-                frozenset({"127.0.0.1"}),
-                name="Portal",
-                roles=[Role.EHR],
-                scopes="patient/*.rs",
-                redirect_uris=["https://portal.example/back"],
-                jwks=jwks("EC"),
-            )
+            program = await self.portal(tx)
             scopes = Scopes(read_scopes("patient/*.rs"), str(patient))
             return await clients.open_token(
                 tx, program.client_id, scopes, now=store.clock()
@@ -375,6 +385,63 @@ async def test_a_subscriber_to_one_row_hears_of_the_other_while_they_are_one(
     assert await heard() == 1
     await case.act(take_apart)
     assert await heard() == 1
+
+
+async def test_hooks_are_told_of_a_merge_and_of_its_end_as_far_as_they_may_hear(
+    case: Case,
+) -> None:
+    store, settings = case.rig.store, case.rig.settings
+    topic = "https://fhir.sononode.org/SubscriptionTopic/patients-merged"
+    with pytest.raises(NodeError):
+        require_topic(
+            Identity("a", frozenset({Role.ADMINISTRATOR}), ""), settings.topics[topic]
+        )
+    async with (
+        running_hook() as ehr,
+        running_hook() as hers,
+        aiohttp.ClientSession() as session,
+    ):
+        calls = Dispatcher(store, settings, session, session)
+        asked = make_subscription(f"{ehr.url}/hook", criteria=topic)
+        made = await case.rig.ask("POST", "/Subscription", asked, role=Role.EHR)
+        assert made.status == 201, made.raw
+        async with store.db.transaction() as tx:
+            program = (await case.portal(tx)).client_id
+            owner = Owner(
+                str(program),
+                program,
+                "patient/*.rs",
+                str(case.kept),
+                frozenset({Role.EHR}),
+            )
+            asked = make_subscription(f"{hers.url}/hook", criteria=topic)
+            await subscribe(tx, store, settings, asked, uuid4(), owner, trusted=True)
+            asked_id = await tx.fetchval(
+                "select subscription_id::text from subscriptions where client_id = $1",
+                program,
+            )
+            await put(tx, store, {**asked, "id": asked_id})
+        await calls.deliver_due()
+        for act in (merge_rows, take_apart):
+            await case.act(act)
+            await calls.deliver_due()
+        # Her everyday update is no merge.
+        assert (await case.put(case.kept, gender="female")).status == 200
+        assert await calls.deliver_due() == 0
+
+    def told(hook: Hook) -> list[tuple[str, bool, list[str]]]:
+        found = [b["entry"][1]["resource"] for b in hook.bundles[1:]]
+        return [
+            (one["id"], one.get("active", True), [kind for kind, _ in links(one)])
+            for one in found
+        ]
+
+    lost, kept = str(case.lost), str(case.kept)
+    # Both, in the order of their ids; the portal hears of her alone, while she is one.
+    together = [(kept, True, ["replaces"]), (lost, False, ["replaced-by"])]
+    apart = [(kept, True, []), (lost, True, [])]
+    assert told(ehr) == [*sorted(together), *sorted(apart)]
+    assert told(hers) == [*sorted(together), (kept, True, [])]
 
 
 async def test_an_order_that_was_placed_in_the_same_moment_is_matched_too(

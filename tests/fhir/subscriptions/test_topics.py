@@ -45,6 +45,7 @@ def test_the_topics_of_the_release_can_be_read() -> None:
         "report-drafted",
         "imaging-study-available",
         "order-changed",
+        "patients-merged",
     }
     assert [t.url for t in topics.values() if t.masked] == [f"{BASE}/report-released"]
 
