@@ -310,12 +310,14 @@ async def _worker(settings: Settings) -> None:
     async with (
         opened(settings) as store,
         aiohttp.ClientSession() as session,
-        hook_session(fhir_settings.endpoints, hook_tls_of(settings)) as hooks,
+        hook_session(fhir_settings.endpoints) as hooks,
     ):
         senders = senders_of(outbound, session)
         await bury_homeless(store, outbound.names)
         await ensure_relay_subscription(store, fhir_settings)
-        dispatcher = Dispatcher(store, fhir_settings, hooks, session)
+        dispatcher = Dispatcher(
+            store, fhir_settings, hooks, session, hook_tls_of(settings)
+        )
         worker = Worker(
             store.jobs,
             _worker_handlers(store, settings, fhir_settings, outbound, session),

@@ -6,7 +6,7 @@ becomes the other, and where what does not fit is told with the setting and the 
 
 import ssl
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
@@ -39,7 +39,7 @@ from fhir.subscriptions.endpoints import (
     calling_tls,
     read_endpoints,
 )
-from fhir.subscriptions.topics import Topic, read_topics
+from fhir.subscriptions.topics import FollowedTopics, Topic, read_topics
 from inference.models import Shelf
 from node.atna import Repository
 from node.domain.access import Role
@@ -47,6 +47,7 @@ from node.domain.completion import CompletionRules, EvidenceKind
 from node.domain.disclosure import TierText
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.study import Duplicates
+from node.followed import Followed
 from node.http import HttpSettings
 from node.known import KNOWN_FOR_S
 from node.workflow.agreement import DriftSettings
@@ -443,17 +444,32 @@ def patient_texts() -> dict[str, TierText]:
     }
 
 
-def topics_of(settings: Settings) -> dict[str, Topic]:
-    """Return what can be subscribed to, from files of the site or of the release."""
+def topics_of(settings: Settings) -> Mapping[str, Topic]:
+    """Return what can be subscribed to, from files of the site or of the release.
+
+    They are followed: a topic that is added, changed or removed counts at once.
+    """
     folder = _below_data(settings, settings.fhir.topics) or _CONFIG / "topics"
-    files = {path.name: path.read_bytes() for path in sorted(folder.glob("*.json"))}
-    if not files:
-        raise NodeError(
-            f"fhir.topics: {folder} has no topic; remove the setting to have those of"
-            " the release",
-            ErrorKind.SETTING,
-        )
-    return read_topics(files)
+
+    def files() -> list[Path]:
+        return sorted(folder.glob("*.json"))
+
+    def read() -> dict[str, Topic]:
+        try:
+            found = {path.name: path.read_bytes() for path in files()}
+        except OSError as error:
+            raise NodeError(
+                f"fhir.topics: {error.strerror}", ErrorKind.SETTING
+            ) from None
+        if not found:
+            raise NodeError(
+                f"fhir.topics: {folder} has no topic; remove the setting to have those"
+                " of the release",
+                ErrorKind.SETTING,
+            )
+        return read_topics(found)
+
+    return FollowedTopics(Followed("fhir.topics", files, read, every_s=1.0))
 
 
 def endpoints_of(settings: Settings) -> Endpoints:
@@ -461,12 +477,16 @@ def endpoints_of(settings: Settings) -> Endpoints:
     return read_endpoints(settings.fhir.hook_hosts, settings.fhir.hook_networks)
 
 
-def hook_tls_of(settings: Settings) -> ssl.SSLContext | None:
-    """Return how hooks are called by https; None: as the system does."""
+def hook_tls_of(settings: Settings) -> Callable[[], ssl.SSLContext | None]:
+    """Return how hooks are called by https, as the files are now; None: as usual."""
     names = ("hook_certificate", "hook_key", "hook_trusted")
-    paths = (_below_data(settings, getattr(settings.fhir, name)) for name in names)
+    paths = [_below_data(settings, getattr(settings.fhir, name)) for name in names]
     certificate, key, trusted = (str(path or "") for path in paths)
-    return calling_tls(certificate, key, trusted)
+    return Followed(
+        "fhir.hook_certificates",
+        lambda: [path for path in paths if path is not None],
+        lambda: calling_tls(certificate, key, trusted),
+    ).current
 
 
 def require_hooks(settings: Settings) -> None:

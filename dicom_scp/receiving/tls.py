@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import ssl
-import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from socket import socket
 from typing import Any, Final, Protocol
 
-import structlog
 from cryptography import x509
 
 from node.domain.errors import ErrorKind, NodeError
-
-log = structlog.get_logger(__name__)
+from node.followed import Followed
 
 # RFC 9325 4.2.1, for TLS 1.2; those of TLS 1.3 are all of this kind.
 CIPHERS: Final = ":".join(
@@ -32,7 +29,6 @@ CIPHERS: Final = ":".join(
         "ECDHE-RSA-AES256-GCM-SHA384",
     )
 )
-_Signature = tuple[tuple[int, int, int] | None, ...]
 
 
 class WrapsSockets(Protocol):
@@ -48,10 +44,7 @@ class FollowedContext:
 
     def __init__(self, files: Sequence[Path], make: Callable[[], ssl.SSLContext]):
         """Make the first context; raises NodeError SETTING when that fails."""
-        self._files, self._make = tuple(files), make
-        self._lock = threading.Lock()
-        self._signature = self._look()
-        self._context = make()
+        self._followed = Followed("dicom.certificates", lambda: files, make)
 
     def wrap_socket(self, sock: socket, **options: Any) -> ssl.SSLSocket:
         """Return `sock` as a TLS socket under the present certificates."""
@@ -59,19 +52,7 @@ class FollowedContext:
 
     def current(self) -> ssl.SSLContext:
         """Return the context of the newest files that could be used."""
-        with self._lock:
-            signature = self._look()
-            if signature != self._signature:
-                self._signature = signature  # a broken file is told once
-                try:
-                    self._context = self._make()
-                    log.info("dicom.certificates_loaded")
-                except NodeError as error:
-                    log.error("dicom.certificates_not_loaded", reason=error.message)
-            return self._context
-
-    def _look(self) -> _Signature:
-        return tuple(_signature_of(path) for path in self._files)
+        return self._followed.current()
 
 
 def server_context(
@@ -202,11 +183,3 @@ def _unusable(setting: str, error: Exception) -> NodeError:
 
 def _present(*files: Path | None) -> list[Path]:
     return [file for file in files if file is not None]
-
-
-def _signature_of(path: Path) -> tuple[int, int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino

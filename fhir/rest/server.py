@@ -95,7 +95,7 @@ class _Metadata:
 
     def __init__(self, store: "Store", settings: FhirSettings, version: str) -> None:
         self._base_url = settings.base_url
-        self._topics = sorted(settings.topics)
+        self._topics = settings.topics
         self._version = version
         self._started = store.clock()
 
@@ -105,7 +105,7 @@ class _Metadata:
     async def metadata(self, request: web.Request) -> web.Response:
         """Answer the CapabilityStatement."""
         statement = capability_statement(
-            self._base_url, self._version, self._started, self._topics
+            self._base_url, self._version, self._started, sorted(self._topics)
         )
         return answered(statement)
 

@@ -20,7 +20,7 @@ import structlog
 from fhir.content.publish import put
 from fhir.encoding.wire import parse
 from fhir.settings import FhirSettings
-from fhir.subscriptions.endpoints import post
+from fhir.subscriptions.endpoints import Tls, post
 from fhir.subscriptions.entitlement import may_hear
 from fhir.subscriptions.notification import (
     SIGNATURE_HEADER,
@@ -48,7 +48,10 @@ _GRACE_S = 5.0
 
 
 class Dispatcher:
-    """Calls subscribers. `hooks` calls them by the site's list, `relay` the relay."""
+    """Calls subscribers. `hooks` calls them by the site's list, `relay` the relay.
+
+    `tls` is asked for each call of a hook: certificates are renewed meanwhile.
+    """
 
     def __init__(
         self,
@@ -56,8 +59,10 @@ class Dispatcher:
         settings: FhirSettings,
         hooks: aiohttp.ClientSession,
         relay: aiohttp.ClientSession,
+        tls: Tls = lambda: None,
     ) -> None:
         self._store = store
+        self._tls = tls
         self._settings = settings
         self._hooks = hooks
         self._relay = relay
@@ -273,6 +278,7 @@ class Dispatcher:
             body,
             headers | self._signature(body, relay=relay),
             subscription.timeout_s,
+            None if relay else self._tls(),
         )
         if status is not None and 200 <= status < 300:
             return True

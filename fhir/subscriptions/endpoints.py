@@ -7,7 +7,7 @@ its address in between (DNS rebinding) gains nothing.
 """
 
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from socket import AddressFamily
@@ -101,16 +101,12 @@ class _Resolver(AbstractResolver):
         await self._names.close()
 
 
-def hook_session(
-    endpoints: Endpoints, tls: ssl.SSLContext | None = None
-) -> aiohttp.ClientSession:
-    """Return what calls subscribers, as many at once as there are.
+Tls = Callable[[], ssl.SSLContext | None]
 
-    `tls` says whom we trust, and with which certificate we show who we are.
-    """
-    connector = aiohttp.TCPConnector(
-        limit=0, resolver=_Resolver(endpoints), ssl=True if tls is None else tls
-    )
+
+def hook_session(endpoints: Endpoints) -> aiohttp.ClientSession:
+    """Return what calls subscribers, as many at once as there are."""
+    connector = aiohttp.TCPConnector(limit=0, resolver=_Resolver(endpoints))
     return aiohttp.ClientSession(
         connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
     )
@@ -144,10 +140,13 @@ async def post(
     body: bytes,
     headers: Mapping[str, str],
     timeout_s: float,
+    tls: ssl.SSLContext | None = None,
 ) -> int | None:
     """POST `body`; return the status, or None when nobody answered in time.
 
-    Never goes where the answer points: a redirect is no success.
+    Never goes where the answer points: a redirect is no success. `tls` says whom we
+    trust, and with which certificate we show who we are; a connection that was made
+    with another one is not used again.
     """
     try:
         async with session.post(
@@ -156,6 +155,7 @@ async def post(
             headers=headers,
             timeout=aiohttp.ClientTimeout(total=timeout_s),
             allow_redirects=False,
+            ssl=True if tls is None else tls,
         ) as response:
             return response.status
     except (TimeoutError, aiohttp.ClientError, OSError, ValueError):

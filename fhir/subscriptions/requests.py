@@ -196,7 +196,7 @@ class _Asked:
             yield _issue("channel.endpoint", words)
 
     def _filter_faults(self) -> Iterator[Issue]:
-        topic = self._settings.topics[self._resource["criteria"]]
+        topic = topic_of(self._settings, self._resource["criteria"])
         extensions = as_list(self._resource.get("_criteria", {}).get("extension"))
         if "_criteria" in self._resource and not all(
             isinstance(one, dict) and one.get("url") == _FILTER for one in extensions

@@ -16,6 +16,7 @@ from fhir.encoding.wire import Json, as_list, extension, parse
 from fhir.search.matching import decidable, meets
 from fhir.search.parameters import criterion, parameter
 from node.domain.errors import ErrorKind, NodeError
+from node.followed import Followed
 from node.store.resources import Index, Stored
 from node.store.search.criteria import Criterion
 
@@ -128,6 +129,22 @@ def filtered_type(text: str) -> str | None:
 
 
 # --- files ----------------------------------------------------------------------------
+
+
+class FollowedTopics(Mapping[str, Topic]):
+    """The topics of a folder by their address, as its files are now."""
+
+    def __init__(self, followed: Followed[dict[str, Topic]]) -> None:
+        self._followed = followed
+
+    def __getitem__(self, url: str) -> Topic:
+        return self._followed.current()[url]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._followed.current())
+
+    def __len__(self) -> int:
+        return len(self._followed.current())
 
 
 class _Fault(Exception):

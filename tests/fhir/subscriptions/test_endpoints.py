@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from config.settings import load_settings
 from fhir.subscriptions.endpoints import (
     calling_tls,
     hook_session,
@@ -20,6 +21,7 @@ from fhir.subscriptions.endpoints import (
     read_endpoints,
 )
 from node.domain.errors import ErrorKind, NodeError
+from node.parts import hook_tls_of
 
 LISTED = ["ehr.hospital", "lab.hospital:8443", "http://old.hospital:8080", "10.1.2.3"]
 
@@ -140,14 +142,55 @@ async def test_a_hook_that_asks_who_we_are_sees_our_certificate(
     async with _served(receive, asking) as port:
         url = f"https://127.0.0.1:{port}/hook"
         tls = calling_tls(files["node"], files["node.key"], files["ca"])
-        async with hook_session(endpoints, tls) as session:
-            assert await post(session, url, b"{}", {}, 5) == 200
         nobody = calling_tls("", "", files["ca"])
-        async with hook_session(endpoints, nobody) as session:
-            assert await post(session, url, b"{}", {}, 5) is None
-        async with hook_session(endpoints) as session:  # whom the system trusts
+        async with hook_session(endpoints) as session:
+            assert await post(session, url, b"{}", {}, 5, tls) == 200
+            assert await post(session, url, b"{}", {}, 5, nobody) is None
+            # Whom the system trusts.
             assert await post(session, url, b"{}", {}, 5) is None
     assert seen == [((("commonName", "node"),),)]
+
+
+async def test_a_renewed_certificate_is_shown_from_the_next_call_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = _certificates(tmp_path)
+    seen: list[str] = []
+
+    async def receive(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        shown = request.transport.get_extra_info("peercert")["subject"]
+        seen.append(shown[0][0][1])
+        return web.Response()
+
+    asking = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=files["ca"])
+    asking.verify_mode = ssl.CERT_REQUIRED
+    asking.load_cert_chain(files["hook"], files["hook.key"])
+    values = {
+        "SONONODE_DATA": str(tmp_path),
+        "SONONODE_FHIR__HOOK_CERTIFICATE": "node",
+        "SONONODE_FHIR__HOOK_KEY": "node.key",
+        "SONONODE_FHIR__HOOK_TRUSTED": "ca",
+    }
+    tls = hook_tls_of(load_settings(values))
+    endpoints = read_endpoints(["127.0.0.1"], [])
+    async with _served(receive, asking) as port, hook_session(endpoints) as session:
+        url = f"https://127.0.0.1:{port}/hook"
+
+        async def call() -> int | None:
+            return await post(session, url, b"{}", {}, 5, tls())
+
+        assert (await call(), await call()) == (200, 200)
+        (tmp_path / "node").write_bytes(b"half of it")
+        assert await call() == 200
+        assert await call() == 200
+        for suffix in (".key", ""):
+            renewed = Path(files[f"hook{suffix}"]).read_bytes()
+            (tmp_path / f"node{suffix}").write_bytes(renewed)
+        assert await call() == 200
+    assert seen == [*["node"] * 4, "hook"]
+    told = capsys.readouterr().out
+    assert told.count("fhir.hook_certificates_not_loaded") == 1
 
 
 def test_a_certificate_without_its_key_is_refused_by_name(tmp_path: Path) -> None:

@@ -1,13 +1,20 @@
 """Topics are files: what triggers them, what filters them, what is wrong with one."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fhir.search.parameters import index_of
-from fhir.subscriptions.topics import Indexed, read_filters, read_topics
+from fhir.subscriptions.topics import (
+    FollowedTopics,
+    Indexed,
+    read_filters,
+    read_topics,
+)
 from node.domain.errors import ErrorKind, NodeError
+from node.followed import Followed
 from node.store.resources import NEVER, Stored
 from tests.fhir.rig import TOPICS
 
@@ -150,3 +157,25 @@ def test_two_files_cannot_have_one_address() -> None:
 )
 def test_filters_are_read_in_every_form_of_the_guide(text: str) -> None:
     assert read_filters(text) == ["status=final", "patient=Patient/1"]
+
+
+def test_topics_are_read_again_when_a_file_changes(tmp_path: Path) -> None:
+    def write(name: str, **changes: Any) -> None:
+        (tmp_path / name).write_text(json.dumps(made(**changes)))
+
+    def read_all() -> dict[str, Any]:
+        return read_topics({p.name: p.read_bytes() for p in tmp_path.glob("*")})
+
+    write("a.json")
+    followed = Followed("fhir.topics", lambda: sorted(tmp_path.glob("*")), read_all)
+    topics = FollowedTopics(followed)
+    assert list(topics) == ["urn:test"]
+    write("b.json", url="urn:other", title="another one")
+    assert sorted(topics) == ["urn:other", "urn:test"]
+    write(
+        "b.json", url="urn:other", status="draft"
+    )  # what cannot be read changes nothing
+    assert (len(topics), topics["urn:other"].title) == (2, "another one")
+    (tmp_path / "b.json").unlink()
+    assert topics.get("urn:other") is None
+    assert topics["urn:test"].title == "test"
