@@ -41,7 +41,7 @@ from dicom_scp.services.service import Caller, Service, caller_of
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.order import Code, OrderStatus
-from node.store import audit, identities, orders
+from node.store import audit, identities, merges, orders
 from node.store.orders import ListedOrder, OrderQuery
 from node.workflow.intake import MODALITY_ROLE
 
@@ -361,12 +361,36 @@ async def find_steps(
     limit = _CANDIDATES * most
     async with store.db.transaction() as tx:
         listed = await orders.search(tx, store, query, limit=limit)
-        pairs = ((one, answer_of(one, wanted.calling_ae)) for one in listed)
-        found = [(o, answer) for o, answer in pairs if wanted.accepts(o, answer)]
+        women = await merges.women(tx, store, {o.order.patient_id for o in listed})
+        pairs = (
+            (o, _offered(o, women.get(o.order.patient_id), wanted)) for o in listed
+        )
+        found = [(o, answer) for o, answer in pairs if answer is not None]
         more = len(found) > most or len(listed) == limit
         told = [one.order.patient_id for one, _ in found[:most]]
         await audit.record(tx, _entry(store.clock(), caller, told))
     return Found(tuple(answer for _, answer in found[:most]), more)
+
+
+def _offered(
+    listed: ListedOrder, woman: merges.Woman | None, wanted: Wanted
+) -> dict[str, dict[str, Any]] | None:
+    """Return the worklist item of an order, None when it is not asked for.
+
+    A woman of several numbers is found by each, and her images are to be taken under
+    the one that stands for her.
+    """
+    if woman is None or not woman.stands.patient_id.strip():
+        answer = answer_of(listed, wanted.calling_ae)
+        return answer if wanted.accepts(listed, answer) else None
+    rows = (woman.stands, *woman.others)
+    numbers = [row.patient_id for row in woman.others if row.patient_id.strip()]
+    answers = [
+        answer_of(replace(listed, identity=row), wanted.calling_ae, numbers)
+        for row in rows
+    ]
+    asked = any(wanted.accepts(listed, answer) for answer in answers)
+    return answers[0] if asked else None
 
 
 def _entry(at: datetime, caller: Caller, patients: Sequence[UUID]) -> AuditEntry:
@@ -385,7 +409,9 @@ def _entry(at: datetime, caller: Caller, patients: Sequence[UUID]) -> AuditEntry
     )
 
 
-def answer_of(listed: ListedOrder, calling_ae: str) -> dict[str, dict[str, Any]]:
+def answer_of(
+    listed: ListedOrder, calling_ae: str, other_numbers: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
     """Return the worklist item of an order, in Unicode (PS3.4 table K.6-1).
 
     A step that belongs to no station is offered to the machine that asks.
@@ -437,7 +463,7 @@ def answer_of(listed: ListedOrder, calling_ae: str) -> dict[str, dict[str, Any]]
         PatientName=patient.name,
         PatientID=patient.patient_id,
         IssuerOfPatientID=issuer,
-        OtherPatientIDs="",
+        OtherPatientIDs=other_numbers,
         PatientBirthDate="" if birth is None else f"{birth:%Y%m%d}",
         PatientSex=patient.sex or "",
         PatientSize="",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _PROVENANCE = UUID("2b0d9c54-5a8e-5d0b-9a55-0d6c1f1f7f3e")
 _REPLACED_BY, _REPLACES = "replaced-by", "replaces"
 _OURS = (_REPLACED_BY, _REPLACES)
+_NOT_HERE = "the link is not to a Patient of this node: name it as Patient/id"
 # The free words of whoever decided may name either woman: they stay where the keys of
 # both are needed to read them.
 _WHY = {
@@ -150,28 +151,25 @@ async def heed_links(
 ) -> Json:
     """Return a Patient that was sent as it is stored: merged, if it says so.
 
-    `replaced-by` is the merge itself, with the sender as who said it. Refused with 422
-    where a link would stay without effect: none is stored that is not true.
+    `replaced-by` is the merge itself, with the sender as who said it, and so is
+    `replaces`, said of the one that stands. Refused with 422 where either would stay
+    without effect: none is stored that is not true. `seealso` and `refer` merge nothing
+    and are kept as they were sent.
     """
-    links = await merges.links_of(tx, patient_id)
     for one in as_list(resource.get("link")):
         if one.get("type") not in _OURS:
             continue
         parts = reference_parts(one.get("other"))
         if parts is None or parts[0] != "Patient":
-            raise _refused("the link is not to a Patient of this node")
+            raise _refused(_NOT_HERE)
         if await resources.find(tx, store, *parts) is None:
-            raise _refused("the link is not to a Patient of this node")
+            raise _refused(_NOT_HERE)
         other = UUID(parts[1])
-        if one["type"] == _REPLACES and other not in links.merged:
-            raise _refused(
-                "a merge is said of the Patient that gives way: update"
-                f" Patient/{other} with a link replaced-by"
-            )
-        if one["type"] == _REPLACED_BY:
-            if other == patient_id:
-                raise _refused("a Patient is not replaced by itself")
-            await _merge(tx, store, patient_id, other, identity)
+        if other == patient_id:
+            raise _refused("a Patient is not replaced by itself")
+        pair = (patient_id, other)
+        lost, kept = pair if one["type"] == _REPLACED_BY else reversed(pair)
+        await _merge(tx, store, lost, kept, identity)
     return linked(resource, await merges.links_of(tx, patient_id))
 
 

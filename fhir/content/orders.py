@@ -18,9 +18,14 @@ from fhir.settings import FhirSettings
 from node.domain import lexicon
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.order import Code, OrderSource, OrderStatus, Step
-from node.store import orders, resources
+from node.store import merges, orders, resources
 from node.store.orders import ListedOrder
-from node.workflow.orders import Placement, move_order, place_order
+from node.workflow.orders import (
+    Placement,
+    move_order,
+    place_order,
+    require_her_order,
+)
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
@@ -77,6 +82,12 @@ async def place_service_request(
     """
     key, status = f"ServiceRequest/{resource_id}", _status(resource)
     known = await orders.find_by_key(tx, store, key)
+    hers = await merges.rows_of(tx, patient_id)
+    if known is not None:
+        try:
+            require_her_order(known.order, hers)
+        except NodeError as error:
+            raise _refused(error) from None
     if known is not None and known.order.begun:
         if status is OrderStatus.COMPLETED:
             await move_order(store, tx, known.order, status)
@@ -90,7 +101,7 @@ async def place_service_request(
         written = _read(resource, settings, store.clock(), known)
         step = await _with_people(tx, store, written.step, resource)
         placement = Placement(key, patient_id, OrderSource.FHIR, step, resource_id)
-        await _take_off_replaced(tx, store, resource, patient_id)
+        await _take_off_replaced(tx, store, resource, hers)
         await place_order(store, tx, placement, by=None)
     except NodeError as error:
         if isinstance(error, Refused):
@@ -100,7 +111,7 @@ async def place_service_request(
 
 
 async def _take_off_replaced(
-    tx: "Transaction", store: "Store", resource: Json, patient_id: UUID
+    tx: "Transaction", store: "Store", resource: Json, hers: frozenset[UUID]
 ) -> None:
     """Take the orders that this one replaces off the worklist, unless they have begun.
 
@@ -111,7 +122,7 @@ async def _take_off_replaced(
         if parts is None or parts[0] != "ServiceRequest":
             continue
         known = await orders.find_by_key(tx, store, "/".join(parts))
-        if known is None or known.order.begun or known.order.patient_id != patient_id:
+        if known is None or known.order.begun or known.order.patient_id not in hers:
             continue
         order_id = known.order.order_id
         await orders.set_status(tx, order_id, OrderStatus.CANCELLED, at=store.clock())

@@ -7,7 +7,9 @@ together, and what they answer gets the form that was asked for.
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -37,6 +39,7 @@ from fhir.rest.validating import Validation
 from fhir.rest.writing import Writing
 from fhir.settings import FhirSettings
 from fhir.subscriptions.sockets import Sockets
+from node.domain.errors import ErrorKind
 from node.http import Failure, RouteGroup
 from node.store.database import TooCostly
 from node.store.resources import StaleVersion
@@ -135,8 +138,25 @@ def _told(handler: Handler) -> Handler:
     return told
 
 
+# What a client does in the place of an operation that other servers have.
+_INSTEAD = {
+    "$merge": "update the Patient that gives way with a link replaced-by to the one"
+    " that stands",
+    "$match": "search Patient by identifier, or by name and birthdate",
+}
+_OPERATION = re.compile(r"\$[a-z-]{1,64}")
+
+
 def _render_error(failure: Failure) -> web.Response:
-    response = render_error(failure)
-    if failure.request is None:
-        return response
-    return shaped(response, readable(failure.request))
+    request = failure.request
+    if request is None:
+        return render_error(failure)
+    name, route = request.path.rpartition("/")[2], request.match_info.route
+    if route.resource is None and _OPERATION.fullmatch(name) and failure.status == 404:
+        told = _INSTEAD.get(name, "the CapabilityStatement lists those that there are")
+        failure = replace(
+            failure,
+            kind=ErrorKind.UNSUPPORTED,
+            message=f"there is no operation {name} here: {told}",
+        )
+    return shaped(render_error(failure), readable(request))

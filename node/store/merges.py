@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from node.domain.errors import ErrorKind, NodeError
+from node.domain.study import PatientIdentity
+from node.store import identities
 
 if TYPE_CHECKING:
     import asyncpg
@@ -50,6 +52,14 @@ class Links:
 
     merged_into: UUID | None
     merged: tuple[UUID, ...] = ()
+
+
+@dataclass(frozen=True)
+class Woman:
+    """Who one woman is by each of her rows; that which `stands` for all comes first."""
+
+    stands: PatientIdentity
+    others: tuple[PatientIdentity, ...]
 
 
 async def take_turn(tx: "Transaction") -> None:
@@ -95,6 +105,22 @@ async def survivor(tx: "Transaction", patient_id: UUID) -> UUID:
     while (into := (await links_of(tx, patient_id)).merged_into) is not None:
         patient_id = into
     return patient_id
+
+
+async def women(
+    tx: "Transaction", store: "Store", patient_ids: Collection[UUID]
+) -> dict[UUID, Woman]:
+    """Return who is meant by those of some rows that are merged with others."""
+    found: dict[UUID, Woman] = {}
+    named = await named_with(tx, [str(one) for one in patient_ids])
+    for row, others in named.items():
+        stands = await survivor(tx, UUID(row))
+        rows = [UUID(one) for one in (row, *others) if UUID(one) != stands]
+        found[UUID(row)] = Woman(
+            await identities.patient(tx, store, stands),
+            tuple([await identities.patient(tx, store, one) for one in rows]),
+        )
+    return found
 
 
 async def links_of(tx: "Transaction", patient_id: UUID) -> Links:

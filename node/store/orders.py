@@ -32,6 +32,28 @@ join data_keys k on k.domain = 'patient' and k.subject = o.patient_id
     and k.wrapped is not null
 """
 
+# A woman of several rows is found by the number and the name of any of them.
+_SEARCH = f"""{_SELECT} where o.status = any($1)
+and ($2::date is null or o.scheduled_on >= $2)
+and ($3::date is null or o.scheduled_on <= $3)
+and ($4::text[] is null or o.station_titles && $4
+    or ($5 and o.station_titles = '{{}}'))
+and ($6 = '' or o.modality = $6)
+and ($7::bytea is null or o.patient_blind = $7 or o.patient_id = any(
+    array(select r.other::uuid from patients q join patient_rows r
+        on r.patient_id = q.patient_id::text where q.number_blind = $13)))
+and ($8::bytea is null or o.accession_blind = $8)
+and ($9::bytea is null or o.procedure_blind = $9)
+and ($10::bytea is null or o.step_blind = $10)
+and (cardinality($11::text[]) = 0 or o.study_instance_uid = any($11))
+and ($12::bytea is null or p.name_blinds @> array[$12::bytea]
+    or exists (select from patient_rows r
+        join patients q on q.patient_id = r.other::uuid
+        where r.patient_id = o.patient_id::text
+        and q.name_blinds @> array[$12::bytea]))
+order by o.scheduled_on, o.scheduled_time nulls first, o.sequence limit $14
+"""  # noqa: S608
+
 
 class NamedBy(StrEnum):
     """By what a study names its order, the strongest first."""
@@ -75,6 +97,7 @@ class OrderQuery:
     """What to look for; None and empty match everything.
 
     `stations` with `unassigned` also finds steps that any machine may take.
+    `patient_id` and `name_prefix` may be those of any row of the same woman.
     `name_prefix` is the beginning of a name component (`studies.name_prefixes`).
     Ids find candidates without regard to case: compare what comes back.
     """
@@ -163,13 +186,14 @@ async def update(
     *,
     at: datetime,
 ) -> None:
-    """Write the order over what is there."""
+    """Write the order over what is there, sealed with the key of its patient now."""
     await tx.execute(
-        "update orders set status = $2, study_instance_uid = $3, modality = $4,"
-        " station_titles = $5, scheduled_on = $6, scheduled_time = $7,"
-        " patient_blind = $8, accession_blind = $9, procedure_blind = $10,"
-        " step_blind = $11, body = $12, updated_at = $13 where order_id = $1",
+        "update orders set patient_id = $2, status = $3, study_instance_uid = $4,"
+        " modality = $5, station_titles = $6, scheduled_on = $7, scheduled_time = $8,"
+        " patient_blind = $9, accession_blind = $10, procedure_blind = $11,"
+        " step_blind = $12, body = $13, updated_at = $14 where order_id = $1",
         order.order_id,
+        order.patient_id,
         order.status.value,
         *await _searched(tx, store, order, identity),
         at,
@@ -214,19 +238,7 @@ async def search(
     ring = store.ring
     prefix = query.name_prefix[: identities.NAME_PREFIX_LENGTH]
     rows = await tx.fetch(
-        f"{_SELECT} where o.status = any($1)"
-        " and ($2::date is null or o.scheduled_on >= $2)"
-        " and ($3::date is null or o.scheduled_on <= $3)"
-        " and ($4::text[] is null or o.station_titles && $4"
-        "  or ($5 and o.station_titles = '{}'))"
-        " and ($6 = '' or o.modality = $6)"
-        " and ($7::bytea is null or o.patient_blind = $7)"
-        " and ($8::bytea is null or o.accession_blind = $8)"
-        " and ($9::bytea is null or o.procedure_blind = $9)"
-        " and ($10::bytea is null or o.step_blind = $10)"
-        " and (cardinality($11::text[]) = 0 or o.study_instance_uid = any($11))"
-        " and ($12::bytea is null or p.name_blinds @> array[$12::bytea])"
-        " order by o.scheduled_on, o.scheduled_time nulls first, o.sequence limit $13",
+        _SEARCH,
         [status.value for status in query.statuses],
         query.first_day,
         query.last_day,
@@ -239,6 +251,7 @@ async def search(
         _blind(store, "order_step", query.step_id),
         list(query.study_instance_uids),
         ring.blind("name_prefix", prefix) if prefix else None,
+        identities.number_blind(ring, query.patient_id),
         limit,
     )
     return await _listed(tx, store, rows)

@@ -215,7 +215,8 @@ async def merge_as_told(
     """Merge two rows as the hospital's system says, whose patients they are.
 
     Its word needs no second look; it is undone as any merge. RULE when they are one
-    already in another way, which it cannot know.
+    already in another way, which it cannot know, and when a person has said that they
+    are two: a system that repeats what it once sent must not overrule her.
     """
     identity.require(Action.WRITE_PATIENT)
     await merges.take_turn(tx)
@@ -226,6 +227,12 @@ async def merge_as_told(
         raise NodeError(
             "this row was merged otherwise: it is taken apart on the reconciliation"
             " page, or with `node reconcile unmerge`",
+            ErrorKind.RULE,
+        )
+    if await merges.verdict_on(tx, lost, kept) in (Verdict.APART, Verdict.DIFFERENT):
+        raise NodeError(
+            "somebody here has said that these are two women: they are merged on the"
+            " reconciliation page, or with `node reconcile merge`",
             ErrorKind.RULE,
         )
     for row in (lost, kept):

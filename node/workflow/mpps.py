@@ -14,10 +14,15 @@ from node.domain.completion import StepStatus
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.order import OrderStatus
 from node.domain.study import PatientIdentity
-from node.store import audit, identities, orders, steps, studies
+from node.store import audit, identities, merges, orders, steps, studies
 from node.store.steps import JsonModel, PerformedStep
 from node.workflow.intake import MODALITY_ROLE
-from node.workflow.orders import RequestIds, find_named_orders, move_order
+from node.workflow.orders import (
+    RequestIds,
+    find_named_orders,
+    move_order,
+    numbers_of,
+)
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
@@ -171,9 +176,9 @@ async def _move_orders(tx: "Transaction", store: "Store", told: ToldStep) -> Non
 async def _is_hers(
     tx: "Transaction", store: "Store", told: PatientIdentity, patient_id: UUID
 ) -> bool:
-    number = told.patient_id.strip()
-    on_file = await identities.patient(tx, store, patient_id)
-    return number in ("", on_file.patient_id.strip())
+    """Tell whether a machine names the patient of an order, by any number of hers."""
+    hers = await numbers_of(store, tx, await merges.rows_of(tx, patient_id))
+    return told.patient_id.strip() in {"", *(number.strip() for number in hers)}
 
 
 async def _record(

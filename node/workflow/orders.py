@@ -110,8 +110,9 @@ async def place_order(
     """Write an order or its change; return it, and what became of it.
 
     The same placement twice is one order. A change keeps ids and Study Instance UID
-    that the node gave. CONFLICT when the accession number is another patient's, and
-    for a change after the examination has begun. Without `by` the caller audits.
+    that the node gave, and goes to the row that it names where two are one woman.
+    CONFLICT when it or its accession number is another patient's, and for a change
+    after the examination has begun. Without `by` the caller audits.
     """
     number = placement.step.accession_number or placement.key
     await orders.take_turn(tx, store, number)
@@ -132,7 +133,8 @@ async def place_order(
             tx, store, order, identity, key=placement.key, at=store.clock()
         )
     else:
-        order = _changed(known.order, placement)
+        hers = await merges.rows_of(tx, placement.patient_id)
+        order = _changed(known.order, placement, hers)
         if order == known.order:
             return order, Placed.SAME
         await orders.update(tx, store, order, identity, at=store.clock())
@@ -160,13 +162,19 @@ async def _find_placed(
     return None
 
 
-def _changed(known: Order, placement: Placement) -> Order:
-    if placement.patient_id != known.patient_id:
+def require_her_order(known: Order, hers: frozenset[UUID]) -> None:
+    """Raise CONFLICT unless an order is of one of the rows of a woman."""
+    if known.patient_id not in hers:
         raise NodeError(
             "an order stays with its patient: cancel it and place another",
             ErrorKind.CONFLICT,
             expression="patient",
         )
+
+
+def _changed(known: Order, placement: Placement, hers: frozenset[UUID]) -> Order:
+    """Return an order as it is placed now, under whichever number of hers."""
+    require_her_order(known, hers)
     told, was = placement.step, known.step
     step = replace(
         told,
@@ -183,7 +191,12 @@ def _changed(known: Order, placement: Placement) -> Order:
         )
     if known.begun:
         return known
-    return replace(known, step=step, status=OrderStatus.SCHEDULED)
+    return replace(
+        known,
+        patient_id=placement.patient_id,
+        step=step,
+        status=OrderStatus.SCHEDULED,
+    )
 
 
 async def _completed(tx: "Transaction", store: "Store", order: Order) -> Step:
@@ -369,13 +382,14 @@ async def _by_placer(
     told.discard("")
     if not told:
         return []
-    found: list[ListedOrder] = []
+    found: dict[UUID, ListedOrder] = {}
     for number in sorted(await numbers_of(store, tx, rows)):
         query = orders.OrderQuery(statuses=frozenset(OrderStatus), patient_id=number)
-        found += await orders.search(tx, store, query, limit=100)
+        for listed in await orders.search(tx, store, query, limit=100):
+            found[listed.order.order_id] = listed
     return [
         (listed, NamedBy.REQUEST)
-        for listed in found
+        for listed in found.values()
         if listed.order.step.placer_order_number in told
         and (listed.order.patient_id in rows or is_same_patient(listed.identity, hers))
     ]

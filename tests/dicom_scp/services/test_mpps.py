@@ -18,7 +18,7 @@ from dicom_scp.services.mpps import PERFORMED_STEP, mpps_service
 from node.domain.completion import StepStatus
 from node.domain.order import OrderSource, OrderStatus, Step
 from node.domain.study import PatientIdentity, StudyStatus
-from node.store import audit, orders, steps, studies
+from node.store import audit, merges, orders, steps, studies
 from node.store.steps import PerformedStep
 from node.store.store import Store
 from node.workflow.completion import close_due_studies
@@ -297,8 +297,13 @@ async def test_order_of_the_worklist_follows_its_step(
     machine = await connect()
     await machine.create(make_step(PatientID="P-0002"), uid="2.25.901")
     assert await status() is OrderStatus.SCHEDULED  # another woman's step
+    other = PatientIdentity(patient_id="P-0003", name="Zhang^San=张^三")
+    async with store.db.transaction() as tx:
+        kept_row = await patient_of_order(store, tx, other)
+        await merges.link(tx, patient, kept_row)
+    await machine.create(make_step(PatientID="P-0003"), uid="2.25.902")
+    assert await status() is OrderStatus.IN_PROGRESS  # the other number of the same
     await machine.create(make_step(PatientID=""))
-    assert await status() is OrderStatus.IN_PROGRESS
     kept = await step_in(store)
     assert kept is not None
     assert kept.patient_id == patient

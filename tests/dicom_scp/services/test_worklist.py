@@ -36,7 +36,7 @@ from dicom_scp.services.worklist import (
 from node.charset import unicode_header
 from node.domain.order import Code, Order, OrderSource, OrderStatus, Step
 from node.domain.study import PatientIdentity
-from node.store import orders
+from node.store import merges, orders
 from node.store.orders import ListedOrder
 from node.store.store import Store
 from node.workflow.orders import Placement, patient_of_order, place_order
@@ -284,6 +284,7 @@ def make_query(**changes: Any) -> Dataset:
     return query
 
 
+UNICODE = {"SpecificCharacterSet": "ISO_IR 192"}
 Answer = tuple[list[Dataset], list[Dataset]]
 
 
@@ -325,6 +326,29 @@ async def test_a_machine_sees_its_own_steps_and_those_of_nobody(
     assert steps(theirs) == {"S2"}
     pattern, _ = await ask(port, make_query(ScheduledStationAETitle="US*"))
     assert steps(pattern) == {"S1", "S2", "S3", "S9"}
+
+
+async def test_an_order_of_a_merged_woman_is_offered_once_under_her_standing_number(
+    store: Store, serve: Serve
+) -> None:
+    lost, other, *_ = await place(store)
+    kept = other.order.patient_id
+    async with store.db.transaction() as tx:
+        await merges.link(tx, lost.order.patient_id, kept)
+    port = await serve(stations=Stations.ALL)
+    for asked in ("P1", "P2", "P*", ""):
+        query = make_query(PatientID=asked, OtherPatientIDs="", **UNICODE)
+        answers, _ = await ask(port, query)
+        assert sorted(steps(answers)) == ["S1", "S2", "S3", "S4"]
+        assert len(answers) == 4
+        told = {(a.PatientID, str(a.PatientName), a.OtherPatientIDs) for a in answers}
+        assert told == {("P2", LI.name, "P1")}
+    by_name, _ = await ask(port, make_query(PatientName="Wang*", **UNICODE))
+    assert {str(one.PatientName) for one in by_name} == {LI.name}
+    async with store.db.transaction() as tx:
+        await merges.link(tx, lost.order.patient_id, None)
+    apart, _ = await ask(port, make_query(PatientID="P1"))
+    assert (steps(apart), {a.PatientID for a in apart}) == ({"S1", "S3"}, {"P1"})
 
 
 async def test_a_site_can_keep_each_machine_to_its_own_steps(

@@ -23,7 +23,7 @@ from fhir.subscriptions.relay import ensure_relay_subscription
 from fhir.subscriptions.requests import subscribe
 from node.domain.access import Identity, Role
 from node.domain.errors import ErrorKind, NodeError
-from node.domain.order import OrderSource, Step
+from node.domain.order import OrderSource, OrderStatus, Step
 from node.domain.scopes import Scopes, read_scopes
 from node.store import clients, merges, orders, subscriptions
 from node.store.erasure import shred_patient
@@ -37,6 +37,7 @@ from node.workflow.merging import (
 )
 from node.workflow.orders import Placement, place_order
 from tests.factories import make_patient
+from tests.fhir.content.test_orders import make_order, typed
 from tests.fhir.rig import (
     ACCESSION,
     STUDY_UID,
@@ -297,7 +298,7 @@ async def test_a_link_that_would_stay_without_effect_is_refused(case: Case) -> N
         return [{"other": {"reference": f"Patient/{row}"}, "type": kind}]
 
     for row, told in (
-        (case.kept, link("replaces", case.lost)),
+        (case.kept, link("replaces", uuid4())),
         (case.lost, link("replaced-by", uuid4())),
         (case.lost, link("replaced-by", case.lost)),
     ):
@@ -308,6 +309,31 @@ async def test_a_link_that_would_stay_without_effect_is_refused(case: Case) -> N
     cycle = link("replaced-by", case.lost)
     answer = await case.put(case.kept, link=cycle)
     assert (answer.status, b"unmerge" in answer.raw) == (422, True)
+
+
+async def test_the_one_that_stands_may_say_it_and_a_person_has_the_last_word(
+    case: Case,
+) -> None:
+    """Some systems link only the survivor, and repeat it with every update."""
+    told = [{"other": {"reference": f"Patient/{case.lost}"}, "type": "replaces"}]
+    answer = await case.put(case.kept, link=told)
+    assert (answer.status, links(answer.body)) == (200, links({"link": told}))
+    await case.publish()
+    lost = await patient(case, case.lost)
+    assert links(lost) == [("replaced-by", f"Patient/{case.kept}")]
+    await case.act(take_apart, reason="two sisters")
+    again = await case.put(case.kept, link=told)
+    assert (again.status, again.expressions) == (422, ["Patient.link"])
+    assert b"reconcile merge" in again.raw
+    for harmless in ("seealso", "refer"):
+        told = [{"other": {"reference": f"Patient/{case.lost}"}, "type": harmless}]
+        answer = await case.put(case.kept, link=told)
+        assert (answer.status, links(answer.body)) == (200, links({"link": told}))
+    assert await case.found(f"/ImagingStudy?patient={case.kept}") == {
+        f"ImagingStudy/{OTHER_STUDY}"
+    }
+    operation = await case.rig.ask("POST", "/Patient/$merge", {}, role=Role.EHR)
+    assert (operation.status, b"replaced-by" in operation.raw) == (404, True)
 
 
 async def test_erasing_one_row_erases_the_other_unless_they_were_taken_apart(
@@ -463,3 +489,37 @@ async def test_an_order_that_was_placed_in_the_same_moment_is_matched_too(
     await publish_merge(store, case.rig.settings, {"decision": number})
     async with store.db.transaction() as tx:
         assert await orders.studies_of(tx, placed.order_id) == [STUDY_UID]
+
+
+async def test_an_order_follows_the_ehr_to_the_row_that_stands_and_stays_there(
+    case: Case,
+) -> None:
+    """Who merges sends its orders once more, under the number that is left."""
+    rig, store = case.rig, case.rig.store
+    order = make_order(f"Patient/{case.lost}", identifier=[typed("PLAC", "P-77")])
+    first = (await rig.ask("POST", "/ServiceRequest", order, role=Role.EHR)).body
+    await case.act(merge_rows)
+    told = first | {"subject": {"reference": f"Patient/{case.kept}"}}
+    path, version = f"/ServiceRequest/{first['id']}", {"If-Match": 'W/"1"'}
+    moved = await rig.ask("PUT", path, told, role=Role.EHR, headers=version)
+    assert moved.status == 200, moved.raw
+    replaces = [{"reference": f"ServiceRequest/{first['id']}"}]
+    again = make_order(f"Patient/{case.lost}", replaces=replaces)
+    assert (
+        await rig.ask("POST", "/ServiceRequest", again, role=Role.EHR)
+    ).status == 201
+    async with store.db.transaction() as tx:
+        every = orders.OrderQuery(statuses=frozenset(OrderStatus))
+        found = await orders.search(tx, store, every, limit=9)
+    rows = {one.order.patient_id: one.order.status for one in found}
+    assert rows == {
+        case.kept: OrderStatus.CANCELLED,
+        case.lost: OrderStatus.SCHEDULED,
+    }
+    await case.act(take_apart, reason="two sisters")
+    for row, shown, hidden in ((case.kept, 2, 1), (case.lost, 1, 2)):
+        bearer = {"Authorization": f"Bearer {await case.token(row)}"}
+        for number, status in ((shown, 200), (hidden, 404)):
+            vread = f"{path}/_history/{number}"
+            answer = await rig.get(vread, role=None, headers=bearer)
+            assert answer.status == status, (row, number, answer.raw)

@@ -187,6 +187,22 @@ async def test_an_accession_number_of_another_patient_is_a_conflict(
     assert answer.expressions == ["ServiceRequest.identifier"]
 
 
+async def test_an_order_stays_with_its_patient_also_when_its_examination_has_begun(
+    empty_rig: Rig, patient: str
+) -> None:
+    posted = await post(empty_rig, make_order(patient))
+    other = make_ehr_patient("MRN-0100", name=[{"text": "赵敏"}])
+    made = await empty_rig.ask("POST", "/Patient", other, role=Role.EHR)
+    hers = {"reference": f"Patient/{made.body['id']}"}
+    (order,) = await stored(empty_rig)
+    for status in (OrderStatus.SCHEDULED, OrderStatus.IN_PROGRESS):
+        async with empty_rig.store.db.transaction() as tx:
+            now = empty_rig.store.clock()
+            await orders.set_status(tx, order.order_id, status, at=now)
+        answer = await put(empty_rig, posted, subject=hers)
+        assert (answer.status, answer.expressions) == (409, ["ServiceRequest.subject"])
+
+
 async def test_the_ehr_may_change_its_order_while_the_examination_goes_on(
     empty_rig: Rig, patient: str
 ) -> None:
