@@ -28,7 +28,7 @@ from fhir.settings import FhirSettings
 from node.domain.access import Identity
 from node.domain.audit import note_query
 from node.domain.errors import ErrorKind, NodeError
-from node.store.database import TooCostly, limited
+from node.store.database import TooCostly, given_up_after, limited
 from node.store.resources import Stored
 from node.store.search import pages, related, totals
 from node.store.search.criteria import Criterion, Order, Position, Query
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 MAX_COUNT = 200
 MAX_INCLUDED = 1000
+# How long a page may be kept waiting for its exact total.
+COUNTING_LIMIT_S = 3.0
 # How often _include:iterate goes on from what it has found (3.1.1.5.4).
 MAX_ROUNDS = 4
 Parameters = Sequence[tuple[str, str]]
@@ -215,10 +217,7 @@ class Searcher:
             beside=beside,
         )
         bundle: Json = {"resourceType": "Bundle", "type": "searchset"}
-        if request.total == "accurate" or request.count_only:
-            bundle["total"] = await totals.count(tx, self._store, query)
-        elif request.total == "estimate":
-            bundle["total"] = await totals.estimate(tx, self._store, query)
+        costly = await self._count(tx, request, query, bundle)
         bundle["link"] = [{"relation": "self", "url": self._self_link(request)}]
         show = self._view.narrowed(subset) if subset else self._view
         entries: list[bytes] = []
@@ -235,14 +234,35 @@ class Searcher:
                 if position is not None:
                     url = self._page_link(request, position)
                     bundle["link"].append({"relation": relation, "url": url})
-        if request.ignored:
-            issues = [
-                Issue("not-supported", text, severity="warning")
-                for text in request.ignored
-            ]
+        issues = [
+            Issue("not-supported", text, severity="warning") for text in request.ignored
+        ]
+        if issues := issues + costly:
             told = {"resource": outcome(issues), "search": {"mode": "outcome"}}
             entries.append(to_bytes(told))
         return with_entries(bundle, entries)
+
+    async def _count(
+        self, tx: "Transaction", request: Request, query: Query, bundle: Json
+    ) -> list[Issue]:
+        """Put the number of matches into the Bundle as far as it was asked for.
+
+        Where a page would wait too long for the exact one it comes without (R4
+        Bundle.total is 0..1: better none than a guess), and is told about how many.
+        """
+        if request.total == "estimate":
+            bundle["total"] = await totals.estimate(tx, self._store, query)
+        elif request.count_only:
+            bundle["total"] = await totals.count(tx, self._store, query)
+        elif request.total == "accurate":
+            try:
+                async with given_up_after(tx, COUNTING_LIMIT_S):
+                    bundle["total"] = await totals.count(tx, self._store, query)
+            except TooCostly:
+                about = await totals.estimate(tx, self._store, query)
+                told = f"to count what matches takes too long: it is about {about}"
+                return [Issue("too-costly", told, severity="warning")]
+        return []
 
     async def _included(
         self, tx: "Transaction", request: Request, matches: Sequence[Stored]

@@ -266,6 +266,23 @@ async def limited(tx: Transaction) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def given_up_after(tx: Transaction, seconds: float) -> AsyncIterator[None]:
+    """Let one question take so long; TooCostly then, and the others go on."""
+    try:
+        async with tx.transaction():
+            allowed = await tx.fetchval("show statement_timeout")
+            await _allow(tx, f"{round(1000 * seconds)}ms")
+            yield
+            await _allow(tx, allowed)  # for whatever transaction is around this one
+    except asyncpg.QueryCanceledError:
+        raise TooCostly from None
+
+
+async def _allow(tx: Transaction, longest: str) -> None:
+    await tx.execute("select set_config('statement_timeout', $1, true)", longest)
+
+
+@asynccontextmanager
 async def _lent(
     pool: "asyncpg.Pool[asyncpg.Record]",
 ) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:

@@ -196,6 +196,7 @@ async def _row(
     )
 
 
+# Each row of an index says by what its resource is sorted: a search walks along it.
 # Where `written` is empty nothing else is touched: somebody else was faster.
 _INDEXED = """
 no_tokens as (delete from resource_tokens t using written
@@ -205,12 +206,14 @@ no_references as (delete from resource_references r using written
 no_dates as (delete from resource_dates d using written
     where d.resource_type = $1 and d.resource_id = $2),
 tokens as (insert into resource_tokens
-    select $1, $2, one.* from written, unnest($3::text[], $4::text[], $5::bytea[]) one),
+    select $1, $2, one.*, sort_date, last_updated
+    from written, unnest($3::text[], $4::text[], $5::bytea[]) one),
 refs as (insert into resource_references
-    select $1, $2, one.* from written, unnest($6::text[], $7::text[], $8::text[]) one),
+    select $1, $2, one.*, sort_date, last_updated
+    from written, unnest($6::text[], $7::text[], $8::text[]) one),
 dates as (insert into resource_dates
-    select $1, $2, one.* from written,
-        unnest($9::text[], $10::timestamptz[], $11::timestamptz[]) one)
+    select $1, $2, one.*, sort_date, last_updated
+    from written, unnest($9::text[], $10::timestamptz[], $11::timestamptz[]) one)
 select resource_type, resource_id from written
 """
 _WRITE = f"""
@@ -221,7 +224,7 @@ with written as (
     on conflict (resource_type, resource_id) do update set version = $13,
         last_updated = $14, patient_id = $15, sort_date = $16, index_version = $12
         where resources.version = $13 - 1
-    returning resource_type, resource_id
+    returning resource_type, resource_id, sort_date, last_updated
 ), kept as (
     insert into resource_versions (resource_type, resource_id, version,
         last_updated, patient_id, method, body)
@@ -229,9 +232,9 @@ with written as (
 ), {_INDEXED}"""
 _INDEX_ANEW = f"""
 with written as (
-    update resources set index_version = $12
+    update resources set index_version = $12, sort_date = $13
     where resource_type = $1 and resource_id = $2
-    returning resource_type, resource_id
+    returning resource_type, resource_id, sort_date, last_updated
 ), {_INDEXED}"""
 
 
@@ -326,6 +329,7 @@ async def index_anew(
         stored.resource_id,
         *_found_by(store, index),
         index.version,
+        index.happened_at,
     )
 
 

@@ -156,10 +156,3 @@ def overlaps(asked: Within, earliest: datetime, latest: datetime) -> bool:
         "sa": earliest >= hi,
         "eb": latest <= lo,
     }[asked.prefix]
-
-
-def listed(criterion: Criterion) -> bool:
-    """Tell whether rows of the index are what meets a criterion, and nothing else."""
-    if isinstance(criterion, TokenIs):
-        return not criterion.negated
-    return isinstance(criterion, RefersTo | Chained)

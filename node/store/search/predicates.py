@@ -22,7 +22,6 @@ from node.store.search.criteria import (
     RefersTo,
     TokenIs,
     Within,
-    listed,
 )
 
 if TYPE_CHECKING:
@@ -67,6 +66,17 @@ _SORTED_COMPARISONS = {
     "sa": "{s} >= {hi}",
     "eb": "{s} < {lo} and {s} > {never} and {inside}",
 }
+# What of it the sort key alone can tell.
+_BOUNDS = {
+    "eq": "{s} >= {lo} and {s} < {hi}",
+    "ne": "true",
+    "gt": "{s} > {far}",
+    "lt": "{s} < {lo} and {s} > {never}",
+    "ge": "{s} > {far}",
+    "le": "{s} < {hi} and {s} > {never}",
+    "sa": "{s} >= {hi}",
+    "eb": "{s} < {lo} and {s} > {never}",
+}
 _TABLES = {
     "token": "resource_tokens",
     "reference": "resource_references",
@@ -86,12 +96,15 @@ def condition(store: "Store", criteria: Sequence[Criterion]) -> tuple[str, list[
 
 @dataclass
 class Predicates:
-    """Collects arguments while criteria become one WHERE clause."""
+    """Collects arguments while criteria become one WHERE clause.
+
+    `one_by_one` keeps the planner from asking about all resources at once: a page
+    needs twenty, and what it takes for rare may be what nearly all have.
+    """
 
     store: "Store"
-    resource_type: str = ""
     long_dates: Mapping[Within, datetime] = field(default_factory=dict)
-    few: frozenset[AnyOf] = frozenset()
+    one_by_one: bool = False
     arguments: list[Any] = field(default_factory=list)
 
     def bind(self, value: Any) -> str:
@@ -99,6 +112,7 @@ class Predicates:
         return f"${len(self.arguments)}"
 
     def where(self, query: Query) -> str:
+        """Return what is true of the rows `r` that a search finds."""
         clauses = [f"r.resource_type = {constant(query.resource_type)}"]
         clauses += [self.clause(c, "r") for c in query.criteria]
         return " and ".join(clauses)
@@ -117,8 +131,6 @@ class Predicates:
             case Has(parameter, kind, present):
                 inside = self._exists(_TABLES[kind], row, parameter, "true")
                 return inside if present else f"not {inside}"
-            case AnyOf() if row == "r" and criterion in self.few:
-                return f"r.resource_id in ({self.ids(criterion)})"
             case AnyOf(alternatives):
                 parts = [
                     " and ".join(self.clause(one, row) for one in together) or "true"
@@ -134,12 +146,13 @@ class Predicates:
                     f" and h.parameter = {constant(parameter)}"
                     f" and h.target_type = {row}.resource_type"
                     f" and h.target_id = {row}.resource_id"
-                    f" and {self.clause(inner, 't')})"
+                    f" and {self.clause(inner, 't')}{self._fence(row)})"
                 )
             case Chained(parameter, target_type, inner):
                 its_type = constant(target_type)
                 condition = f"x.target_type = {its_type} and "
-                if listed(inner) and not isinstance(inner, Chained):
+                of_index = isinstance(inner, TokenIs) and not inner.negated
+                if of_index or isinstance(inner, RefersTo):
                     # What has a row in the index is there: nobody has to look.
                     condition += self.clause(inner, "x")
                 else:
@@ -154,25 +167,36 @@ class Predicates:
         """Return that a resource has such a row in the index.
 
         The resource is a row of `resources`, or what the reference `x` refers to.
-        Of no row in particular: return what lists the ids of all that have one.
         """
         x, of = _indexed(row), "target" if row == "x" else "resource"
-        if not row:
-            return (
-                f"select {x}.resource_id from {table} {x}"
-                f" where {x}.resource_type = {constant(self.resource_type)}"
-                f" and {x}.parameter = {constant(parameter)} and ({condition})"
-            )
         return (
             f"exists (select 1 from {table} {x}"
             f" where {x}.resource_type = {row}.{of}_type"
             f" and {x}.resource_id = {row}.{of}_id"
-            f" and {x}.parameter = {constant(parameter)} and ({condition}))"
+            f" and {x}.parameter = {constant(parameter)} and ({condition})"
+            f"{self._fence(row)})"
         )
 
-    def ids(self, asked: AnyOf) -> str:
-        """Return what lists the ids of all that meet one of some alternatives."""
-        return " union all ".join(self.clause(one, "") for (one,) in asked.alternatives)
+    def _fence(self, row: str) -> str:
+        return " offset 0" if self.one_by_one and row == "d" else ""
+
+    def bound(self, wanted: Within, row: str) -> str:
+        """Return what is true of the sort keys of rows that can meet a comparison.
+
+        For `_lastUpdated` it is the comparison itself.
+        """
+        if wanted.parameter == LAST_UPDATED:
+            return self._within(wanted, row)
+        template = _BOUNDS[wanted.prefix]
+        return f"({self._compare(template, wanted, s=f'{row}.sort_date')})"
+
+    def dated(self, wanted: Within, row: str) -> str:
+        """Return what is true of rows of dates that compare as asked."""
+        around = _SORTED_COMPARISONS[wanted.prefix]
+        inside = ""
+        if "{inside}" in around:
+            inside = self._compare(_COMPARISONS[wanted.prefix], wanted, i=row)
+        return self._compare(around, wanted, s=f"{row}.earliest", inside=inside)
 
     def _token(self, wanted: TokenIs, row: str) -> str:
         x = _indexed(row)
@@ -245,7 +269,7 @@ def before(wanted: Within, reach: timedelta) -> datetime:
 
 def _indexed(row: str) -> str:
     """Return what the index of a row is called: `y` beside a reference `x`."""
-    return "x" if row in ("r", "") else "y"
+    return "x" if row in ("r", "d") else "y"
 
 
 def constant(name: str) -> str:

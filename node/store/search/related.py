@@ -62,9 +62,13 @@ async def referring(
         ids = [*ids, *(one for others in rows_of.values() for one in others)]
     rows = await tx.fetch(
         "select r.resource_type, r.resource_id, r.version"
+        # Of each no more than can be shown: all may refer to one device.
         " from (select distinct x.resource_type, x.resource_id"
-        " from resource_references x where x.resource_type = $1 and x.parameter = $2"
-        " and x.target_type = $3 and x.target_id = any($4)) as x"
+        " from unnest($4::text[]) as target (id) cross join lateral"
+        " (select resource_type, resource_id from resource_references"
+        " where resource_type = $1 and parameter = $2 and target_type = $3"
+        " and target_id = target.id order by sort_date desc, resource_id desc"
+        " limit $5) as x) as x"
         " join resources r using (resource_type, resource_id)"
         " order by r.resource_id limit $5",
         resource_type,

@@ -3,49 +3,95 @@
 # Clauses are put together from constants; every value is a bound argument.
 # ruff: noqa: S608
 
-import json
 from typing import TYPE_CHECKING
 
-from node.store.search.criteria import Query
-from node.store.search.planning import planned
+from node.store.search.candidates import exact, listing
+from node.store.search.criteria import Criterion, Query
+from node.store.search.planning import (
+    Outlook,
+    bounds,
+    expected_of_type,
+    look,
+    plan_rows,
+)
+from node.store.search.predicates import Predicates, constant
 from node.store.search.women import query_of_one_woman
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
     from node.store.store import Store
 
-# How far one search looks for its number of matches before it estimates.
-_COUNTED = 1000
+# How many resources are looked at to tell which part of all meets the criteria, and how
+# many of them have to, for that to be better than what the planner expects.
+_SAMPLE = 2000
+_ENOUGH = 50
 
 
 async def count(tx: "Transaction", store: "Store", query: Query) -> int:
     """Return how many resources meet the criteria of `query`."""
     query = await query_of_one_woman(tx, store, query)
-    sql = await planned(tx, store, query)
-    where = sql.where(query)
-    number = await tx.fetchval(
-        f"select count(*) from resources r where {where}",
-        *sql.arguments,
-    )
-    return int(number)
+    return await _counted(tx, store, query, await look(tx, store, query))
 
 
 async def estimate(tx: "Transaction", store: "Store", query: Query) -> int:
     """Return about how many resources meet the criteria; exact while they are few."""
     query = await query_of_one_woman(tx, store, query)
-    sql = await planned(tx, store, query)
-    where = sql.where(query)
-    found = await tx.fetchval(
-        "select count(*) from (select 1 from resources r"
-        f" where {where} limit {sql.bind(_COUNTED + 1)}) as few",
+    outlook = await look(tx, store, query)
+    if outlook.few is not None:
+        return await _counted(tx, store, query, outlook)
+    tried, met = await _sampled(tx, store, query, outlook)
+    if tried < _SAMPLE:  # these were all
+        return met
+    if met >= _ENOUGH:
+        return round(met / tried * await expected_of_type(tx, query.resource_type))
+    sql = Predicates(store, outlook.long_dates)
+    select = f"select 1 from resources r where {sql.where(query)}"
+    return max(met, await plan_rows(tx, select, sql.arguments))
+
+
+async def _counted(
+    tx: "Transaction", store: "Store", query: Query, outlook: Outlook
+) -> int:
+    if outlook.few is None:
+        sql = Predicates(store, outlook.long_dates)
+        found = f"select 1 from resources r where {sql.where(query)}"
+    else:
+        sql = Predicates(store, outlook.long_dates, one_by_one=True)
+        candidates = listing(sql, query.resource_type, outlook.few)
+        rest = [one for one in query.criteria if not _told(one, outlook.few)]
+        clauses = [sql.clause(one, "d") for one in rest]
+        within = [sql.bound(one, "l") for one in bounds(query.criteria)]
+        found = (
+            f"select 1 from (select distinct on (l.resource_id)"
+            f" {constant(query.resource_type)} as resource_type, l.*"
+            f" from ({candidates}) l where {' and '.join(within) or 'true'}) d"
+            f" where {' and '.join(clauses) or 'true'}"
+        )
+    return int(
+        await tx.fetchval(f"select count(*) from ({found}) found", *sql.arguments)
+    )
+
+
+def _told(asked: Criterion, few: Criterion) -> bool:
+    return asked == few and exact(asked)
+
+
+async def _sampled(
+    tx: "Transaction", store: "Store", query: Query, outlook: Outlook
+) -> tuple[int, int]:
+    """Return how many of a type were looked at, and how many meet the criteria.
+
+    Ids say nothing of what a resource is, so those that follow each other from
+    somewhere on are a sample.
+    """
+    sql = Predicates(store, outlook.long_dates, one_by_one=True)
+    clauses = [sql.clause(one, "d") for one in query.criteria]
+    (row,) = await tx.fetch(
+        "select count(*) as tried, count(*) filter"
+        f" (where {' and '.join(clauses) or 'true'}) as met from (select resource_type,"
+        " resource_id, sort_date, last_updated from resources"
+        f" where resource_type = {constant(query.resource_type)}"
+        f" order by resource_id limit {_SAMPLE}) d",
         *sql.arguments,
     )
-    if found <= _COUNTED:
-        return int(found)
-    sql = await planned(tx, store, query)
-    where = sql.where(query)
-    plan = await tx.fetchval(
-        f"explain (format json) select 1 from resources r where {where}",
-        *sql.arguments,
-    )
-    return max(int(found), int(json.loads(plan)[0]["Plan"]["Plan Rows"]))
+    return row["tried"], row["met"]

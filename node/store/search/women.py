@@ -110,7 +110,7 @@ async def _others(
     tx: "Transaction", store: "Store", asked: Criterion
 ) -> tuple[str, ...]:
     """Return the other rows of the women, among those merged, who meet a criterion."""
-    sql = Predicates(store, PATIENT)
+    sql = Predicates(store)
     rows = await tx.fetch(
         "select distinct h.other from patient_rows h join resources r"
         f" on r.resource_type = '{PATIENT}' and r.resource_id = h.patient_id"

@@ -10,11 +10,13 @@ import pytest
 
 from fhir.content.publish import index_older
 from fhir.encoding.wire import Json, parse
+from fhir.search import bundles
 from fhir.search.parameters import COMMON, CONTROL, INDEX_VERSION, PARAMETERS, index_of
 from node.domain.access import Role
 from node.store import database, resources
 from node.store.erasure import shred
 from node.store.search import pages as found_pages
+from node.store.search import totals
 from node.store.search.criteria import Order, Query
 from node.store.store import Store
 from tests.conftest import FrozenClock
@@ -550,6 +552,24 @@ async def test_a_search_that_takes_too_long_is_ended_and_reads_go_on(
         issue = answer.body["issue"][0]
         assert issue["code"] == "too-costly"
         assert "narrow it by identifier, name" in issue["diagnostics"]
+
+
+async def test_a_page_does_not_wait_for_an_exact_total_that_takes_too_long(
+    hospital: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def endless(tx: Any, *_: Any) -> None:
+        await tx.fetch("select pg_sleep(60)")
+
+    monkeypatch.setattr(totals, "count", endless)
+    monkeypatch.setattr(bundles, "COUNTING_LIMIT_S", 0.05)
+    bundle = await hospital.read("/DiagnosticReport?_total=accurate&_count=2")
+    assert "total" not in bundle
+    assert len(found(bundle)) == 2
+    (told,) = found(bundle, "outcome")
+    assert told["issue"][0]["code"] == "too-costly"
+    assert "about 3" in told["issue"][0]["diagnostics"]
+    counted = await hospital.read("/DiagnosticReport?_summary=count&_total=estimate")
+    assert counted["total"] == 3
 
 
 def test_no_parameter_stands_twice_and_each_sorts_by_one_date() -> None:
