@@ -267,6 +267,7 @@ class Fhir:
     hook_hosts: list[str]
     hook_networks: list[str]
     hook_secret_file: str
+    hook_secret_overlap_h: float
     hook_certificate: str
     hook_key: str
     hook_trusted: str

@@ -20,7 +20,8 @@ class FhirSettings:
     `base_url` ends in /fhir and is what other systems see. `topics` is what
     can be subscribed to, by address. `endpoints` are the hosts that a Subscription
     may call: nothing else on the hospital's network can be reached through us; with
-    a `hook_secret` calls are signed. `texts` has one entry for
+    a `hook_secret` the calls of those are signed who have no secret of their own, and
+    one that was changed signs too for `hook_secret_overlap`. `texts` has one entry for
     every BI-RADS category. `offset` is the site's from UTC: worklists have its time.
     """
 
@@ -33,6 +34,7 @@ class FhirSettings:
     topics: Mapping[str, Topic] = field(default_factory=dict)
     endpoints: Endpoints = field(default_factory=Endpoints)
     hook_secret: bytes = field(default=b"", repr=False)
+    hook_secret_overlap: timedelta = timedelta(hours=24)
     relay_url: str = ""
     relay_secret: bytes = field(default=b"", repr=False)
     give_up_after_s: float = 72 * 3600

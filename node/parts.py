@@ -524,6 +524,7 @@ def fhir_settings_of(settings: Settings) -> FhirSettings:
         topics=topics_of(settings),
         endpoints=endpoints_of(settings),
         hook_secret=_secret_of(settings, "hook_secret_file"),
+        hook_secret_overlap=timedelta(hours=settings.fhir.hook_secret_overlap_h),
         offset=site_offset(settings),
         export_keep=timedelta(hours=settings.fhir.export_keep_h),
         exports_at_once=settings.fhir.exports_at_once,

@@ -1,11 +1,16 @@
 """`python -m node subscriptions`: who is told of what, and what waits."""
 
-from typing import TYPE_CHECKING
+import secrets
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
+from uuid import UUID
 
+import typer
 from rich.table import Table
 
 from node.command import read_settings, with_store
+from node.domain.audit import AuditEntry
 from node.screen import console
 
 if TYPE_CHECKING:
@@ -37,6 +42,47 @@ def list_subscriptions() -> None:
             _trouble(told),
         )
     console.print(table)
+
+
+def change_secret(
+    subscription_id: UUID,
+    overlap_h: Annotated[
+        float | None,
+        typer.Option(help="Hours for which the one before signs too; as set without."),
+    ] = None,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Sign with the secret of the site again.")
+    ] = False,
+) -> None:
+    """Sign the calls of a subscriber with a new secret; it is shown this once."""
+    from node.store import audit, subscriptions
+
+    settings = read_settings()
+    hours = settings.fhir.hook_secret_overlap_h if overlap_h is None else overlap_h
+    secret = None if remove else secrets.token_urlsafe(32)
+
+    async def work(store: "Store") -> None:
+        async with store.db.transaction() as tx:
+            entry = AuditEntry(
+                store.clock(),
+                "command line",
+                "",
+                "subscription-secret",
+                f"Subscription/{subscription_id}",
+                detail={"removed": str(remove).lower(), "overlap_h": f"{hours:g}"},
+            )
+            # As signing has it: the trail, then rows of subscribers.
+            await audit.record(tx, entry)
+            await subscriptions.set_secret(
+                tx,
+                store,
+                subscription_id,
+                None if secret is None else secret.encode(),
+                overlap=timedelta(hours=hours),
+            )
+
+    with_store(settings, work)
+    console.print(secret or f"{subscription_id}: no secret of its own", soft_wrap=True)
 
 
 def _trouble(told: "Subscription") -> str:

@@ -276,7 +276,7 @@ class Dispatcher:
             self._relay if relay else self._hooks,
             subscription.endpoint,
             body,
-            headers | self._signature(body, relay=relay),
+            headers | self._signature(subscription, body),
             subscription.timeout_s,
             None if relay else self._tls(),
         )
@@ -289,13 +289,15 @@ class Dispatcher:
         )
         return False
 
-    def _signature(self, body: bytes, *, relay: bool) -> dict[str, str]:
-        if relay:
+    def _signature(self, subscription: Subscription, body: bytes) -> dict[str, str]:
+        if subscription.subscription_id == RELAY:
             return relay_signature(self._settings, body)
-        if not self._settings.hook_secret:
+        site = self._settings.hook_secret
+        secrets = subscription.secrets or ((site,) if site else ())
+        if not secrets:
             return {}
         now = datetime.now(UTC)  # judged by another machine: never a test's clock
-        return {SIGNATURE_HEADER: sign(self._settings.hook_secret, body, now)}
+        return {SIGNATURE_HEADER: sign(secrets, body, now)}
 
 
 def _pause_s(failures: int) -> float:

@@ -17,11 +17,15 @@ BACKPORT = "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition"
 SIGNATURE_HEADER = "X-Sononode-Signature"
 
 
-def sign(secret: bytes, body: bytes, at: datetime) -> str:
-    """Return the signature of a call: its time, and the HMAC of that and the body."""
+def sign(secrets: Sequence[bytes], body: bytes, at: datetime) -> str:
+    """Return the signature of a call: its time, and the HMAC of that and the body.
+
+    One `v1` for each secret: whoever knows any of them can judge the call.
+    """
     unix = str(int(at.timestamp()))
-    digest = hmac.new(secret, f"{unix}.".encode() + body, hashlib.sha256)
-    return f"t={unix},v1={digest.hexdigest()}"
+    signed = f"{unix}.".encode() + body
+    digests = (hmac.new(one, signed, hashlib.sha256).hexdigest() for one in secrets)
+    return ",".join([f"t={unix}", *(f"v1={digest}" for digest in digests)])
 
 
 def notification(

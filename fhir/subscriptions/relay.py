@@ -79,7 +79,7 @@ def _resource(settings: FhirSettings, topic: str) -> Json:
 def relay_signature(settings: FhirSettings, body: bytes) -> dict[str, str]:
     """Return the header by which the relay knows us."""
     now = datetime.now(UTC)  # judged by another machine: never a test's clock
-    return {SIGNATURE_HEADER: sign(settings.relay_secret, body, now)}
+    return {SIGNATURE_HEADER: sign([settings.relay_secret], body, now)}
 
 
 async def offer_binding(

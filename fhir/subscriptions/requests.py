@@ -5,7 +5,7 @@ subscriber that waits for what never comes is worse than one that knows.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -41,6 +41,9 @@ _OUR_HEADERS = frozenset(
     {"host", "content-length", "content-type", "transfer-encoding", "connection"}
     | {SIGNATURE_HEADER.lower(), "upgrade", "te", "trailer"}
 )
+# Written, never read back, and sent to nobody: what calls are signed with.
+SECRET_HEADER = "X-Sononode-Secret"  # noqa: S105 - the name of it
+_SECRET_LENGTHS = range(32, 257)
 _HIDDEN = "***"
 _MEDIA_TYPE = re.compile(
     rf"({re.escape(CONTENT_TYPE)}|{re.escape(XML_CONTENT_TYPE)})"
@@ -64,14 +67,15 @@ async def accept(
     To switch one off needs no right to what it tells. Whoever else changes it, it
     stays its owner's: nobody is told by it what she may not read. The values of its
     headers are credentials of the hook: who reads it sees their names, and sends the
-    stars back to leave them as they are.
+    stars back to leave them as they are. A secret by `SECRET_HEADER` signs the calls
+    from now on; one that is not sent stays.
     """
     topic = topic_of(settings, resource["criteria"])
     if resource["status"] == "off":
         caller.require(Action.MANAGE_SUBSCRIPTION)
     else:
         require_topic(caller, topic)
-    owner = owner_of(caller)
+    owner, signed = owner_of(caller), False
     if known:
         if subscription_id == RELAY:
             raise NodeError(
@@ -82,9 +86,10 @@ async def accept(
         require_own(caller, current.owner)
         if current.owner is not None and current.owner.user_id != owner.user_id:
             owner = current.owner
-        resource = _with_headers(resource, _restored(resource, current.headers))
+        resource = _with_headers(resource, _restored(resource, current))
+        signed = bool(current.secrets)
     made = await subscribe(tx, store, settings, resource, subscription_id, owner)
-    return _with_headers(made, [_hidden(line) for line in _header_lines(made)])
+    return _with_headers(made, _shown(made, signed=signed))
 
 
 async def subscribe(
@@ -111,6 +116,12 @@ async def subscribe(
         asked.subscription(subscription_id), owner=owner, next_heartbeat_at=first
     )
     await subscriptions.create(tx, store, subscription)
+    secret = asked.secret()
+    if secret is not None:
+        overlap = settings.hook_secret_overlap
+        await subscriptions.set_secret(
+            tx, store, subscription_id, secret, overlap=overlap
+        )
     return {**resource, "status": subscription.status}
 
 
@@ -183,13 +194,20 @@ class _Asked:
         if "end" in resource and not self._ends_later():
             yield _issue("end", "must be later than now")
         yield from self._endpoint_faults(trusted=trusted)
-        if not all(map(_header_allowed, self._headers())):
+        if not all(map(_header_allowed, _header_lines(resource))):
             yield _issue("channel.header", "malformed, or a header that is ours")
+        yield from self._secret_faults()
+
+    def _secret_faults(self) -> Iterator[Issue]:
+        told = self._secrets()
+        if len(told) > 1 or any(len(one) not in _SECRET_LENGTHS for one in told):
+            words = f"{SECRET_HEADER} stands once, with 32 to 256 characters"
+            yield _issue("channel.header", words)
 
     def _endpoint_faults(self, *, trusted: bool) -> Iterator[Issue]:
         endpoint = str(self._channel.get("endpoint", ""))
         if self._channel["type"] == WEBSOCKET:
-            if endpoint or self._headers():
+            if endpoint or _header_lines(self._resource):
                 yield _issue("channel.endpoint", "a socket is opened by the client")
         elif not trusted and not self._settings.endpoints.allow(endpoint):
             words = "not on this site's list of hooks, or http where that says https"
@@ -233,7 +251,16 @@ class _Asked:
         return str(self._channel.get("payload", CONTENT_TYPE)).strip()
 
     def _headers(self) -> tuple[str, ...]:
-        return tuple(_header_lines(self._resource))
+        lines = _header_lines(self._resource)
+        return tuple(line for line in lines if not _is_secret(line))
+
+    def secret(self) -> bytes | None:
+        """Return the new secret that is told; only after `refuse_faults`."""
+        return next((one.encode() for one in self._secrets()), None)
+
+    def _secrets(self) -> list[str]:
+        lines = filter(_is_secret, _header_lines(self._resource))
+        return [line.partition(":")[2].strip() for line in lines]
 
     def _end(self) -> datetime | None:
         end = self._resource.get("end")
@@ -265,25 +292,38 @@ def _header_lines(resource: Json) -> list[str]:
 
 
 def _with_headers(resource: Json, lines: list[str]) -> Json:
-    if not lines:
-        return resource
-    return {**resource, "channel": {**resource["channel"], "header": lines}}
+    channel = {k: v for k, v in resource["channel"].items() if k != "header"}
+    return {**resource, "channel": channel | ({"header": lines} if lines else {})}
 
 
 def _hidden(line: str) -> str:
     return f"{line.partition(':')[0]}: {_HIDDEN}"
 
 
-def _restored(resource: Json, known: Sequence[str]) -> list[str]:
+_HIDDEN_SECRET = f"{SECRET_HEADER}: {_HIDDEN}"
+
+
+def _shown(resource: Json, *, signed: bool) -> list[str]:
+    """Return the headers as they are read: names, and whether there is a secret."""
+    lines = _header_lines(resource)
+    others = [_hidden(line) for line in lines if not _is_secret(line)]
+    return [*others, _HIDDEN_SECRET] if signed or len(others) < len(lines) else others
+
+
+def _restored(resource: Json, known: Subscription) -> list[str]:
     """Return the headers of a resource, hidden ones as they are known, in order."""
-    left = list(known)
+    left = [*known.headers, *([_HIDDEN_SECRET] if known.secrets else [])]
     lines = []
     for line in _header_lines(resource):
         same = [one for one in left if _hidden(one).lower() == line.lower()]
         if same:
             left.remove(same[0])
         lines.append(same[0] if same else line)
-    return lines
+    return [line for line in lines if line != _HIDDEN_SECRET]
+
+
+def _is_secret(line: str) -> bool:
+    return line.partition(":")[0].strip().lower() == SECRET_HEADER.lower()
 
 
 def _header_allowed(line: str) -> bool:

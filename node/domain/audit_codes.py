@@ -100,6 +100,7 @@ _BEGINNINGS: tuple[tuple[str, Act], ...] = (
     ("step-", Act("110111", "U")),
     ("user-", Act("110113", "U", "110137")),
     ("client-", Act("110113", "U", "110129")),
+    ("subscription-secret", Act("110113", "U", "110129")),
     ("keys-", Act("110113", "U", "110129")),
     ("signing-key", Act("110113", "U", "110129")),
     ("model-", Act("110100", "U", "110131")),

@@ -63,7 +63,8 @@ class Subscription:
 
     `events_count` is the number of its newest event, delivered or not; it only
     ever rises. `headers` are lines "Name: value" for every request to it, `filters`
-    search parameters "name=value" that must all hold.
+    search parameters "name=value" that must all hold. `secrets` sign its calls now,
+    the newest first; without any of its own the site's does.
     """
 
     subscription_id: UUID
@@ -86,6 +87,7 @@ class Subscription:
     next_attempt_at: datetime | None = None
     next_heartbeat_at: datetime | None = None
     error: str | None = None
+    secrets: tuple[bytes, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ left join people p on p.user_id::text = s.owner
 
 async def create(tx: "Transaction", store: "Store", subscription: Subscription) -> None:
     """Store a new subscription, or the new settings of one that is there."""
-    place = _headers_place(subscription.subscription_id)
+    place = _place(subscription.subscription_id, "headers")
     headers = "\n".join(subscription.headers).encode()
     owner = subscription.owner
     await tx.execute(
@@ -198,6 +200,40 @@ async def find_all(
         None if statuses is None else list(statuses),
     )
     return [_subscription(store, row) for row in rows]
+
+
+async def set_secret(
+    tx: "Transaction",
+    store: "Store",
+    subscription_id: UUID,
+    secret: bytes | None,
+    *,
+    overlap: timedelta,
+) -> None:
+    """Sign the calls of a subscriber with `secret` from now on; NOT_FOUND.
+
+    The one before signs too until `overlap` is over. None: neither does any more. The
+    same one again changes nothing.
+    """
+    row = await tx.fetchrow(
+        "select subscription_id, secret from subscriptions where subscription_id = $1"
+        " for no key update",
+        subscription_id,
+    )
+    if row is None:
+        raise NodeError("there is no such subscription", ErrorKind.NOT_FOUND)
+    before = _opened(store, row, "secret")
+    if before == secret is not None:
+        return
+    both = secret is not None and before is not None and overlap > timedelta(0)
+    await tx.execute(
+        "update subscriptions set secret = $2, earlier_secret = $3,"
+        " earlier_secret_until = $4 where subscription_id = $1",
+        subscription_id,
+        _sealed(store, subscription_id, "secret", secret),
+        _sealed(store, subscription_id, "earlier_secret", before if both else None),
+        store.clock() + overlap if both else None,
+    )
 
 
 async def set_status(
@@ -583,8 +619,31 @@ async def _event(
     return Event(row["number"], row["at"], row["focus"], body, row["created"])
 
 
+def _secrets(store: "Store", row: Any) -> tuple[bytes, ...]:
+    until = row["earlier_secret_until"]
+    names = ["secret"]
+    if until is not None and until > store.clock():
+        names.append("earlier_secret")
+    found = (_opened(store, row, name) for name in names)
+    return tuple(one for one in found if one is not None)
+
+
+def _opened(store: "Store", row: Any, column: str) -> bytes | None:
+    if row[column] is None:
+        return None
+    return store.ring.node.open(row[column], **_place(row["subscription_id"], column))
+
+
+def _sealed(
+    store: "Store", subscription_id: UUID, column: str, value: bytes | None
+) -> bytes | None:
+    if value is None:
+        return None
+    return store.ring.node.seal(value, **_place(subscription_id, column))
+
+
 def _subscription(store: "Store", row: Any) -> Subscription:
-    place = _headers_place(row["subscription_id"])
+    place = _place(row["subscription_id"], "headers")
     headers = store.ring.node.open(row["headers"], **place).decode()
     return Subscription(
         subscription_id=row["subscription_id"],
@@ -607,6 +666,7 @@ def _subscription(store: "Store", row: Any) -> Subscription:
         next_attempt_at=row["next_attempt_at"],
         next_heartbeat_at=row["next_heartbeat_at"],
         error=row["error"],
+        secrets=_secrets(store, row),
     )
 
 
@@ -628,8 +688,8 @@ def _owner(row: Any) -> Owner | None:
     )
 
 
-def _headers_place(subscription_id: UUID) -> dict[str, str]:
-    return {"table": "subscriptions", "row": str(subscription_id), "column": "headers"}
+def _place(subscription_id: UUID, column: str) -> dict[str, str]:
+    return {"table": "subscriptions", "row": str(subscription_id), "column": column}
 
 
 def _event_place(row: str) -> dict[str, str]:

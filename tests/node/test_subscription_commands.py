@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from node.__main__ import cli
-from node.store import subscriptions
+from node.parts import utc_now
+from node.store import audit, subscriptions
 from node.store.keys import create_root_key
 from node.store.store import open_store
 from node.store.subscriptions import Occurrence, Settlement, Subscription
@@ -56,3 +57,27 @@ def test_what_waits_for_a_subscriber_is_listed_with_its_trouble(
     ):
         assert told in shown.stdout
     assert "secret" not in shown.stdout
+
+    def command(*told: str) -> str:
+        done = CliRunner().invoke(cli, ["hook-secret", str(one), *told])
+        assert done.exit_code == 0, done.output
+        return done.stdout.strip()
+
+    async def known() -> tuple[bytes, ...]:
+        store = await open_store(dsn, key, tmp_path / "objects", utc_now)
+        async with store.db.transaction() as tx:
+            found = await subscriptions.read(tx, store, one)
+            acts = await audit.entries(tx, entity=f"Subscription/{one}")
+        await store.close()
+        assert acts[-1].action == "subscription-secret"
+        return found.secrets
+
+    first, second = command(), command("--overlap-h", "1")
+    assert run_apart(known()) == (second.encode(), first.encode())
+    assert len(first) > 40
+    third = command("--overlap-h", "0")
+    assert run_apart(known()) == (third.encode(),)
+    command("--remove")
+    assert run_apart(known()) == ()
+    missing = CliRunner().invoke(cli, ["hook-secret", str(uuid4())])
+    assert missing.exit_code != 0

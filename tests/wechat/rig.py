@@ -258,7 +258,7 @@ class Rig:
         *,
         signature: str | None = None,
     ) -> tuple[int, dict[str, Any]]:
-        header = signature or sign(SECRET, body, self.clock())
+        header = signature or sign([SECRET], body, self.clock())
         async with self.http.post(
             self.relay.base_url + path,
             data=body,

@@ -86,10 +86,10 @@ async def test_a_new_subscription_counts_from_one_again(rig: Rig) -> None:
     [
         lambda body, now: "",
         lambda body, now: "t=1,v1=00",
-        lambda body, now: sign(b"another secret, 16+", body, now),
-        lambda body, now: sign(SECRET, body + b" ", now),
-        lambda body, now: sign(SECRET, body, now - timedelta(seconds=301)),
-        lambda body, now: sign(SECRET, body, now + timedelta(seconds=301)),
+        lambda body, now: sign([b"another secret, 16+"], body, now),
+        lambda body, now: sign([SECRET], body + b" ", now),
+        lambda body, now: sign([SECRET], body, now - timedelta(seconds=301)),
+        lambda body, now: sign([SECRET], body, now + timedelta(seconds=301)),
     ],
     ids=["none", "malformed", "other-secret", "other-body", "old", "future"],
 )
@@ -314,7 +314,7 @@ async def test_the_node_can_ask_what_became_of_the_messages(rig: Rig) -> None:
     while not found or found[-1]["state"] != "sent":
         async with rig.http.get(
             f"{rig.relay.base_url}/hook/deliveries?after=0",
-            headers={"X-Sononode-Signature": sign(SECRET, b"", rig.clock())},
+            headers={"X-Sononode-Signature": sign([SECRET], b"", rig.clock())},
         ) as response:
             assert response.status == 200
             found = (await response.json())["deliveries"]

@@ -12,7 +12,7 @@ import fhirkit
 import pytest
 from aiohttp import web
 
-from fhir.encoding.wire import instant, to_bytes
+from fhir.encoding.wire import Json, instant, to_bytes
 from fhir.encoding.xml import from_xml
 from fhir.subscriptions.delivery import Dispatcher
 from fhir.subscriptions.notification import BACKPORT
@@ -115,6 +115,73 @@ async def test_calls_are_signed_where_the_site_has_set_a_secret(
     await subscribed(channel)
     signature, body = channel.hook.got[-1]
     verify_hook(b"for the hooks", body, signature, datetime.now(UTC))
+
+
+async def test_a_subscriber_has_a_secret_of_its_own_that_nobody_reads_back(
+    channel: Channel, clock: FrozenClock
+) -> None:
+    rig, first, second = channel.rig, "1" * 32, "2" * 40
+    object.__setattr__(rig.settings, "hook_secret", b"for the hooks")
+    stars = ["Authorization: ***", "X-Sononode-Secret: ***"]
+
+    def told(*secrets: str) -> list[str]:
+        return ["Authorization: b", *(f"x-sononode-secret: {one}" for one in secrets)]
+
+    def judged(*secrets: str) -> bool:
+        """Tell whether each of these has signed the last call, and nothing else."""
+        signature, body = channel.hook.got[-1]
+        time, *digests = signature.split(",")
+        for secret, digest in zip(secrets, digests, strict=True):
+            now = datetime.now(UTC)
+            verify_hook(secret.encode(), body, f"{time},{digest}", now)
+        return first not in str((body, channel.hook.headers[-1]))
+
+    one = await subscribed(channel, channel={"header": told(first)})
+    assert judged(first)
+    await subscribed(channel)
+    assert judged("for the hooks")
+    seen = await rig.ask("GET", f"/Subscription/{one}/_history", role=Role.EHR)
+    assert first.encode() not in seen.raw
+    assert seen.body["entry"][0]["resource"]["channel"]["header"] == stars
+
+    async def change(headers: list[str], status: int = 200) -> Json:
+        body = await rig.read(f"/Subscription/{one}", role=Role.EHR)
+        tag = {"If-Match": f'W/"{body["meta"]["versionId"]}"'}
+        body = {**body, "status": "requested"}
+        body["channel"] = {**body["channel"], "header": headers}
+        put = await rig.ask(
+            "PUT", f"/Subscription/{one}", body, role=Role.EHR, headers=tag
+        )
+        assert put.status == status, put.raw
+        await channel.deliver()
+        return put.body
+
+    for headers in (stars, told()):  # it goes with no update that does not name it
+        assert (await change(headers))["channel"]["header"] == stars
+        assert judged(first)
+    for wrong in (told("short"), told(second, second)):
+        await change(wrong, 422)
+    await change(told(second))
+    assert judged(second, first)
+    clock.advance(seconds=86400)
+    await rig.renew_sessions()
+    await change(stars)
+    assert judged(second)
+    async with rig.store.db.transaction() as tx:
+        row = await tx.fetchrow(
+            "select * from subscriptions where subscription_id = $1", UUID(one)
+        )
+        assert second not in str(row)
+        assert second.encode() not in bytes(row["secret"])
+
+
+async def test_stars_are_no_secret_of_a_new_subscription(channel: Channel) -> None:
+    asked = make_subscription(
+        f"{channel.hook.url}/hook", channel={"header": ["X-Sononode-Secret: ***"]}
+    )
+    refused = await channel.rig.ask("POST", "/Subscription", asked, role=Role.EHR)
+    assert refused.status == 422
+    assert refused.expressions == ["Subscription.channel.header"]
 
 
 # --- what is told of ----------------------------------------------------------------
