@@ -60,10 +60,12 @@ _SYSTEM = {
 }
 _ASKED = (
     "Modifiers :not and :missing, :exact of names, :identifier and :[type] of"
-    " references; chains and _has of one level; _include and _revinclude with :iterate;"
-    " _sort by _lastUpdated, _id and the dates of a type; _count, _total, _summary,"
-    " _elements. What is not understood is left out and told, or refused with Prefer:"
-    " handling=strict. Nothing is deleted: DELETE is 405 and says what is done instead."
+    " references; chains and _has of one level; _include and _revinclude with :iterate,"
+    " and * for every reference of a type; _sort by _lastUpdated, _id and the dates of"
+    " a type; _count, _total, _summary, _elements. What is not understood is left out"
+    " and told, or refused with Prefer: handling=strict. PATCH of what a search finds"
+    " is taken where a conditional update is. Nothing is deleted: DELETE is 405 and"
+    " says what is done instead."
 )
 
 
@@ -143,8 +145,10 @@ def _resource(kind: str, topics: Sequence[str]) -> Json:
         "updateCreate": False,
         "conditionalCreate": Interaction.CREATE in offered
         and kind in ("Patient", "ServiceRequest", "Practitioner"),
-        "conditionalRead": "not-match"
+        "conditionalRead": "full-support"
         if Interaction.VREAD in offered
+        else "not-match"
+        if kind in DEFINED or kind == "Binary"
         else "not-supported",
         "conditionalUpdate": kind in CONDITIONALLY_UPDATED,
         "conditionalDelete": "not-supported",

@@ -59,7 +59,7 @@ AROUND: tuple[Profile, ...] = (
         demands=(
             Demand(
                 "pat-mrn",
-                Words("须有类型为 MR 的标识符", "has an identifier of type MR"),
+                Words("须有类型为 MR 的标识符", "an identifier of type MR is needed"),
                 "identifier",
                 lambda patient: medical_record_number(patient) is not None,
                 "identifier.where(value.exists() and type.coding.where(system ="
@@ -165,7 +165,7 @@ AROUND: tuple[Profile, ...] = (
         demands=(
             _one_coding(
                 "end-study",
-                Words("内容为整个 DICOM 检查", "what is had there are DICOM studies"),
+                Words("内容为整个 DICOM 检查", "whole DICOM studies are had there"),
                 "payloadType.coding",
                 (concepts.DCM, "113014"),
             ),

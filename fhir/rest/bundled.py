@@ -97,6 +97,7 @@ class Bundled:
             "PUT type": writing.update_found,
             "PUT one": writing.update,
             "PATCH one": writing.patch,
+            "PATCH type": writing.patch_found,
             "DELETE one": writing.delete,
         }
 

@@ -9,6 +9,7 @@ from fhir.conformance.definitions import definitions, narrowed
 from fhir.encoding.outcome import Issue, outcome
 from fhir.encoding.wire import Json
 from fhir.rest.exchange import Asked, answered
+from fhir.rest.freshness import matches
 from fhir.search.bundles import MAX_COUNT
 from fhir.search.parameters import UnknownParameter
 from fhir.search.views import read_subset
@@ -32,7 +33,7 @@ class Definitions:
             address = f"{asked.kind}/{asked.resource_id}"
             raise NodeError(f"{address} is not known", ErrorKind.NOT_FOUND)
         etag = {hdrs.ETAG: f'W/"{self._version}"'}
-        if asked.headers.get(hdrs.IF_NONE_MATCH) == etag[hdrs.ETAG]:
+        if matches(asked.headers, etag[hdrs.ETAG]):
             return web.Response(status=304, headers=etag)
         elements = asked.asked_for("_elements")
         subset = read_subset(asked.asked_for("_summary"), elements)

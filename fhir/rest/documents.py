@@ -15,6 +15,7 @@ from fhir.encoding.formats import negotiated, readable, shaped, wants_native
 from fhir.encoding.outcome import CONTENT_TYPE, Refused, refusal
 from fhir.encoding.wire import to_bytes
 from fhir.rest.exchange import PREFIX, require_seen
+from fhir.rest.freshness import matches
 from fhir.security.access import Interaction, require
 from node.domain.audit import note_shown
 from node.domain.errors import ErrorKind, NodeError
@@ -69,7 +70,7 @@ class Documents:
                 hdrs.VARY: hdrs.ACCEPT,
                 "X-Security-Context": f"DiagnosticReport/{report_id}",
             }
-            if request.headers.get(hdrs.IF_NONE_MATCH) == _ETAG:
+            if matches(request.headers, _ETAG):
                 return web.Response(status=304, headers=headers)
         note_shown("Binary", request.match_info["id"], 1, report.patient_id)
         content = await found.read()

@@ -31,6 +31,7 @@ _LINKS = frozenset({"reference", "url", "instantiatesUri", "valueUri", "valueUrl
 _CONDITIONS = {
     "ifMatch": hdrs.IF_MATCH,
     "ifNoneMatch": hdrs.IF_NONE_MATCH,
+    "ifModifiedSince": hdrs.IF_MODIFIED_SINCE,
     "ifNoneExist": "If-None-Exist",
 }
 _RANK = {"DELETE": 0, "POST": 1, "PUT": 2, "PATCH": 2}
@@ -160,7 +161,7 @@ class Links:
         for entry in self._entries:
             if "If-None-Exist" in entry.headers:
                 yield entry.kind, entry.headers["If-None-Exist"]
-            if entry.method == "PUT" and not entry.resource_id:
+            if entry.method in ("PUT", "PATCH") and not entry.resource_id:
                 yield entry.kind, entry.query
 
     def learn(self, entry: Entry, response: web.Response) -> None:

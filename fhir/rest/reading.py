@@ -3,16 +3,17 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from fhir.content.tasks import failed_task, failed_tasks, search_tasks
 from fhir.encoding.formats import FORM, form
 from fhir.encoding.outcome import CONTENT_TYPE, Issue, Refused
 from fhir.encoding.wire import date_range
+from fhir.rest import freshness
 from fhir.rest.definitions import Definitions
 from fhir.rest.exchange import (
     ONE,
@@ -82,9 +83,30 @@ class Reading:
                 asked.tx, self._store, asked.kind, asked.resource_id
             )
         require_seen(asked.caller, stored)
-        if asked.headers.get(hdrs.IF_NONE_MATCH) == etag(stored):
+        if await self._is_known(asked, stored):
             return web.Response(status=304, headers=version_headers(stored))
         return self._answers.read(asked, stored)
+
+    async def _is_known(self, asked: Asked, stored: resources.Stored) -> bool:
+        """Tell whether the caller has this newest version already."""
+        named = freshness.matches(asked.headers, etag(stored))
+        if named is not None:
+            return named
+        since = freshness.asked_since(asked.headers)
+        second = stored.last_updated.replace(microsecond=0)
+        if since is None or since < second:
+            return False
+        if since >= second + timedelta(seconds=1) or stored.version == 1:
+            return True
+        async with self._connection(asked) as tx:
+            before = await resources.read_version(
+                tx,
+                self._store,
+                asked.kind,
+                asked.resource_id,
+                stored.version - 1,
+            )
+        return before.last_updated < second
 
     async def read_version(self, asked: Asked) -> web.Response:
         """Answer one version of a resource."""
@@ -96,6 +118,8 @@ class Reading:
                 tx, self._store, asked.kind, asked.resource_id, int(asked.version)
             )
         require_seen(asked.caller, stored)
+        if freshness.matches(asked.headers, etag(stored)):
+            return web.Response(status=304, headers=version_headers(stored))
         return self._answers.read(asked, stored)
 
     async def history(self, asked: Asked) -> web.Response:

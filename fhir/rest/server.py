@@ -11,9 +11,10 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from typing import TYPE_CHECKING, cast
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from fhir.audit.access import describe
 from fhir.audit.reading import AuditEvents
@@ -25,13 +26,15 @@ from fhir.encoding.formats import (
     readable,
     shaped,
 )
-from fhir.encoding.outcome import Refused, refusal, render_error
+from fhir.encoding.outcome import CONTENT_TYPE, Refused, refusal, render_error
+from fhir.encoding.wire import to_bytes
 from fhir.export.operations import Exports
 from fhir.rest.bundled import Bundled
 from fhir.rest.definitions import Definitions
 from fhir.rest.documents import Documents
 from fhir.rest.everything import Everything
-from fhir.rest.exchange import PREFIX, answered
+from fhir.rest.exchange import PREFIX
+from fhir.rest.freshness import matches
 from fhir.rest.reading import Reading
 from fhir.rest.subscription_operations import SOCKET, SubscriptionOperations
 from fhir.rest.terminology import Terminology
@@ -106,11 +109,16 @@ class _Metadata:
         return [web.get(f"{PREFIX}/metadata", self.metadata)]
 
     async def metadata(self, request: web.Request) -> web.Response:
-        """Answer the CapabilityStatement."""
-        statement = capability_statement(
-            self._base_url, self._version, self._started, sorted(self._topics)
+        """Answer the CapabilityStatement, whatever `mode`; 304 when it is known."""
+        statement = to_bytes(
+            capability_statement(
+                self._base_url, self._version, self._started, sorted(self._topics)
+            )
         )
-        return answered(statement)
+        headers = {hdrs.ETAG: f'W/"{sha256(statement).hexdigest()[:16]}"'}
+        if matches(request.headers, headers[hdrs.ETAG]):
+            return web.Response(status=304, headers=headers)
+        return web.Response(body=statement, content_type=CONTENT_TYPE, headers=headers)
 
 
 def _told(handler: Handler) -> Handler:

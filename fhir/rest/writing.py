@@ -74,6 +74,7 @@ class Writing:
             web.put(TYPE, over_http(self.update_found)),
             web.put(ONE, over_http(self.update)),
             web.patch(ONE, over_http(self.patch, read_patch=_read_patch)),
+            web.patch(TYPE, over_http(self.patch_found, read_patch=_read_patch)),
             web.delete(ONE, over_http(self.delete)),
         ]
 
@@ -118,7 +119,21 @@ class Writing:
         if asked.kind == "Task":
             return await self._retry(asked, resource)
         expected = version_of_etag(asked.headers.get(hdrs.IF_MATCH))
-        return await self._replaced(asked, resource, expected)
+        try:
+            return await self._replaced(asked, resource, expected)
+        except NodeError as error:
+            if error.kind is ErrorKind.NOT_FOUND and not await self._is_here(asked):
+                told = "there is none of this id, and ids are chosen here: POST it"
+                raise not_offered(told, asked.kind, one=True) from None
+            raise
+
+    async def _is_here(self, asked: Asked) -> bool:
+        if asked.tx is not None:
+            there = await resources.lock(asked.tx, asked.kind, asked.resource_id)
+        else:
+            async with self._store.db.transaction() as tx:
+                there = await resources.lock(tx, asked.kind, asked.resource_id)
+        return there > 0
 
     async def update_found(self, asked: Asked) -> web.Response:
         """Update what a search finds, or create it (conditional update, 3.1.0.4.3).
@@ -131,8 +146,7 @@ class Writing:
             raise not_offered(f"a {kind} is updated by its id", kind, one=False)
         asked.allowed(Interaction.UPDATE)
         resource = await asked.resource(kind)
-        condition = asked.headers.get(hdrs.IF_MATCH)
-        expected = version_of_etag(condition) if condition else None
+        expected = _expected(asked)
         async with self._clerk(asked) as clerk:
             known = await clerk.find_existing(kind, asked.query, "a conditional update")
             if known is None:
@@ -170,6 +184,27 @@ class Writing:
             return _valid(patched(seen))
 
         return await self._replaced(asked, wanted, expected)
+
+    async def patch_found(self, asked: Asked) -> web.Response:
+        """Patch what a search finds (conditional patch, 3.1.0.6); If-Match if known."""
+        kind = asked.kind
+        if kind in PERMITS and kind not in CONDITIONALLY_UPDATED:
+            raise not_offered(f"a {kind} is patched by its id", kind, one=False)
+        asked.allowed(Interaction.PATCH)
+        require(asked.caller, kind, Interaction.READ)
+        patched, expected = await asked.patch(), _expected(asked)
+        async with self._clerk(asked) as clerk:
+            known = await clerk.find_existing(kind, asked.query, "a conditional patch")
+            if known is None:
+                issue = Issue("not-found", "a conditional patch finds nothing")
+                raise Refused([issue], 404, ErrorKind.NOT_FOUND)
+            version = known.version if expected is None else expected
+            seen = await self.seen(
+                clerk.tx, asked.caller, kind, known.resource_id, version
+            )
+            stored = await clerk.update(_valid(patched(seen)), version)
+            notes = clerk.noted()
+        return self._answers.written(asked, stored, 200, notes)
 
     async def delete(self, asked: Asked) -> web.Response:
         """Refuse (405), and say what is done instead: what was told stays told."""
@@ -251,6 +286,12 @@ async def _read_patch(request: web.Request) -> Patch:
     if request.content_type == JSON_PATCH:
         return read_json_patch(await request.read())
     return read_fhirpath_patch(read_resource(await read_body(request), "Parameters"))
+
+
+def _expected(asked: Asked) -> int | None:
+    """Return the version in an If-Match that need not be sent."""
+    condition = asked.headers.get(hdrs.IF_MATCH)
+    return version_of_etag(condition) if condition else None
 
 
 def _valid(resource: Json) -> Json:

@@ -18,7 +18,7 @@ from fhir.search.parameters import (
     Include,
     UnknownParameter,
     criterion,
-    include,
+    includes,
     sort,
 )
 from fhir.search.views import Subset, View, read_subset
@@ -120,11 +120,22 @@ def _control(request: Request, name: str, value: str) -> None:
         case "_sort":
             request.order = sort(request.resource_type, value)
         case "_include":
-            wanted = include(value)
-            request.includes.append((wanted, name.endswith(":iterate")))
+            iterates = name.endswith(":iterate")
+            wanted = includes(request.resource_type, value)
+            request.includes += [(one, iterates) for one in wanted]
         case "_revinclude":
-            wanted = include(value)
-            request.reverse_includes.append((wanted, name.endswith(":iterate")))
+            if value == "*":  # whoever refers to it in any way
+                raise UnknownParameter("_revinclude=*", request.resource_type)
+            iterates = name.endswith(":iterate")
+            wanted = includes(request.resource_type, value)
+            request.reverse_includes += [(one, iterates) for one in wanted]
+        case "_contained":
+            if value != "false":
+                raise NodeError(
+                    "_contained is false: nothing contained is searched",
+                    ErrorKind.INVALID,
+                    expression="_contained",
+                )
         case "_summary":
             request.summary = value
         case "_elements":
@@ -219,6 +230,9 @@ class Searcher:
         bundle: Json = {"resourceType": "Bundle", "type": "searchset"}
         costly = await self._count(tx, request, query, bundle)
         bundle["link"] = [{"relation": "self", "url": self._self_link(request)}]
+        if beside is not None:
+            first = {"relation": "first", "url": self._page_link(request, None)}
+            bundle["link"].append(first)
         show = self._view.narrowed(subset) if subset else self._view
         entries: list[bytes] = []
         if not request.count_only:
@@ -355,19 +369,23 @@ class Searcher:
 
     # --- pages: the query travels sealed, because it may name a patient ----------
 
-    def _page_link(self, request: Request, position: Position) -> str:
+    def _page_link(self, request: Request, position: Position | None) -> str:
+        """Return where a page is had; the first one is beside no position."""
         used = [(name, value) for name, value in request.used if name != "_page"]
-        keys = [k.isoformat() if isinstance(k, datetime) else k for k in position.keys]
+        beside = position or Position(())
+        keys = [k.isoformat() if isinstance(k, datetime) else k for k in beside.keys]
         cursor = sealed(
-            self._store, request.resource_type, [used, keys, position.backward]
+            self._store, request.resource_type, [used, keys, beside.backward]
         )
         return f"{self._base_url}/{request.resource_type}?_page={cursor}"
 
     def _open_page(
         self, resource_type: str, cursor: str
-    ) -> tuple[Parameters, Position]:
+    ) -> tuple[Parameters, Position | None]:
         used, told, backward = unsealed(self._store, resource_type, cursor)
         parameters = [(str(name), str(value)) for name, value in used]
+        if not told:
+            return parameters, None
         # The id is always the last key, and the only one that is no time.
         keys = [datetime.fromisoformat(key) for key in told[:-1]]
         return parameters, Position((*keys, told[-1]), backward)

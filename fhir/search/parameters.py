@@ -237,7 +237,7 @@ _OF_NAMES = {"name.given": "given", "name.family": "family"}
 CONTROL = frozenset(
     {"_count", "_sort", "_include", "_include:iterate", "_revinclude"}
     | {"_revinclude:iterate", "_summary", "_elements", "_total", "_format"}
-    | {"_pretty", "_page"}
+    | {"_pretty", "_page", "_contained"}
 )
 
 
@@ -594,13 +594,29 @@ def _dates(name: str, value: str, *, sorts: bool = False) -> Criterion:
 
 
 def _within(name: str, value: str, *, sorts: bool) -> Criterion:
+    if value.startswith("ap"):
+        told = "ap is not offered: say from when (ge) and until when (le)"
+        raise NodeError(told, ErrorKind.INVALID, expression=_told(name))
     prefix = value[:2] if value[:2] in PREFIXES else "eq"
     text = value[2:] if value[:2] in PREFIXES else value
     return Within(name, prefix, *date_range(text), sorts)
 
 
-def include(value: str) -> Include:
-    """Return what an _include or _revinclude asks; UnknownParameter when not ours."""
+def includes(resource_type: str, value: str) -> list[Include]:
+    """Return what an _include or _revinclude asks; `*` is every reference of a type."""
+    source, _, name = value.partition(":")
+    if value == "*":
+        source = resource_type
+    elif name != "*":
+        return [_include(value)]
+    if source not in PARAMETERS:
+        raise UnknownParameter("_include", "this server")
+    every = (p for p in PARAMETERS[source] if p.kind == "reference")
+    return [Include(source, p.name, None) for p in every]
+
+
+def _include(value: str) -> Include:
+    """Return one _include or _revinclude; UnknownParameter when not ours."""
     match = _INCLUDE.fullmatch(value)
     if match is None or match[1] not in PARAMETERS:
         raise UnknownParameter("_include", "this server")

@@ -377,7 +377,7 @@ async def test_nothing_is_there_that_is_not_listed(rig: Rig) -> None:
         ("POST", "/_search"),
         ("GET", f"/Patient/{rig.report_id}/Observation"),
         ("DELETE", "/Patient"),
-        ("PATCH", "/Patient?identifier=1"),
+        ("PATCH", "/Practitioner?identifier=1"),
     ):
         answer = await rig.ask(method, path, role=Role.EHR)
         assert answer.status in (404, 405), (method, path, answer.status)

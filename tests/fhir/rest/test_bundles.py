@@ -1,11 +1,13 @@
 """Several requests at once: batches, and transactions of an EHR (FHIR R4 3.1.0.11)."""
 
 import asyncio
+from base64 import b64encode
 from datetime import datetime
 from typing import Any
 
 import pytest
 
+from fhir.encoding.wire import to_bytes
 from fhir.rest.bundled import LONGEST, MAX_SEARCHES
 from fhir.rest.transaction import MAX_ENTRIES
 from node.domain.access import Role
@@ -144,7 +146,7 @@ async def test_a_transaction_that_fails_leaves_nothing_and_names_the_entry(
                     ifMatch='W/"3"',
                 )
             ],
-            404,
+            405,
             "Bundle.entry[1]",
         ),
         ([entry("GET", "Patient/none")], 404, "Bundle.entry[1]"),
@@ -269,6 +271,37 @@ async def test_a_conditional_update_creates_once_and_then_changes(
     answer = await rig.ask("PUT", "/Patient?gender=female", renamed, role=Role.EHR)
     assert answer.status == 412
     assert answer.body["issue"][0]["code"] == "multiple-matches"
+    await patched_by_what_a_search_finds(rig, f"Patient?identifier={MRN}|MRN-1")
+
+
+async def patched_by_what_a_search_finds(rig: Rig, url: str) -> None:
+    """Patch her by her own number, alone and in Bundles (FHIR R4 3.1.0.6)."""
+    steps = [{"op": "replace", "path": "/gender", "value": "other"}]
+    form = {"Content-Type": "application/json-patch+json"}
+    for asked, headers, status in (
+        (url, {}, 200),
+        (url, {"If-Match": 'W/"2"'}, 200),
+        (url, {"If-Match": 'W/"2"'}, 412),
+        (f"{url}-unknown", {}, 404),
+        ("Patient?active:missing=true", {}, 412),
+        ("Patient", {}, 400),
+        ("Patient?colour=red", {}, 400),
+        ("Device?identifier=1", {}, 405),
+    ):
+        body = to_bytes([{**steps[0], "value": ["other", "unknown"][bool(headers)]}])
+        answer = await rig.ask(
+            "PATCH", f"/{asked}", body, role=Role.EHR, headers=form | headers
+        )
+        assert answer.status == status, (asked, headers, answer.raw)
+    patch = {
+        "resourceType": "Binary",
+        "contentType": "application/json-patch+json",
+        "data": b64encode(to_bytes(steps)).decode(),
+    }
+    for kind, version in (("batch", 4), ("transaction", 5)):
+        answer = await send(rig, kind, entry("PATCH", url, patch))
+        assert statuses(answer) == [200], answer.raw
+        assert answer.body["entry"][0]["response"]["etag"] == f'W/"{version}"'
 
 
 async def test_one_of_many_equal_transactions_creates_what_the_others_find(

@@ -238,9 +238,31 @@ async def test_a_read_carries_its_version_and_answers_304(rig: Rig) -> None:
     answer = await rig.get(rig.report_path)
     assert answer.headers["ETag"] == 'W/"1"'
     assert answer.headers["Last-Modified"].endswith("GMT")
-    again = await rig.get(rig.report_path, headers={"If-None-Match": 'W/"1"'})
-    assert again.status == 304
-    assert again.raw == b""
+    modified = answer.headers["Last-Modified"]
+    for headers, status in (
+        ({"If-None-Match": 'W/"1"'}, 304),
+        ({"If-None-Match": '"9", "1"'}, 304),
+        ({"If-None-Match": "*"}, 304),
+        ({"If-None-Match": 'W/"2"', "If-Modified-Since": modified}, 200),
+        ({"If-Modified-Since": modified}, 304),
+        ({"If-Modified-Since": "Fri, 01 Jan 2010 00:00:00 GMT"}, 200),
+        ({"If-Modified-Since": "whenever"}, 200),
+    ):
+        again = await rig.get(rig.report_path, headers=headers)
+        assert (again.status, again.raw == b"") == (status, status == 304), headers
+    head = await rig.ask("HEAD", rig.report_path)
+    assert head.headers["ETag"] == 'W/"1"'
+    assert int(head.headers["Content-Length"]) == len(answer.raw)
+    # A second version of the same second looks like the first one by its date.
+    assert (await rig.sign()).status == 200
+    since = {"If-Modified-Since": modified}
+    assert (await rig.get(rig.report_path, headers=since)).status == 200
+    later = {"If-Modified-Since": "Fri, 01 Jan 2038 00:00:00 GMT"}
+    assert (await rig.get(rig.report_path, headers=later)).status == 304
+    first = f"{rig.report_path}/_history/1"
+    assert (await rig.get(first, headers={"If-None-Match": 'W/"1"'})).status == 304
+    statement = {"If-None-Match": (await rig.get("/metadata")).headers["ETag"]}
+    assert (await rig.get("/metadata", headers=statement)).status == 304
 
 
 async def test_bytes_in_are_bytes_out(empty_rig: Rig) -> None:
@@ -357,6 +379,7 @@ async def test_a_patient_keeps_her_number_when_the_ehr_changes_her_name(
     assert answer.status == 422
 
 
+NOBODY = make_ehr_patient(id="nobody")
 FAILURES: list[tuple[int, str, str, dict[str, Any]]] = [
     (404, "GET", "/Nothing/1", {}),
     (404, "GET", "/nowhere", {}),
@@ -386,6 +409,11 @@ FAILURES: list[tuple[int, str, str, dict[str, Any]]] = [
     (405, "DELETE", "/Subscription/1", {}),
     (405, "DELETE", "/Patient?gender=male", {}),
     (405, "PUT", "/Practitioner?identifier=1", {"body": {}}),
+    (405, "PATCH", "/Subscription?status=off", {"body": b"[]"}),
+    (405, "PUT", "/Patient/nobody", {"body": NOBODY, "headers": {"If-Match": '"1"'}}),
+    (400, "GET", "/DiagnosticReport?date=ap2026", {}),
+    (400, "GET", "/DiagnosticReport?_contained=true", {}),
+    (400, "GET", "/Patient?name:contains=li", {}),
     (404, "DELETE", "/Medication/1", {}),
     (403, "GET", "/Task", {}),
 ]

@@ -174,7 +174,7 @@ async def test_a_mode_tells_what_the_write_would_be_refused_for(rig: Rig) -> Non
         (Role.RADIOLOGIST, "create", make_ehr_patient("M-2"), "mode", "not allowed"),
         (Role.EHR, "update", at, "information", "nothing is wrong"),
         (Role.EHR, "update", {**at, "meta": {"versionId": "9"}}, "", "version"),
-        (Role.EHR, "update", {**at, "id": "unknown"}, "", "known"),
+        (Role.EHR, "update", {**at, "id": "unknown"}, "", "chosen here"),
         (Role.EHR, "update", at | make_ehr_patient("M-3"), "Patient.identifier", ""),
         (Role.EHR, "create", order_of(patient), "warning", "no occurrence"),
         (Role.EHR, "create", order_of("nobody"), "ServiceRequest.subject", "Patient"),

@@ -381,6 +381,9 @@ async def test_what_is_referred_to_comes_along_as_far_as_was_asked(
         "Device": 1
     }
     assert await kinds(f"{report_}&_include=DiagnosticReport:subject:Device") == {}
+    every = await kinds(f"{report_}&_include=*&_contained=false")
+    assert every == await kinds(f"{report_}&_include=DiagnosticReport:*")
+    assert {"Patient", "Observation", "ImagingStudy", "Organization"} <= set(every)
     once = await kinds(f"{report_}&_include=DiagnosticReport:result")
     further = await kinds(
         f"{report_}&_include=DiagnosticReport:result"
@@ -444,6 +447,11 @@ async def test_pages_lead_forth_and_back_and_hold_while_others_write(
     again = await hospital.read(back, role=Role.EHR)
     assert [r["id"] for r in found(again)] == [r["id"] for r in found(first)]
     assert "previous" not in {link["relation"] for link in again["link"]}
+    assert "first" not in links  # and its link names nobody
+    begin = {link["relation"]: link["url"] for link in second["link"]}["first"]
+    assert begin.partition("?")[2].startswith("_page=")
+    again = await hospital.read(begin, role=Role.EHR)
+    assert [r["id"] for r in found(again)] == [r["id"] for r in found(first)]
 
 
 async def test_pages_by_another_date_and_by_several_keys_are_whole(

@@ -420,6 +420,7 @@ ROWS: dict[tuple[str, str], Callable[[World], Iterator[Sent]]] = {
     ),
     ("DELETE", "/fhir/{type}/{id}"): _each("/fhir/{type}/{id}"),
     ("PUT", "/fhir/{type}"): _conditional,
+    ("PATCH", "/fhir/{type}"): _conditional,
     ("GET", "/fhir/AuditEvent"): _paths(
         "/fhir/AuditEvent", "/fhir/AuditEvent?_include=*", "/fhir/AuditEvent?_count=0"
     ),
