@@ -9,12 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import aiohttp
 import uvloop
 
 from config.settings import Settings
 from dicom_scp.receiving.peers import EVERYBODY
 from dicom_scp.receiving.scp import tls_context
 from dicom_scp.receiving.tls import first_expiry
+from fhir.security.provider_probe import look_at_provider
 from node import app, atna, parts
 from node.domain.access import Role
 from node.domain.audit import AuditEntry
@@ -102,6 +104,7 @@ async def examine(store: Store, settings: Settings) -> list[Finding]:
         told = "pacs.ae_title is empty: results stay in the node"
         findings.append(Finding("PACS", True, told))
     findings += _certificates(settings, store.clock())
+    findings += await _sign_on(store, settings)
     if other_versions:
         noun = "version" if other_versions == 1 else "versions"
         told = (
@@ -140,6 +143,23 @@ async def _audit_feed(
         since = store.clock() - feed.trouble_since
         told += f", for {since.total_seconds() / 3600:.1f} h; {feed.trouble}"
     return [Finding("audit repository", not (late and behind > 0), told)]
+
+
+async def _sign_on(store: Store, settings: Settings) -> list[Finding]:
+    """Ask the hospital's sign-on what would keep people from signing in."""
+    if not settings.auth.oidc.issuer:
+        return []
+    try:
+        own = parts.sign_on_settings_of(settings)
+        async with aiohttp.ClientSession() as session:
+            found = await look_at_provider(
+                session, own, settings.http.base_url, now=store.clock()
+            )
+    except NodeError as error:
+        return [Finding("sign-on", False, error.message)]
+    if found.faults:
+        return [Finding("sign-on", False, fault) for fault in found.faults]
+    return [Finding("sign-on", True, found.told)]
 
 
 def _agreement(judged: DriftReport) -> Finding:

@@ -3,6 +3,8 @@
 import asyncio
 import json
 from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -50,6 +52,29 @@ async def fetch_json(
     data: Mapping[str, str] | None = None,
 ) -> Mapping[str, Any]:
     """Return the JSON object that another system answers with 200; else Unfetched."""
+    body, _ = await fetch_dated(
+        session,
+        method,
+        url,
+        limit_bytes=limit_bytes,
+        timeout_s=timeout_s,
+        headers=headers,
+        data=data,
+    )
+    return body
+
+
+async def fetch_dated(
+    session: aiohttp.ClientSession,
+    method: str,
+    url: str,
+    *,
+    limit_bytes: int,
+    timeout_s: float,
+    headers: Mapping[str, str] | None = None,
+    data: Mapping[str, str] | None = None,
+) -> tuple[Mapping[str, Any], datetime | None]:
+    """Return, as `fetch_json` does, an object, and what time it is over there."""
     told = {"Accept": "application/json", **(headers or {})}
     raw = b""
     try:
@@ -61,6 +86,7 @@ async def fetch_json(
         ):
             if answer.status != 200:
                 raise Unfetched("status", f"it answers {answer.status}")
+            date = answer.headers.get("Date", "")
             async for part in answer.content.iter_chunked(_CHUNK):
                 raw += part
                 if len(raw) > limit_bytes:
@@ -73,4 +99,13 @@ async def fetch_json(
         raise Unfetched("json", "it does not answer in JSON") from None
     if not isinstance(body, dict):
         raise Unfetched("json", "it does not answer in JSON")
-    return body
+    return body, _time_of(date)
+
+
+def _time_of(date: str) -> datetime | None:
+    """Return the time of a Date header (RFC 9110 6.6.1); None where it tells none."""
+    try:
+        told = parsedate_to_datetime(date)
+    except ValueError:
+        return None
+    return told if told.tzinfo is not None else told.replace(tzinfo=UTC)

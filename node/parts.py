@@ -32,7 +32,7 @@ from dicom_scp.services.service import Service
 from dicom_scp.services.worklist import Stations, WorklistSettings, worklist_service
 from fhir.content.mapping import Systems
 from fhir.content.site import Site
-from fhir.security.sign_on import SignOnSettings
+from fhir.security.provider import SignOnSettings
 from fhir.settings import FhirSettings
 from fhir.subscriptions.endpoints import (
     Endpoints,

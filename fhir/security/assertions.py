@@ -30,7 +30,7 @@ LONGEST = timedelta(minutes=5)
 SKEW = timedelta(seconds=10)
 RSA_BITS = range(2048, 8193)
 _CURVES = {"ES256": "P-256", "ES384": "P-384"}
-_MAX_JWKS = 65_536
+MAX_JWKS = 65_536
 _MAX_KEYS = 50
 _FETCH_S = 5.0
 
@@ -85,10 +85,13 @@ async def verify(
     return _check(_object(proven.payload), str(client.client_id), audience, now)
 
 
-def read_header(token: str, algorithms: Collection[str]) -> tuple[str, str]:
+def read_header(
+    token: str, algorithms: Collection[str], *, typ: str = "JWT"
+) -> tuple[str, str]:
     """Return `alg` and `kid` of a signed token, all of its header that counts.
 
-    Unproven for an algorithm that is not among these; `kid` is empty where none is.
+    Unproven for an algorithm that is not among these, and for a token of another
+    kind than `typ` (one that tells none may be any); `kid` is empty where none is.
     """
     header = decoded(token.partition(".")[0])
     algorithm, key_id = header.get("alg"), header.get("kid")
@@ -96,7 +99,8 @@ def read_header(token: str, algorithms: Collection[str]) -> tuple[str, str]:
         raise Unproven("alg")
     if "crit" in header or "b64" in header:
         raise Unproven("crit")
-    if str(header.get("typ", "JWT")).upper() != "JWT":
+    told = str(header.get("typ", "JWT")).lower().removeprefix("application/")
+    if told not in ("jwt", typ.lower()):
         raise Unproven("typ")
     return algorithm, key_id if isinstance(key_id, str) else ""
 
@@ -283,7 +287,7 @@ class Keys:
                 self._session,
                 "GET",
                 uri,
-                limit_bytes=_MAX_JWKS,
+                limit_bytes=MAX_JWKS,
                 timeout_s=_FETCH_S,
             )
             return read_jwks(json.dumps(document))

@@ -9,33 +9,44 @@ spoken to, at its own hosts, by https.
 
 import hashlib
 import hmac
-import json
 import re
 import secrets
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode
 
 import aiohttp
 import structlog
 from aiohttp import hdrs, web
-from joserfc import jws, jwt
+from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
-from fhir.security import consent_page
-from fhir.security.assertions import TYPE, Keys, Unproven, fit_for, read_header, time_of
+from fhir.encoding.formats import FORM
+from fhir.security import consent_page, sign_out
+from fhir.security.assertions import TYPE, Unproven, fit_for, time_of
 from fhir.security.consent_page import SIGN_ON_PATH
+from fhir.security.provider import (
+    ALGORITHMS,
+    MAX_BODY,
+    MAX_TOKEN,
+    SKEW,
+    TIMEOUT_S,
+    Provider,
+    SignOnSettings,
+    audience_of,
+)
 from node.domain.access import Role
 from node.domain.audit import AuditEntry, Outcome
 from node.domain.errors import ErrorKind, NodeError
-from node.fetching import Unfetched, fetch_json, may_call
-from node.http import RouteGroup, known_as, set_session_cookie
-from node.store import audit, launches, people
+from node.fetching import Unfetched, fetch_json
+from node.http import KNOWN_CALLERS, RouteGroup, known_as, set_session_cookie
+from node.store import audit, launches, people, sign_ons
 from node.store.people import SessionKind, User
+from node.store.sign_ons import sid_hash
 from node.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -43,20 +54,13 @@ if TYPE_CHECKING:
 
 CALLBACK = "/auth/oidc/callback"
 LEAVE = "/auth/oidc/leave"
+SIGNED_OUT = "/auth/oidc/logout"
 COOKIE = "sononode_sign_on"
-ALGORITHMS = ("RS256", "ES256", "PS256", "RS384", "ES384", "PS384", "RS512", "PS512")
-# Clocks of two machines differ; more than this is a fault to be mended.
-SKEW = timedelta(seconds=60)
 # A whole hospital may stand behind one address; each start leaves a row for minutes.
 STARTS_FROM_ONE_ADDRESS = 1000
-_MAX_TOKEN = 65_536
-_MAX_BODY = 1 << 20
-_TIMEOUT_S = 10.0
-_KEEP = timedelta(minutes=10)
 _PROOF_LIFETIME = timedelta(minutes=2)
 _PLACE = re.compile(r"#/[A-Za-z0-9./-]{0,128}")
 _CONSENT = "/auth/authorize?"
-_ENDPOINTS = ("authorization_endpoint", "token_endpoint", "jwks_uri")
 # What a site can do about what is wrong with the provider's answers.
 _MEND = {
     "iss": "auth.oidc.issuer is not what it calls itself",
@@ -75,41 +79,23 @@ _MEND = {
     " redirect address that it knows",
 }
 
+_UNKEPT = {hdrs.CACHE_CONTROL: "no-store"}
+
 log = structlog.get_logger("sign_on")
 
 
 @dataclass(frozen=True)
-class SignOnSettings:
-    """What the site says of its identity provider, and of the roles that it gives.
-
-    Without `secret` and `private_key` (PEM, RSA or P-384) the node is a public client.
-    """
-
-    issuer: str
-    client_id: str
-    roles: Mapping[str, Role]
-    scope: str = "openid profile"
-    username_claim: str = "preferred_username"
-    display_claim: str = "name"
-    role_claim: str = "roles"
-    secret: str | None = field(default=None, repr=False)
-    private_key: str | None = field(default=None, repr=False)
-    hosts: frozenset[str] = frozenset()
-
-    @property
-    def all_hosts(self) -> frozenset[str]:
-        """Return the hosts that may be called for it."""
-        return self.hosts | {urlsplit(self.issuer).netloc}
-
-
-@dataclass(frozen=True)
 class Said:
-    """What the provider says of a person, after all of it was looked at."""
+    """What the provider says of a person, after all of it was looked at.
+
+    `sid` is what it calls this sign-in, None where it does not tell.
+    """
 
     subject: str
     login: str
     display: str
     roles: frozenset[Role]
+    sid: str | None = None
 
 
 class SignOn:
@@ -134,19 +120,19 @@ class SignOn:
         self._session = session
         self._secure = secure
         self._consent = consent
-        self._keys = Keys(session, store.clock, settings.all_hosts)
+        self._provider = Provider(settings, session, store.clock)
         if settings.private_key is not None:
             own_key(settings.private_key)
-        self._found: tuple[datetime, Mapping[str, Any]] | None = None
         most = STARTS_FROM_ONE_ADDRESS
         self._starts = Throttle(store.clock, most, most, launches.LIFETIME)
 
     def route_group(self) -> RouteGroup:
-        """Return the way to the provider, back from it, and out of it."""
+        """Return the way to the provider and back, and out from either side."""
         routes = [
             web.get(SIGN_ON_PATH, self.start),
             web.get(CALLBACK, self.come_back),
             web.get(LEAVE, self.leave),
+            web.post(SIGNED_OUT, self.signed_out),
         ]
         return RouteGroup("/auth", routes, public=frozenset(r.path for r in routes))
 
@@ -159,7 +145,7 @@ class SignOn:
         if _PLACE.fullmatch(back) is None and not back.startswith(_CONSENT):
             back = "#/"
         try:
-            found = await self._discover()
+            found = await self._provider.discover()
         except Unproven as error:
             return await self._refuse(request, error.reason)
         state, nonce = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
@@ -194,7 +180,7 @@ class SignOn:
     async def leave(self, _: web.Request) -> web.Response:
         """Send a browser whose session here has ended to end it at the provider too."""
         try:
-            endpoint = (await self._discover()).get("end_session_endpoint")
+            endpoint = (await self._provider.discover()).get("end_session_endpoint")
         except Unproven:
             endpoint = None
         if endpoint is None:
@@ -204,6 +190,58 @@ class SignOn:
             "post_logout_redirect_uri": f"{self._root}/",
         }
         return _to(str(endpoint), told)
+
+    async def signed_out(self, request: web.Request) -> web.Response:
+        """End here what the provider ended (Back-Channel Logout 1.0, 2.5 to 2.8)."""
+        address = request.remote or ""
+        self._starts.begin("logout", address)
+        try:
+            token = await _logout_token(request)
+            claims = await self._provider.verified(token, typ=sign_out.TYPE)
+            ended = sign_out.read_logout(
+                claims, self._settings, now=self._store.clock()
+            )
+            await self._end(ended)
+        except Unproven as error:
+            await self._note_refusal("logout sign-on", error.reason)
+            answer = {"error": "invalid_request", "error_description": "not believed"}
+            return web.json_response(answer, status=400, headers=_UNKEPT)
+        self._starts.succeeded("logout", address)
+        # In other processes within a second (node.known).
+        request.app[KNOWN_CALLERS].forget_all()
+        return web.Response(status=200, headers=_UNKEPT)
+
+    async def _end(self, told: sign_out.SignedOut) -> None:
+        """End the sessions that a logout token names; none is as good as ended."""
+        now, issuer = self._store.clock(), self._settings.issuer
+        async with self._store.db.transaction() as tx:
+            fresh = await sign_ons.spend(
+                tx, issuer, told.jti, expires_at=told.expires_at, now=now
+            )
+            if not fresh:
+                raise Unproven("replayed")
+            try:
+                whom = await sign_ons.whom(
+                    tx, issuer, subject=told.subject, sid=told.sid
+                )
+            except NodeError:
+                raise Unproven("sid") from None
+            entries = []
+            for user_id in sorted(whom):
+                count = await sign_ons.end(tx, user_id, sid=told.sid)
+                detail = {"sessions": str(count)}
+                entries.append(
+                    AuditEntry(
+                        now,
+                        str(user_id),
+                        "",
+                        "logout sign-on",
+                        "session",
+                        detail=detail,
+                    )
+                )
+            for entry in entries:
+                await audit.record(tx, entry)
 
     # --- the way back -------------------------------------------------------------
 
@@ -247,14 +285,14 @@ class SignOn:
         if not 0 < len(code) <= 4096:
             raise Unproven("code")
         token = await self._redeem(code, begun["verifier"])
-        claims = await self._verified(token)
+        claims = await self._provider.verified(token)
         check_claims(
             claims, self._settings, nonce=begun["nonce"], now=self._store.clock()
         )
         return said_of(claims, self._settings)
 
     async def _redeem(self, code: str, verifier: str) -> str:
-        found = await self._discover()
+        found = await self._provider.discover()
         endpoint = str(found["token_endpoint"])
         form = {
             "grant_type": "authorization_code",
@@ -268,8 +306,8 @@ class SignOn:
                 self._session,
                 "POST",
                 endpoint,
-                limit_bytes=_MAX_BODY,
-                timeout_s=_TIMEOUT_S,
+                limit_bytes=MAX_BODY,
+                timeout_s=TIMEOUT_S,
                 data=form | proof,
                 headers=headers,
             )
@@ -277,7 +315,7 @@ class SignOn:
             log.warning("sign_on_code_not_redeemed", why=error.reason)
             raise Unproven("redeem") from None
         token = body.get("id_token")
-        if not isinstance(token, str) or len(token) > _MAX_TOKEN:
+        if not isinstance(token, str) or len(token) > MAX_TOKEN:
             raise Unproven("id-token")
         return token
 
@@ -301,48 +339,6 @@ class SignOn:
         basic = b64encode(pair.encode()).decode()
         return {}, {hdrs.AUTHORIZATION: f"Basic {basic}"}
 
-    async def _verified(self, token: str) -> Mapping[str, Any]:
-        found = await self._discover()
-
-        async def key_of(kid: str, algorithm: str) -> RSAKey | ECKey:
-            key = await self._keys.fetched(str(found["jwks_uri"]), kid)
-            if key is None:
-                raise Unproven("unknown-kid")
-            if not fit_for(key, algorithm):
-                raise Unproven("key")
-            return key
-
-        return await read_signed(token, key_of)
-
-    async def _discover(self) -> Mapping[str, Any]:
-        """Return what the provider says of itself; asked again every ten minutes."""
-        now = self._store.clock()
-        if self._found is not None and now - self._found[0] < _KEEP:
-            return self._found[1]
-        issuer, hosts = self._settings.issuer, self._settings.all_hosts
-        try:
-            found = await fetch_json(
-                self._session,
-                "GET",
-                f"{issuer.rstrip('/')}/.well-known/openid-configuration",
-                limit_bytes=_MAX_BODY,
-                timeout_s=_TIMEOUT_S,
-            )
-        except Unfetched as error:
-            log.warning("sign_on_away", setting="auth.oidc.issuer", why=error.reason)
-            raise Unproven("away") from None
-        if found.get("issuer") != issuer:
-            raise Unproven("iss")
-        for name in _ENDPOINTS:
-            if not may_call(str(found.get(name, "")), hosts):
-                log.warning("sign_on_host", setting="auth.oidc.hosts", endpoint=name)
-                raise Unproven("host")
-        leaving = found.get("end_session_endpoint")
-        if leaving is not None and not may_call(str(leaving), hosts):
-            found = {k: v for k, v in found.items() if k != "end_session_endpoint"}
-        self._found = now, found
-        return found
-
     # --- what becomes of it -------------------------------------------------------
 
     async def _enter(self, said: Said, back: str) -> tuple[User, str | None]:
@@ -359,8 +355,15 @@ class SignOn:
                 session = None
                 if how == "cookie":
                     session = await people.open_session(
-                        tx, user, SessionKind.COOKIE, now=now, by_sign_on=True
+                        tx,
+                        user,
+                        SessionKind.COOKIE,
+                        now=now,
+                        by_sign_on=True,
+                        sid_hash=None if said.sid is None else sid_hash(said.sid),
                     )
+                if said.sid is not None:
+                    await sign_ons.note(tx, issuer, said.sid, user.user_id, now=now)
                 entry = AuditEntry(
                     now, str(user.user_id), role, f"login sign-on {how}", "session"
                 )
@@ -371,19 +374,23 @@ class SignOn:
 
     async def _refuse(self, request: web.Request, reason: str) -> web.Response:
         """Write down why nobody was let in, and tell her in words of hers."""
-        log.warning("sign_on_refused", reason=reason, mend=_MEND.get(reason, ""))
+        await self._note_refusal("login sign-on", reason)
+        return consent_page.notice(request, reason)
+
+    async def _note_refusal(self, action: str, reason: str) -> None:
+        mend = _MEND.get(reason, "")
+        log.warning("sign_on_refused", action=action, reason=reason, mend=mend)
         entry = AuditEntry(
             self._store.clock(),
             "unknown",
             "",
-            "login sign-on",
+            action,
             "session",
             Outcome.REFUSED,
             {"reason": reason},
         )
         async with self._store.db.transaction() as tx:
             await audit.record(tx, entry)
-        return consent_page.notice(request, reason)
 
 
 async def _account(tx: Any, issuer: str, said: Said, now: datetime) -> User:
@@ -402,6 +409,20 @@ async def _account(tx: Any, issuer: str, said: Said, now: datetime) -> User:
         if error.kind not in known:
             raise
         raise Unproven(known[error.kind]) from None
+
+
+async def _logout_token(request: web.Request) -> str:
+    """Return the token of a logout request, which is a form with one."""
+    length = request.content_length
+    if request.content_type != FORM or length is None or length > 2 * MAX_TOKEN:
+        raise Unproven("form")
+    try:
+        told = (await request.post()).getall("logout_token", [])
+    except (ValueError, LookupError):
+        raise Unproven("form") from None
+    if len(told) != 1 or not isinstance(told[0], str):
+        raise Unproven("form")
+    return told[0]
 
 
 def _to(endpoint: str, told: Mapping[str, str]) -> web.Response:
@@ -444,29 +465,6 @@ def _assertion(own: SignOnSettings, endpoint: str, now: datetime) -> str:
 
 # --- what is believed -------------------------------------------------------------
 
-KeyOf = Callable[[str, str], Awaitable[RSAKey | ECKey]]
-
-
-async def read_signed(token: str, key_of: KeyOf) -> Mapping[str, Any]:
-    """Return the claims of a token that one of the provider's keys has signed.
-
-    Nothing of the header counts but `alg` and `kid`.
-    """
-    if token.count(".") != 2 or len(token) > _MAX_TOKEN:
-        raise Unproven("malformed")
-    algorithm, kid = read_header(token, ALGORITHMS)
-    if not kid:
-        raise Unproven("unknown-kid")
-    key = await key_of(kid, algorithm)
-    try:
-        payload = jws.deserialize_compact(token, key, algorithms=[algorithm]).payload
-        claims = json.loads(payload)
-    except (JoseError, ValueError, TypeError, RecursionError):
-        raise Unproven("signature") from None
-    if not isinstance(claims, dict):
-        raise Unproven("malformed")
-    return claims
-
 
 def check_claims(
     claims: Mapping[str, Any], settings: SignOnSettings, *, nonce: str, now: datetime
@@ -477,8 +475,7 @@ def check_claims(
     """
     if claims.get("iss") != settings.issuer:
         raise Unproven("iss")
-    told = claims.get("aud")
-    audience = told if isinstance(told, list) else [told]
+    audience = audience_of(claims)
     if settings.client_id not in audience:
         raise Unproven("aud")
     authorized = claims.get("azp")
@@ -515,7 +512,9 @@ def said_of(claims: Mapping[str, Any], settings: SignOnSettings) -> Said:
     words = [given] if isinstance(given, str) else given
     groups = [w for w in words if isinstance(w, str)] if isinstance(words, list) else []
     roles = frozenset(settings.roles[w] for w in groups if w in settings.roles)
-    return Said(subject, login, shown, roles)
+    sid = claims.get("sid")
+    told = isinstance(sid, str) and 0 < len(sid) <= 255
+    return Said(subject, login, shown, roles, sid if told else None)
 
 
 def _claim(claims: Mapping[str, Any], name: str) -> Any:

@@ -84,6 +84,7 @@ _ACTS: Mapping[str, Act] = {
     "print binding": Act("110106", "R"),
     "disclose": Act("110110", "E"),
     "logout": Act("110114", "E", "110123"),
+    "logout sign-on": Act("110114", "E", "110123"),
     "token": Act("110114", "E", "110122"),
     "launch": Act("110114", "E", "110122"),
     "fhir-create": Act("110110", "C"),

@@ -369,8 +369,11 @@ def _narrow(asked: _Asked, sought: Sought) -> None:
             asked.that(f"{column} = {{}}", wanted[0])
         elif wanted is not None:
             asked.that(f"{column} = any({{}}::text[])", list(wanted))
-    if sought.outcomes is not None and Outcome.SUCCESS.value not in sought.outcomes:
-        asked.clauses.append("e.outcome <> '0'")  # there are few: they have an index
+    # What was not served is rare, what failed rarer: each has an index of its own.
+    for common in (Outcome.SUCCESS.value, Outcome.REFUSED.value):
+        if sought.outcomes is None or common in sought.outcomes:
+            break
+        asked.clauses.append(f"e.outcome <> '{common}'")
     if sought.entities is not None:
         _narrow_entities(asked, sought.entities)
     if sought.sequences is not None:

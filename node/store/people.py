@@ -407,19 +407,25 @@ async def open_session(
     *,
     now: datetime,
     by_sign_on: bool = False,
+    sid_hash: bytes | None = None,
 ) -> str:
-    """Return the token of a new session; it is told once and stored as a hash."""
+    """Return the token of a new session; it is told once and stored as a hash.
+
+    `sid_hash` is what the hospital's sign-on calls it, if it told that.
+    """
     token = secrets.token_urlsafe(32)
     await tx.execute("delete from sessions where expires_at < $1", now)
     await tx.execute(
         "insert into sessions (token_hash, user_id, kind, created_at, last_used_at,"
-        " expires_at, by_sign_on) values ($1, $2, $3, $4, $4, $5, $6)",
+        " expires_at, by_sign_on, sign_on_sid)"
+        " values ($1, $2, $3, $4, $4, $5, $6, $7)",
         _token_hash(token),
         user.user_id,
         kind.value,
         now,
         now + _LIFETIME[kind],
         by_sign_on,
+        sid_hash,
     )
     return token
 

@@ -10,6 +10,8 @@ import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from email.utils import format_datetime
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
@@ -22,7 +24,8 @@ from cryptography.hazmat.primitives import serialization
 
 from fhir.security import sign_on
 from fhir.security.authorize import Desk
-from fhir.security.sign_on import CALLBACK, SignOn, SignOnSettings, own_key
+from fhir.security.provider import SignOnSettings
+from fhir.security.sign_on import CALLBACK, SignOn, own_key
 from node.domain.access import Role
 from node.domain.errors import NodeError
 from node.http import HttpSettings, make_app
@@ -64,12 +67,16 @@ class Idp:
     proof: str = "basic"
     fetched: int = 0
     away: bool = False
+    clock_ahead: timedelta = timedelta(0)
+    # What it says to `prompt=none`; empty: the redirect address is unknown to it.
+    silently: str = "login_required"
 
     def routes(self) -> list[web.RouteDef]:
         return [
             web.get("/.well-known/openid-configuration", self.configuration),
             web.get("/keys", self.keys),
             web.post("/token", self.token),
+            web.get("/authorize", self.authorize),
         ]
 
     async def configuration(self, _: web.Request) -> web.Response:
@@ -82,7 +89,14 @@ class Idp:
             "jwks_uri": f"{self.root}/keys",
             "end_session_endpoint": f"{self.root}/logout",
         }
-        return web.json_response(told | self.discovery)
+        date = format_datetime(self.clock() + self.clock_ahead, usegmt=True)
+        return web.json_response(told | self.discovery, headers={"Date": date})
+
+    async def authorize(self, request: web.Request) -> web.Response:
+        if not self.silently:
+            return web.Response(status=400, text="invalid redirect_uri")
+        place = f"{request.query['redirect_uri']}?error={self.silently}"
+        return web.Response(status=302, headers={"Location": place})
 
     async def keys(self, _: web.Request) -> web.Response:
         self.fetched += 1
