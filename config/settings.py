@@ -254,6 +254,20 @@ class Ehr:
 
 
 @dataclass(frozen=True)
+class ReportRepository:
+    """One table of `fhir.repositories`: who gets every signed report (IHE RAD-141)."""
+
+    name: str
+    url: str
+    format: str = "json"
+    patient: str = "number"
+    token_file: str = ""
+    certificate: str = ""
+    key: str = ""
+    trusted: str = ""
+
+
+@dataclass(frozen=True)
 class Fhir:
     ai_report_status: str
     page_size: int
@@ -272,6 +286,7 @@ class Fhir:
     hook_key: str
     hook_trusted: str
     key_hosts: list[str]
+    repositories: list[ReportRepository]
     ehrs: list[Ehr]
 
 
@@ -444,6 +459,7 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
     if not faults:
         _check_peers(sections["dicom"], faults)
         _check_routing(sections["routing"], sections["pacs"], faults)
+        _check_repositories(sections["fhir"], faults)
         _check_auth(sections["auth"], faults)
         _check_syslog(sections["audit"].syslog, faults)
     if faults:
@@ -631,6 +647,22 @@ def _check_auth(auth: Auth, faults: list[str]) -> None:
         if not word or role not in PEOPLE_ROLES:
             known = ", ".join(PEOPLE_ROLES)
             faults.append(f"auth.oidc.roles: value=role, the role one of {known}")
+
+
+def _check_repositories(fhir: Fhir, faults: list[str]) -> None:
+    names = [one.name for one in fhir.repositories]
+    for number, one in enumerate(fhir.repositories, start=1):
+        told = f"fhir.repositories[{number}]"
+        if not one.name.strip() or "/" in one.name or names.count(one.name) > 1:
+            faults.append(f"{told}.name: is needed, without a slash, once")
+        if not one.url.startswith(("http://", "https://")):
+            faults.append(f"{told}.url: must begin with https:// (or http://)")
+        if one.format not in ("json", "xml"):
+            faults.append(f"{told}.format: {one.format!r} is none of json, xml")
+        if one.patient not in ("number", "address"):
+            faults.append(f"{told}.patient: {one.patient!r} is none of number, address")
+        if bool(one.certificate) != bool(one.key):
+            faults.append(f"{told}.key: certificate and key belong together")
 
 
 def _check_peers(dicom: Dicom, faults: list[str]) -> None:

@@ -23,6 +23,7 @@ class FhirSettings:
     a `hook_secret` the calls of those are signed who have no secret of their own, and
     one that was changed signs too for `hook_secret_overlap`. `texts` has one entry for
     every BI-RADS category. `offset` is the site's from UTC: worklists have its time.
+    `repositories` are the names of those to which signed reports are sent.
     """
 
     base_url: str
@@ -41,6 +42,7 @@ class FhirSettings:
     offset: timedelta = timedelta(hours=8)
     export_keep: timedelta = timedelta(hours=24)
     exports_at_once: int = 2
+    repositories: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         missing = sorted(set(lexicon.CATEGORIES) - set(self.texts))

@@ -89,6 +89,7 @@ from node.parts import (
     site_offset,
     utc_now,
 )
+from node.repositories import bury_unwanted, repositories_of, repository_workers
 from node.store import likeness
 from node.store.exports import EXPORT_RESOURCES, sweep
 from node.store.exports import LANE as EXPORT_LANE
@@ -307,6 +308,7 @@ async def _worker(settings: Settings) -> None:
     fhir_settings = fhir_settings_of(settings)
     completion = completion_settings_of(settings)
     outbound = outbound_of(settings, partial(calling_tls_of, settings))
+    repositories = repositories_of(settings)
     async with (
         opened(settings) as store,
         aiohttp.ClientSession() as session,
@@ -314,6 +316,7 @@ async def _worker(settings: Settings) -> None:
     ):
         senders = senders_of(outbound, session)
         await bury_homeless(store, outbound.names)
+        await bury_unwanted(store, repositories)
         await ensure_relay_subscription(store, fhir_settings)
         dispatcher = Dispatcher(
             store, fhir_settings, hooks, session, hook_tls_of(settings)
@@ -394,6 +397,7 @@ async def _worker(settings: Settings) -> None:
             worker,
             dispatcher,
             *send_workers(store, outbound, senders),
+            *repository_workers(store, fhir_settings, repositories, session),
             commitment_worker(store, settings, outbound),
             export_worker(store, fhir_settings),
         )

@@ -263,10 +263,12 @@ def _require_peers(settings: Settings) -> None:
     )
     from node import parts
     from node.outbound import outbound_of
+    from node.repositories import repositories_of
 
     try:
         tls_context(parts.scp_settings_of(settings))
         outbound_of(settings, partial(parts.calling_tls_of, settings))
+        repositories_of(settings)
     except NodeError as error:
         raise NodeError(
             f"{error.message}; correct the path, or leave the setting empty",

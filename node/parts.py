@@ -528,6 +528,7 @@ def fhir_settings_of(settings: Settings) -> FhirSettings:
         offset=site_offset(settings),
         export_keep=timedelta(hours=settings.fhir.export_keep_h),
         exports_at_once=settings.fhir.exports_at_once,
+        repositories=tuple(one.name for one in settings.fhir.repositories),
         relay_url=relay.url if relay.enabled else "",
         relay_secret=_hook_secret(settings) if relay.enabled else b"",
     )

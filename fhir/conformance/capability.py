@@ -20,8 +20,11 @@ _SMART = {
     "code": "SMART-on-FHIR",
 }
 _OAUTH_URIS = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris"
-# What is followed throughout. IHE IMR is not among them: its queries (RAD-143) are
-# answered, reports that others have written (RAD-141) are not taken.
+# IHE IMR is claimed as Report Creator where reports are sent (RAD-141). Not as Report
+# Repository: queries and renderings (RAD-143, RAD-144) are answered, reports that
+# others have written are not taken.
+_IMR = "https://profiles.ihe.net/RAD/IMR"
+# What is followed throughout.
 _GUIDES = (
     "http://hl7.org/fhir/smart-app-launch/ImplementationGuide/hl7.fhir.uv.smart-app-launch",
     "http://hl7.org/fhir/uv/bulkdata/ImplementationGuide/hl7.fhir.uv.bulkdata",
@@ -58,6 +61,18 @@ _SYSTEM = {
     " come last",
     "batch": "Every entry as a request of its own would be answered",
 }
+_SENDER: Json = {
+    "mode": "client",
+    "documentation": "Stores signed reports in the repositories of the site, and marks"
+    " them as entered in error there when they are withdrawn",
+    "interaction": [
+        {
+            "code": "transaction",
+            "documentation": f"{_IMR}/StructureDefinition/"
+            "imr-store-multimedia-report-bundle",
+        }
+    ],
+}
 _ASKED = (
     "Modifiers :not and :missing, :exact of names, :identifier and :[type] of"
     " references; chains and _has of one level; _include and _revinclude with :iterate,"
@@ -70,9 +85,28 @@ _ASKED = (
 
 
 def capability_statement(
+    base_url: str,
+    version: str,
+    at: datetime,
+    topics: Sequence[str],
+    *,
+    sends_reports: bool = False,
+) -> Json:
+    """Return what this server does, R4 4.0.1, and nothing that it does not.
+
+    `sends_reports`: to the repositories of the site, as a client of theirs.
+    """
+    told = _statement(base_url, version, at, topics)
+    if sends_reports:
+        told["instantiates"].append(f"{_IMR}/CapabilityStatement/IHE.IMR.ReportCreator")
+        told["implementationGuide"].append(f"{_IMR}/ImplementationGuide/ihe.rad.imr")
+        told["rest"].append(_SENDER)
+    return told
+
+
+def _statement(
     base_url: str, version: str, at: datetime, topics: Sequence[str]
 ) -> Json:
-    """Return what this server does, R4 4.0.1, and nothing that it does not."""
     return {
         "resourceType": "CapabilityStatement",
         "status": "active",

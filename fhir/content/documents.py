@@ -19,6 +19,7 @@ from fhir.conformance.profiles import with_profile
 from fhir.content import concepts, mapping, site
 from fhir.content.publish import put, versioned
 from fhir.encoding.wire import Json, instant, parse
+from fhir.multimedia.owed import owe_report
 from fhir.settings import FhirSettings
 from fhir.subscriptions import events
 from node.domain import lexicon
@@ -153,6 +154,8 @@ async def _publish(
     provenance["id"] = str(uuid5(_PROVENANCE, " ".join(targets)))
     await put(tx, store, provenance, report.patient_id)
     if newest and not quietly:
+        if any(form.paper.content_type == HTML for form in forms):
+            await owe_report(tx, store, settings, report)
         changed = [("DiagnosticReport", str(report.id))]
         await events.resources_changed(tx, store, settings, changed)
 

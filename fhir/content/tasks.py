@@ -37,6 +37,10 @@ _WORDS = {
     "publish_report": ("AI 初稿未能发布", "The AI draft was not published"),
     "encode_report": ("结构化报告未能生成", "The Structured Report was not written"),
     "send_instance": ("结果未能送达 PACS", "A result did not reach the archive"),
+    "store_report": (
+        "报告未能送达报告库",
+        "A report did not reach a repository",
+    ),
     "redeliver_instance": (
         "PACS 未确认保存结果",
         "An archive did not commit itself to a result",
@@ -75,7 +79,10 @@ _CAUSES_ZH = (
     ),
     (re.compile(r"cannot understand the object"), "无法识别该对象"),
     (re.compile(r"^the settings no longer have this .*"), "设置中已没有此目的地"),
+    (re.compile(r"does not know the patient, or is .*"), "不认识该患者，或地址不对"),
+    (re.compile(r"refuses the report as not valid"), "认为报告无效，未接收"),
     (re.compile(r"^archive (\S+) at (\S+) "), r"归档 \1（\2）"),
+    (re.compile(r"^repository (\S+) at (\S+) "), r"报告库 \1（\2）"),
 )
 
 

@@ -103,6 +103,7 @@ class _Metadata:
         self._base_url = settings.base_url
         self._topics = settings.topics
         self._version = version
+        self._sends_reports = bool(settings.repositories)
         self._started = store.clock()
 
     def routes(self) -> list[web.RouteDef]:
@@ -112,7 +113,11 @@ class _Metadata:
         """Answer the CapabilityStatement, whatever `mode`; 304 when it is known."""
         statement = to_bytes(
             capability_statement(
-                self._base_url, self._version, self._started, sorted(self._topics)
+                self._base_url,
+                self._version,
+                self._started,
+                sorted(self._topics),
+                sends_reports=self._sends_reports,
             )
         )
         headers = {hdrs.ETAG: f'W/"{sha256(statement).hexdigest()[:16]}"'}

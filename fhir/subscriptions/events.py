@@ -12,6 +12,7 @@ import structlog
 
 from fhir.content.masked import to_masked_report
 from fhir.encoding.wire import Json, parse, to_bytes
+from fhir.multimedia.owed import owe_withdrawal
 from fhir.search.matching import meets
 from fhir.search.parameters import index_of
 from fhir.settings import FhirSettings
@@ -61,6 +62,7 @@ async def report_changed(
     `revised` is False when only a disclosure was recorded: the patient's view
     may have changed, the report has not.
     """
+    await owe_withdrawal(tx, store, settings, report)
     owed: _Owed = []
     if report.last_signed() is not None:
         owed += await _owed_patients_view(tx, store, settings, report)

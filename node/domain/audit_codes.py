@@ -82,6 +82,7 @@ _ACTS: Mapping[str, Act] = {
     "export-training": Act("110106", "R"),
     "print report": Act("110106", "R"),
     "print binding": Act("110106", "R"),
+    "store report": Act("110110", "R"),
     "disclose": Act("110110", "E"),
     "logout": Act("110114", "E", "110123"),
     "logout sign-on": Act("110114", "E", "110123"),

@@ -45,6 +45,7 @@ _GROUP_RACES = 4
 # How often an ordinary failure is tried again; 72 hours with the last pause of 1 h.
 MAX_FAILURES_BY_KIND: Mapping[str, int] = {
     "send_instance": 85,
+    "store_report": 85,
     "offer_binding": 40,
     "report_commitment": 85,
     "request_commitment": 85,

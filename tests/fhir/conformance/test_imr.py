@@ -10,15 +10,24 @@ from urllib.parse import urlencode
 from fhir.encoding.wire import Json, parse, to_bytes
 from fhir.encoding.xml import from_xml, to_xml
 from node.domain.access import Role
+from node.store.store import Store
 from tests.factories import make_patient
 from tests.fhir.rest.test_bundles import PATIENT, entry, make_order, statuses
 from tests.fhir.rest.test_rest import make_ehr_patient
-from tests.fhir.rig import ACCESSION, STUDY_UID, Answer, Rig, publish_draft
+from tests.fhir.rig import (
+    ACCESSION,
+    STUDY_UID,
+    Answer,
+    Rig,
+    publish_draft,
+    running_fhir,
+)
 from tests.fhir.rig import receive_study as receive
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 XML = "application/fhir+xml"
-IMR = "http://profiles.ihe.net/RAD/IMR"
+IMR = "https://profiles.ihe.net/RAD/IMR"
+CREATOR = f"{IMR}/CapabilityStatement/IHE.IMR.ReportCreator"
 # The search result parameters that a Responder shall support.
 SHAPING = (
     ("_include", "DiagnosticReport:subject"),
@@ -130,7 +139,7 @@ async def test_no_more_of_imr_is_claimed_than_is_there(empty_rig: Rig) -> None:
     """A Repository also takes reports that others have written (RAD-141).
 
     This one's reports are its own: drafted from the images, signed by people it knows.
-    Nor is there a rendering in HTML yet, which RAD-141 makes mandatory.
+    A Creator is who sends its own: `tests/fhir/multimedia` holds it against RAD-141.
     """
     rig = empty_rig
     report = {
@@ -151,3 +160,19 @@ async def test_no_more_of_imr_is_claimed_than_is_there(empty_rig: Rig) -> None:
     statement = await rig.read("/metadata", role=None)
     claims = [*statement["instantiates"], *statement.get("implementationGuide", [])]
     assert not [claim for claim in claims if claim.startswith(IMR)]
+    assert [rest["mode"] for rest in statement["rest"]] == ["server"]
+
+
+async def test_who_has_a_repository_is_told_that_the_node_is_a_report_creator(
+    store: Store,
+) -> None:
+    async with running_fhir(store, repositories=("hospital",)) as rig:
+        statement = await rig.read("/metadata", role=None)
+    claims = [*statement["instantiates"], *statement["implementationGuide"]]
+    assert [claim for claim in claims if claim.startswith(IMR)] == [
+        CREATOR,
+        f"{IMR}/ImplementationGuide/ihe.rad.imr",
+    ]
+    assert not [claim for claim in claims if "ReportRepository" in claim]
+    (sender,) = [rest for rest in statement["rest"] if rest["mode"] == "client"]
+    assert [one["code"] for one in sender["interaction"]] == ["transaction"]
