@@ -50,11 +50,21 @@ REPORT_IS_LATE = timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that `doctor` looked at."""
+    """One thing that `doctor` looked at.
+
+    What is not well is to be mended, unless it only `can_wait`: it works today, and
+    somebody should decide about it.
+    """
 
     what: str
     well: bool
     told: str
+    can_wait: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Tell whether something does not work as it should."""
+        return not self.well and not self.can_wait
 
 
 def with_store(settings: Settings, work: Callable[[Store], Awaitable[T]]) -> T:
@@ -119,7 +129,7 @@ async def examine(store: Store, settings: Settings) -> list[Finding]:
             "any machine may send: enter yours in dicom.peers, and take * out of"
             " dicom.allowed_calling_aes"
         )
-        findings.append(Finding("AE titles", False, told))
+        findings.append(Finding("AE titles", False, told, can_wait=True))
     return findings
 
 
@@ -256,7 +266,8 @@ def _expiry(setting: str, file: Path, now: datetime) -> Finding:
     told = f"{verb} on {ends:%Y-%m-%d}"
     if left >= RENEW_DAYS:
         return Finding(setting, True, f"{told}, in {left} days")
-    return Finding(setting, False, f"{told}; renew it, no restart is needed")
+    told = f"{told}; renew it, no restart is needed"
+    return Finding(setting, False, told, can_wait=ends > now)
 
 
 async def _models(tx: Transaction) -> list[Finding]:

@@ -32,15 +32,21 @@ cli = typer.Typer(
 
 @cli.callback()
 def doctor(context: typer.Context) -> None:
-    """Look at this installation and say what is wrong and what to do."""
+    """Look at this installation and say what is wrong and what to do.
+
+    Ends with 1 where something is to be mended; what can wait leaves it 0.
+    """
     if context.invoked_subcommand is not None:
         return
     from node.administration import examine
 
     settings = read_settings()
     findings = with_store(settings, lambda store: examine(store, settings))
-    _show((finding.well, finding.what, finding.told) for finding in findings)
-    raise typer.Exit(0 if all(finding.well for finding in findings) else 1)
+    table = Table(show_header=False, box=None)
+    for one in findings:
+        _add(table, one.well, one.what, one.told, can_wait=one.can_wait)
+    console.print(table)
+    raise typer.Exit(1 if any(finding.failed for finding in findings) else 0)
 
 
 @cli.command("pacs")
@@ -181,8 +187,14 @@ async def _ask(
 
 def _show(rows: Iterable[tuple[bool, str, str]]) -> None:
     table = Table(show_header=False, box=None)
-    for well, what, told in rows:
-        # A setting in brackets is no markup.
-        sign = "[green]ok[/]" if well else "[red]mend[/]"
-        table.add_row(sign, escape(what), escape(told))
+    for row in rows:
+        _add(table, *row)
     console.print(table)
+
+
+def _add(
+    table: Table, well: bool, what: str, told: str, *, can_wait: bool = False
+) -> None:
+    sign = "[yellow]decide[/]" if can_wait else "[red]mend[/]"
+    # A setting in brackets is no markup.
+    table.add_row("[green]ok[/]" if well else sign, escape(what), escape(told))

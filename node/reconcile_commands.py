@@ -16,6 +16,7 @@ from node.screen import console
 
 if TYPE_CHECKING:
     from node.domain.access import Identity
+    from node.domain.study import PatientIdentity
     from node.store.store import Store
     from node.workflow.merging import BothRows
     from node.workflow.reconciliation import Comparison
@@ -98,17 +99,12 @@ def move(
     yes: _Yes = False,
 ) -> None:
     """File a study anew under the patient whose images they are."""
-    from node.workflow.moving import find_patients, move_study, seen_patient
+    from node.workflow.moving import move_study, seen_patient
 
     filed = []
 
     async def act(store: "Store", seen: str) -> None:
-        found = await find_patients(store, _operator(), patient)
-        right = [one for one in found if not issuer or one[1].issuer == issuer]
-        if len(right) != 1:
-            told = "several patients have" if right else "nobody has"
-            raise NodeError(f"{told} this number", ErrorKind.NOT_FOUND)
-        ((patient_id, identity),) = right
+        patient_id, identity = await _the_one(store, patient, issuer)
         done = await move_study(
             store,
             study,
@@ -185,7 +181,10 @@ def _both_confirmed(
     from node.workflow.merging import compare_rows
 
     async def look(store: "Store") -> tuple[UUID, UUID, "BothRows"]:
-        lost, kept = [await _the_one(store, *told) for told in numbers]
+        lost, kept = [
+            (await _the_one(store, *told, called=called))[0]
+            for told, called in zip(numbers, ("the first", "the second"), strict=True)
+        ]
         async with store.db.transaction() as tx:
             return lost, kept, await compare_rows(store, tx, lost, kept)
 
@@ -213,14 +212,17 @@ def _both_confirmed(
     return lost, kept
 
 
-async def _the_one(store: "Store", number: str, issuer: str) -> UUID:
+async def _the_one(
+    store: "Store", number: str, issuer: str, *, called: str = "this"
+) -> "tuple[UUID, PatientIdentity]":
+    """Return the one patient with a number, of any issuer unless one is given."""
     from node.workflow.moving import find_patients
 
     found = await find_patients(store, _operator(), number)
-    right = [one for one, told in found if not issuer or told.issuer == issuer]
+    right = [one for one in found if not issuer or one[1].issuer == issuer]
     if len(right) != 1:
         told = "several patients have" if right else "nobody has"
-        raise NodeError(f"{told} the number {number}", ErrorKind.NOT_FOUND)
+        raise NodeError(f"{told} {called} number", ErrorKind.NOT_FOUND)
     return right[0]
 
 
