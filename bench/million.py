@@ -7,13 +7,12 @@ with `python -m bench.million`; it takes minutes and about 3 GB of disk.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import re
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
@@ -22,31 +21,18 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from bench.searches import APART, REPORTS_A_PATIENT, START, claimed, name_of, queries
 from node.store.database import Database, Transaction
 from node.store.keys import create_root_key
 from node.store.migrate import migrate
 from node.store.postgres import EmbeddedPostgres
 from node.store.search import pages
 from node.store.search.criteria import (
-    LAST_UPDATED,
-    AnyOf,
-    Chained,
-    Criterion,
-    Order,
-    Position,
     Query,
-    RefersTo,
-    TokenIs,
-    Within,
 )
 from node.store.store import Store, open_store
 
-START = datetime(2016, 1, 1, tzinfo=UTC)
-_APART = timedelta(minutes=5)
-REPORTS_A_PATIENT = 4
-BY_DATE = (Order("happened", descending=True),)
-NEWEST = (Order("updated", descending=True),)
-OLDEST = (Order("updated"),)
+Asked = Callable[[int, int], dict[str, Query]]
 _FILL = """
 insert into resources (resource_type, resource_id, version, last_updated, patient_id,
                        sort_date, index_version)
@@ -233,165 +219,15 @@ async def fill(store: Store, reports: int) -> None:
         await tx.execute("vacuum analyze", timeout=3600)
 
 
-def queries(reports: int, step: int) -> dict[str, Query]:
-    """Return what is asked in round `step`: each asks for somebody else."""
-    n = (step * 7919) % reports
-    day = START + timedelta(minutes=5 * n)
-    year = datetime(2020, 1, 1, tzinfo=UTC)
-    since = Within("date", "ge", year, year + timedelta(days=1), sorts=True)
-    week = Within("date", "ge", day, day + timedelta(days=1), sorts=True)
-    before = Within(
-        "date", "lt", day + timedelta(days=7), day + timedelta(days=8), sorts=True
-    )
-    deep = START + timedelta(minutes=5 * (reports - 20_000))
-    number = n // REPORTS_A_PATIENT
-    polled = START + (reports - 50) * _APART
-    long_ago = START + (reports // 10) * _APART
-    her = RefersTo("patient", (("Patient", _name("p", number)),))
-    final = TokenIs("status", ((None, "final"),))
-    return {
-        "by patient": _reports(NEWEST, her),
-        "by accession number": _reports(NEWEST, _hashed("a", n)),
-        "by patient.identifier": _reports(
-            NEWEST,
-            Chained("patient", "Patient", _hashed("m", number)),
-        ),
-        "a week, by date": _reports(BY_DATE, week, before),
-        "a week, newest update": _reports(NEWEST, week, before),
-        "since 2020, page 1": _reports(BY_DATE, since),
-        "since 2020, oldest first": _reports((Order("happened"),), since),
-        "since 2020, page 1,000": _reports(
-            BY_DATE, since, beside=Position((deep, "8"))
-        ),
-        "final, by date": _reports(BY_DATE, final),
-        "partial, newest update": _reports(
-            NEWEST, TokenIs("status", ((None, "partial"),))
-        ),
-        "final and US": _reports(
-            NEWEST, final, TokenIs("category", (("urn:category", "US"),))
-        ),
-        "partial and US": _reports(
-            NEWEST,
-            TokenIs("status", ((None, "partial"),)),
-            TokenIs("category", (("urn:category", "US"),)),
-        ),
-        "final and CT": _reports(
-            NEWEST, final, TokenIs("category", (("urn:category", "CT"),))
-        ),
-        "everything, page 1": _reports(NEWEST),
-        "by basedOn.identifier": _reports(
-            NEWEST, Chained("based-on", "ServiceRequest", _hashed("a", n))
-        ),
-        "by patient:identifier": _reports(
-            NEWEST,
-            AnyOf(
-                (
-                    (_hashed("m", number, "patient:identifier"),),
-                    (Chained("patient", "Patient", _hashed("m", number)),),
-                )
-            ),
-        ),
-        "partial or amended": _reports(
-            NEWEST, TokenIs("status", ((None, "partial"), (None, "amended")))
-        ),
-        "partial, or of category CT": _reports(
-            NEWEST,
-            AnyOf(
-                (
-                    (TokenIs("status", ((None, "partial"),)),),
-                    (TokenIs("category", (("urn:category", "CT"),)),),
-                )
-            ),
-        ),
-        "final, or of category CT": _reports(
-            NEWEST,
-            AnyOf(((final,), (TokenIs("category", (("urn:category", "CT"),)),))),
-        ),
-        "changed lately and final": _reports(OLDEST, _since(polled), final),
-        "by imagingStudy.identifier": _reports(
-            NEWEST, Chained("imaging-study", "ImagingStudy", _hashed("u", n))
-        ),
-        "by imagingStudy.modality US": _reports(
-            NEWEST, Chained("imaging-study", "ImagingStudy", _modality("US"))
-        ),
-        "by imagingStudy.modality CT": _reports(
-            NEWEST, Chained("imaging-study", "ImagingStudy", _modality("CT"))
-        ),
-        "her reports of modality US": _reports(
-            NEWEST,
-            her,
-            Chained("imaging-study", "ImagingStudy", _modality("US")),
-        ),
-        "US of a week": _reports(
-            NEWEST,
-            week,
-            before,
-            Chained("imaging-study", "ImagingStudy", _modality("US")),
-        ),
-        "partial of a week": _reports(
-            NEWEST, TokenIs("status", ((None, "partial"),)), week, before
-        ),
-        "changed lately, oldest first": _reports(OLDEST, _since(polled)),
-        "changed since a year, oldest first": _reports(OLDEST, _since(long_ago)),
-        "final and a week": _reports(BY_DATE, final, week, before),
-        "final since 2020": _reports(BY_DATE, final, since),
-        "partial since 2020": _reports(
-            BY_DATE, TokenIs("status", ((None, "partial"),)), since
-        ),
-        "partial before 2017": _reports(
-            BY_DATE,
-            TokenIs("status", ((None, "partial"),)),
-            Within("date", "lt", _year(2017), _year(2018), sorts=True),
-        ),
-        "not final": _reports(
-            NEWEST, TokenIs("status", ((None, "final"),), negated=True)
-        ),
-        "of one device": _reports(
-            NEWEST, RefersTo("performer", (("Organization", "department"),))
-        ),
-        "a patient by number": Query(
-            "Patient", (_hashed("m", number),), NEWEST, count=20
-        ),
-    }
-
-
-def _reports(
-    order: tuple[Order, ...],
-    *criteria: Criterion,
-    beside: Position | None = None,
-) -> Query:
-    return Query("DiagnosticReport", criteria, order, count=20, beside=beside)
-
-
-def _since(at: datetime) -> Within:
-    return Within(LAST_UPDATED, "gt", at, at + timedelta(seconds=1))
-
-
-def _modality(code: str) -> TokenIs:
-    return TokenIs("modality", ((None, code),))
-
-
-def _year(number: int) -> datetime:
-    return datetime(number, 1, 1, tzinfo=UTC)
-
-
-def _hashed(letter: str, n: int, parameter: str = "identifier") -> TokenIs:
-    return TokenIs(parameter, ((None, _name(letter, n)),))
-
-
-def _name(letter: str, n: int) -> str:
-    return hashlib.md5(f"{letter}{n}".encode(), usedforsecurity=False).hexdigest()
-
-
 def _versions(
     store: Store, kind: str, letter: str, reports: int
 ) -> Iterator[tuple[object, ...]]:
     for n in range(1, reports + 1):
-        name = _name(letter, n)
+        name = name_of(letter, n)
         place = {"table": "resource_versions", "column": "body"}
         row = f"{kind}/{name}/1"
         body = store.ring.node.seal(b'{"resourceType":"x"}', row=row, **place)
-        yield kind, name, 1, START + n * _APART, None, "PUT", body
+        yield kind, name, 1, START + n * APART, None, "PUT", body
 
 
 class _Recorder:
@@ -441,7 +277,9 @@ def _pages(plan: list[str]) -> int:
     return pages
 
 
-async def measure(store: Store, reports: int, rounds: int) -> list[dict[str, object]]:
+async def measure(
+    store: Store, asked_in: Asked, reports: int, rounds: int
+) -> list[dict[str, object]]:
     """Search for each kind `rounds` times, one at a time; return times in ms.
 
     `pages` do not depend on what else the machine does.
@@ -450,7 +288,7 @@ async def measure(store: Store, reports: int, rounds: int) -> list[dict[str, obj
     took: dict[str, list[float]] = {}
     found: dict[str, int] = {}
     for step in range(-2, rounds):
-        for name, query in queries(reports, step + 3).items():
+        for name, query in asked_in(reports, step + 3).items():
             begun = time.perf_counter()
             async with store.db.reading() as tx:
                 page = await pages.search(tx, store, query)
@@ -458,7 +296,7 @@ async def measure(store: Store, reports: int, rounds: int) -> list[dict[str, obj
                 ms = 1000 * (time.perf_counter() - begun)
                 took.setdefault(name, []).append(ms)
             found[name] = len(page.matches)
-    asked = queries(reports, rounds + 3)
+    asked = asked_in(reports, rounds + 3)
     looked_at = {name: _pages(await explain(store, asked[name])) for name in took}
     return [
         {
@@ -472,7 +310,9 @@ async def measure(store: Store, reports: int, rounds: int) -> list[dict[str, obj
     ]
 
 
-async def _run(reports: int, rounds: int, folder: Path, plans: bool) -> None:
+async def _run(
+    asked_in: Asked, reports: int, rounds: int, folder: Path, plans: bool
+) -> None:
     server = EmbeddedPostgres(folder / "pg", {"fsync": "off", "max_wal_size": "4GB"})
     server.start()
     console = Console()
@@ -491,9 +331,9 @@ async def _run(reports: int, rounds: int, folder: Path, plans: bool) -> None:
             await fill(store, reports)
             console.print(f"filled in {time.perf_counter() - begun:.0f} s")
             filled.touch()
-        rows = await measure(store, reports, rounds)
+        rows = await measure(store, asked_in, reports, rounds)
         if plans:
-            for name, query in queries(reports, rounds + 3).items():
+            for name, query in asked_in(reports, rounds + 3).items():
                 console.rule(name)
                 for line in await explain(store, query):
                     console.print(line, markup=False, highlight=False)
@@ -513,17 +353,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.million", description=__doc__)
     parser.add_argument("--reports", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument(
+        "--claimed", action="store_true", help="every parameter and order of the types"
+    )
     parser.add_argument("--plans", action="store_true")
     parser.add_argument(
         "--folder", type=Path, help="fill this one once, and keep it for the next run"
     )
     asked = parser.parse_args()
+    asked_in = claimed if asked.claimed else queries
     if asked.folder is not None:
         asked.folder.mkdir(parents=True, exist_ok=True)
-        uvloop.run(_run(asked.reports, asked.rounds, asked.folder, asked.plans))
+        uvloop.run(
+            _run(asked_in, asked.reports, asked.rounds, asked.folder, asked.plans)
+        )
         return
     with tempfile.TemporaryDirectory(prefix="sononode-bench-") as name:
-        uvloop.run(_run(asked.reports, asked.rounds, Path(name), asked.plans))
+        uvloop.run(_run(asked_in, asked.reports, asked.rounds, Path(name), asked.plans))
 
 
 if __name__ == "__main__":
