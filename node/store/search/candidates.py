@@ -106,8 +106,16 @@ def everything(resource_type: str) -> str:
     )
 
 
-def listing(sql: Predicates, resource_type: str, criterion: Criterion) -> str:
-    """Return what lists the candidates for a criterion, some perhaps more than once."""
+def listing(
+    sql: Predicates,
+    resource_type: str,
+    criterion: Criterion,
+    same: Sequence[Within] = (),
+) -> str:
+    """Return what lists the candidates for a criterion, some perhaps more than once.
+
+    `same` are all criteria for the date that it asks for: the begin and end of a walk.
+    """
     match criterion:
         case IdIs(ids):
             wanted = f"resource_id = any({sql.bind(list(ids))})"
@@ -119,7 +127,7 @@ def listing(sql: Predicates, resource_type: str, criterion: Criterion) -> str:
         case Has(parameter):
             return _of_index("resource_tokens", resource_type, parameter)
         case Within():
-            return _dates(sql, resource_type, criterion)
+            return _dates(sql, resource_type, same or (criterion,))
         case Chained(parameter, target_type, inner):
             return (
                 "select x.resource_id, x.sort_date, x.last_updated"
@@ -165,10 +173,7 @@ def number(
             within = " and ".join(sql.bound(one, "l") for one in bounds)
             listed_ = listing(sql, resource_type, criterion)
             return _count(f"select 1 from ({listed_}) l where {within}")
-        case Within() if bounds:
-            within = " and ".join(sql.bound(one, "resources") for one in bounds)
-            return _count(f"{everything(resource_type)} and {within}")
-    return _count(listing(sql, resource_type, criterion))
+    return _count(listing(sql, resource_type, criterion, bounds))
 
 
 def _count(select: str) -> str:
@@ -221,9 +226,10 @@ def _references(sql: Predicates, resource_type: str, wanted: RefersTo) -> str:
     return " union all ".join(parts) or _NOBODY
 
 
-def _dates(sql: Predicates, resource_type: str, wanted: Within) -> str:
-    if wanted.sorts or wanted.parameter == LAST_UPDATED:
-        bound = sql.bound(wanted, "resources")
-        return f"{everything(resource_type)} and {bound}"
-    indexed = _of_index("resource_dates", resource_type, wanted.parameter)
-    return f"{indexed} and {sql.dated(wanted, 'resource_dates')}"
+def _dates(sql: Predicates, resource_type: str, wanted: Sequence[Within]) -> str:
+    if wanted[0].sorts or wanted[0].parameter == LAST_UPDATED:
+        within = " and ".join(sql.bound(one, "resources") for one in wanted)
+        return f"{everything(resource_type)} and {within}"
+    within = " and ".join(sql.dated(one, "resource_dates") for one in wanted)
+    indexed = _of_index("resource_dates", resource_type, wanted[0].parameter)
+    return f"{indexed} and {within}"

@@ -32,7 +32,7 @@ from node.store.search.criteria import (
     SortKey,
     Within,
 )
-from node.store.search.planning import bounds, look, rarest
+from node.store.search.planning import bounds, look, rarest, same_date
 from node.store.search.predicates import Predicates, constant
 from node.store.search.women import query_of_one_woman
 
@@ -155,7 +155,8 @@ def _candidates(
     """Return what lists candidates with all that they are sorted by."""
     others = [one.key for one in order if one.key not in _COLUMN]
     if begun_with is not None:
-        select = listing(sql, query.resource_type, begun_with)
+        same = same_date(query.criteria, begun_with)
+        select = listing(sql, query.resource_type, begun_with, same)
     elif others and others[0] == order[0].key:
         key = others.pop(0)
         select = (

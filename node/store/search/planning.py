@@ -97,7 +97,7 @@ async def rarest(
     expected = []
     for one in among:
         sql = Predicates(store, dates)
-        select = listing(sql, query.resource_type, one)
+        select = listing(sql, query.resource_type, one, same_date(query.criteria, one))
         within = [sql.bound(b, "l") for b in bounds(query.criteria) if b != one]
         clause = " and ".join(within) or "true"
         expected.append(
@@ -130,14 +130,24 @@ def bounds(criteria: Sequence[Criterion]) -> list[Within]:
 
 def _bounds_with(criteria: Sequence[Criterion], asked: Criterion) -> list[Within]:
     """Return the bounds by which an index is entered together with a criterion."""
-    of_sort_date = [one for one in bounds(criteria) if one.sorts]
     if isinstance(asked, Within):
-        if asked.sorts:
-            return of_sort_date
-        if asked.parameter == LAST_UPDATED:
-            return [one for one in bounds(criteria) if not one.sorts]
-        return []
-    return of_sort_date
+        return same_date(criteria, asked)
+    return [one for one in bounds(criteria) if one.sorts]
+
+
+def same_date(criteria: Sequence[Criterion], asked: Criterion) -> list[Within]:
+    """Return all that is asked of the date of a criterion.
+
+    A resource has one of each: what one comparison leaves, the others narrow down.
+    """
+    return [
+        one
+        for one in criteria
+        if isinstance(one, Within)
+        and isinstance(asked, Within)
+        and one.parameter == asked.parameter
+        and listed(one)
+    ]
 
 
 async def _long_dates(tx: "Transaction", query: Query) -> dict[Within, datetime]:

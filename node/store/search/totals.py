@@ -13,6 +13,7 @@ from node.store.search.planning import (
     expected_of_type,
     look,
     plan_rows,
+    same_date,
 )
 from node.store.search.predicates import Predicates, constant
 from node.store.search.women import query_of_one_woman
@@ -57,7 +58,8 @@ async def _counted(
         found = f"select 1 from resources r where {sql.where(query)}"
     else:
         sql = Predicates(store, outlook.long_dates, one_by_one=True)
-        candidates = listing(sql, query.resource_type, outlook.few)
+        same = same_date(query.criteria, outlook.few)
+        candidates = listing(sql, query.resource_type, outlook.few, same)
         rest = [one for one in query.criteria if not _told(one, outlook.few)]
         clauses = [sql.clause(one, "d") for one in rest]
         within = [sql.bound(one, "l") for one in bounds(query.criteria)]
