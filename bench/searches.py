@@ -225,8 +225,8 @@ def _claimed(n: int, reports: int) -> dict[str, dict[str, tuple[Criterion, ...]]
         "reader": (_reader("doctor-7"),),
         "retired reader": (_reader("retired"),),
         "performer": (RefersTo("performer", (("Organization", "department"),)),),
-        "reader:missing": (Has("results-interpreter", "reference", False),),
-        "reader:missing=false": (Has("results-interpreter", "reference", True),),
+        "reader:missing": (_code("_missing", "results-interpreter"),),
+        "reader:missing=false": (Has("results-interpreter", "reference"),),
         "patient.identifier": (Chained("patient", "Patient", _hashed("m", number)),),
         "patient.name, a frequent one": (Chained("patient", "Patient", name),),
         "imaging-study.modality US": (

@@ -61,13 +61,13 @@ def _meets(stored: Stored, index: Index, asked: Criterion) -> bool:
                 for d in index.dates
                 if d.parameter == asked.parameter
             )
-        case Has(name, kind, present):
+        case Has(name, kind):
             held = {
                 "token": [t.parameter for t in index.tokens],
                 "reference": [r.parameter for r in index.references],
                 "date": [d.parameter for d in index.dates],
             }
-            return (name in held[kind]) is present
+            return name in held[kind]
     raise NodeError("a resource alone does not decide this", ErrorKind.FORBIDDEN)
 
 

@@ -29,7 +29,10 @@ Kind = Literal["token", "reference", "date", "string", "uri"]
 NAME_PREFIX_LENGTH = 16
 # One more whenever `index_of` finds something else: the worker then indexes anew
 # what was stored before.
-INDEX_VERSION = 4
+INDEX_VERSION = 5
+# What a resource has no value for stands in the index under this name: where hardly any
+# lacks a value, it takes long to look at each.
+_MISSING = "_missing"
 
 
 @dataclass(frozen=True)
@@ -258,7 +261,8 @@ def index_of(resource: Json) -> Index:
     references: list[Reference] = []
     dates: list[DateRange] = []
     happened_at = NEVER
-    for p in (*PARAMETERS.get(resource["resourceType"], ()), *COMMON):
+    parameters = (*PARAMETERS.get(resource["resourceType"], ()), *COMMON)
+    for p in parameters:
         values = list(_values(resource, p.path.split(".")))
         if p.kind == "reference":
             for value in values:
@@ -295,6 +299,9 @@ def index_of(resource: Json) -> Index:
                     pair for value in values for pair in _tokens(value)
                 )
             ]
+    held = {t.parameter for t in tokens} | {r.parameter for r in references}
+    held |= {d.parameter for d in dates}
+    tokens += [Token(_MISSING, "", p.name) for p in parameters if p.name not in held]
     return Index(
         tuple(tokens), tuple(references), tuple(dates), happened_at, INDEX_VERSION
     )
@@ -551,10 +558,11 @@ def _missing(found: Parameter, name: str, value: str) -> Criterion:
             ErrorKind.INVALID,
             expression=_told(name),
         )
-    present = value == "false"
+    if value == "true":
+        return TokenIs(_MISSING, ((None, found.name),))
     if found.kind == "reference" or found.kind == "date":
-        return Has(found.name, found.kind, present)
-    return Has(found.name, "token", present)
+        return Has(found.name, found.kind)
+    return Has(found.name, "token")
 
 
 def _token(found: Parameter, value: str, *, negated: bool) -> Criterion:

@@ -38,8 +38,8 @@ def listed(criterion: Criterion) -> bool:
             return True
         case TokenIs(_, values, _, negated):
             return not negated and all(value is not None for _, value in values)
-        case Has(_, kind, present):
-            return present and kind == "token"
+        case Has(_, kind):
+            return kind == "token"
         case Within(_, prefix):
             return prefix != "ne"
         case Chained(_, _, inner) | ReferredBy(_, _, inner):

@@ -75,11 +75,10 @@ class IdIs:
 
 @dataclass(frozen=True)
 class Has:
-    """Has any value for a parameter, or none (modifier :missing)."""
+    """Has any value for a parameter (modifier :missing=false)."""
 
     parameter: str
     kind: Literal["token", "reference", "date"]
-    present: bool
 
 
 @dataclass(frozen=True)

@@ -128,9 +128,8 @@ class Predicates:
                 return self._refers(criterion, row)
             case Within():
                 return self._within(criterion, row)
-            case Has(parameter, kind, present):
-                inside = self._exists(_TABLES[kind], row, parameter, "true")
-                return inside if present else f"not {inside}"
+            case Has(parameter, kind):
+                return self._exists(_TABLES[kind], row, parameter, "true")
             case AnyOf(alternatives):
                 parts = [
                     " and ".join(self.clause(one, row) for one in together) or "true"
