@@ -115,6 +115,7 @@ async def test_reports_are_found_by_every_parameter_of_rad_143(empty_rig: Rig) -
                 assert reports(hit.body) == [str(rig.report_id)], case
                 miss = await ask(rig, [(name, other)], media, method)
                 assert reports(miss.body) == [], case
+                assert (hit.body["total"], miss.body["total"]) == (1, 0), case
     both = await ask(rig, [(n, v) for n, v, _ in parameters], XML, "POST")
     assert reports(both.body) == [str(rig.report_id)]
 

@@ -364,6 +364,13 @@ async def test_a_part_of_a_resource_says_that_it_is_one(hospital: Rig) -> None:
     for how, total in (("none", None), ("estimate", 3), ("accurate", 3)):
         bundle = await hospital.read(f"/DiagnosticReport?_total={how}&_count=1")
         assert bundle.get("total") == total
+    # All that there is on one page is counted by looking at it.
+    assert (await hospital.read("/DiagnosticReport"))["total"] == 3
+    assert (await hospital.read("/DiagnosticReport?status=cancelled"))["total"] == 0
+    first = await hospital.read("/DiagnosticReport?_count=2")
+    (following,) = [one["url"] for one in first["link"] if one["relation"] == "next"]
+    last = await hospital.read(following)
+    assert not {"total"} & {*first, *last}
 
 
 async def test_what_is_referred_to_comes_along_as_far_as_was_asked(
