@@ -5,13 +5,25 @@ from pathlib import Path
 
 import pytest
 
+from tests.journeys.repository import Repository, running_repository
 from tests.journeys.rig import Caller, Installation, running_wechat
 
 
 @pytest.fixture(scope="session")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+def repository() -> Iterator[Repository]:
+    """Where the node sends what was signed."""
+    with running_repository() as running:
+        yield running
+        assert running.faults == []
+
+
+@pytest.fixture(scope="session")
+def node(
+    tmp_path_factory: pytest.TempPathFactory, repository: Repository
+) -> Iterator[Installation]:
     """A node with all its processes. Tests may use it and must not stop it."""
-    installation = Installation(tmp_path_factory.mktemp("installation"))
+    folder = tmp_path_factory.mktemp("installation")
+    installation = Installation(folder, repository.settings)
     with running_wechat(installation):
         try:
             installation.start()

@@ -3,6 +3,8 @@
 DCMTK's storescu is the scanner; dciodvfy, dsrdump and fhirkit judge what came out.
 """
 
+import base64
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from dicom_scp.results.sr import to_part10
 from dicom_scp.simulation.scanner import Patient
 from dicom_scp.simulation.simulator import SimulatedStudy
 from tests.conformance.judges import dciodvfy, dsrdump
+from tests.journeys.repository import Repository
 from tests.journeys.rig import (
     HOST,
     Caller,
@@ -161,13 +164,34 @@ def test_signing_reaches_archive_ehr_and_phone(
     assert not any(word in told for word in ("张", "乳", "BI-RADS", "Zhang"))
 
 
+def test_the_hospital_s_repository_gets_the_signed_report_with_its_page(
+    doctor: Caller, visit: Visit, repository: Repository
+) -> None:
+    """IHE RAD-141; where the page leads is ready to be seen (RAD-107)."""
+    (sent,) = until("the repository", lambda: repository.versions_of(visit.id))
+    assert (sent["status"], sent["conclusion"]) == ("final", "Simple cyst.")
+    number = sent["subject"]["identifier"]["value"]
+    assert number == visit.patient.patient_id
+    page = base64.b64decode(sent["presentedForm"][0]["data"]).decode()
+    assert "Simple cyst." in page
+    assert "张秀英" in page
+    links = re.findall(r'<a href="([^"]+)"', page)
+    assert bool(links) == ("<svg" in page)
+    for link in links:
+        shown = doctor.session.get(link, timeout=60)
+        assert shown.status_code == 200
+        assert shown.headers["Content-Type"].startswith("image/")
+    claims = doctor.read("metadata")["instantiates"]
+    assert any(claim.endswith("IHE.IMR.ReportCreator") for claim in claims)
+
+
 def pair(caller: Caller, study_instance_uid: str) -> list[Json] | None:
     documents = caller.documents(study_instance_uid)
     return documents if len(documents) == 2 else None
 
 
 def test_an_amendment_needs_a_reason_and_reaches_everybody_again(
-    doctor: Caller, ehr: Caller, visit: Visit, phone: Phone
+    doctor: Caller, ehr: Caller, visit: Visit, phone: Phone, repository: Repository
 ) -> None:
     until("signed", lambda: pair(doctor, visit.uid))
     place = f"DiagnosticReport/{visit.id}"
@@ -202,6 +226,8 @@ def test_an_amendment_needs_a_reason_and_reaches_everybody_again(
         return detail if detail["category"] == "3" else None
 
     assert until("the amended report on the phone", changed)["amended"] is True
+    sent = until("both in the repository", lambda: repository.versions_of(visit.id)[1:])
+    assert [one["status"] for one in sent] == ["amended"]
 
 
 def test_other_people_s_tools_accept_every_object_of_the_study(
