@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
+from rich.progress import Progress
 from rich.table import Table
 
 from node.command import read_settings, with_store
@@ -91,8 +92,17 @@ def verify(
         return
 
     async def check(store: "Store") -> "Anchor":
-        async with store.db.transaction() as tx:
-            return await audit.verify_from(tx, anchor)
+        async with store.db.connection() as tx:
+            last = (await audit.head(tx)).sequence
+        reached, more = anchor, True
+        with Progress(transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task("", total=last - anchor.sequence)
+            while more:
+                async with store.db.transaction() as tx:
+                    reached = await audit.verify_piece(tx, reached, last)
+                progress.update(task, completed=reached.sequence - anchor.sequence)
+                more = reached.sequence < last
+        return reached
 
     last = with_store(read_settings(), check)
     console.print(f"{last.sequence - anchor.sequence} entries, the chain holds")

@@ -114,7 +114,7 @@ async def test_everybody_in_the_trail_is_told_with_a_name(store: Store) -> None:
 async def test_the_chain_is_verified_in_pieces_and_then_what_is_new(
     store: Store, clock: FrozenClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auditing, "_PIECE", 10)
+    monkeypatch.setattr(audit, "PIECE", 10)
     await filled(store, 35)
     await start_check(store, AUDITOR, whole=True)
     await start_check(store, AUDITOR, whole=True)  # beside one that runs: the same
@@ -140,7 +140,7 @@ async def test_the_chain_is_verified_in_pieces_and_then_what_is_new(
 async def test_a_verification_goes_on_where_a_killed_worker_left_it(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auditing, "_PIECE", 10)
+    monkeypatch.setattr(audit, "PIECE", 10)
     await filled(store, 35)
     await start_check(store, AUDITOR, whole=True)
     running = (await read_chain(store, AUDITOR)).running
@@ -172,7 +172,7 @@ async def test_what_does_not_hold_is_told_and_ends_the_check(
     held: int,
     named: str,
 ) -> None:
-    monkeypatch.setattr(auditing, "_PIECE", 10)
+    monkeypatch.setattr(audit, "PIECE", 10)
     await filled(store, 34)
     await start_check(store, AUDITOR, whole=True)
     await filled(store, 1)
