@@ -18,8 +18,9 @@ from node.domain.order import (
     Step,
     is_somebody_else,
 )
+from node.domain.report import SIGNED
 from node.domain.study import Origin, PatientIdentity
-from node.store import audit, identities, merges, moves, orders, studies
+from node.store import audit, identities, merges, moves, orders, reports, studies
 from node.store.orders import ListedOrder, NamedBy, StudyOrder, Unmatched, Verdict
 
 if TYPE_CHECKING:
@@ -319,7 +320,8 @@ async def match_study(
     """Link a study to the orders that it answers; return all that it names.
 
     An order of another patient is never taken for hers: it is noted as a conflict,
-    in the audit trail too, and stays as it was. What a person has said of a study and
+    in the audit trail too, and stays as it was. Hers are done once the report is
+    signed, whichever came first. What a person has said of a study and
     an order counts more than what the headers name. Call it again whenever orders or
     instances may have come since.
     """
@@ -342,6 +344,8 @@ async def match_study(
     matches = await _as_decided(store, tx, matches, decided)
     known = [listed.order.order_id for listed, _ in matches]
     await orders.unlink_others(tx, study_instance_uid, known)
+    signed = await reports.newest_status(tx, study_instance_uid) in SIGNED
+    reached = OrderStatus.COMPLETED if signed else OrderStatus.IN_PROGRESS
     new = []
     for listed, how in matches:
         order = listed.order
@@ -356,7 +360,7 @@ async def match_study(
         ):
             new.append((order, how, agrees))
         if agrees:
-            await move_order(store, tx, order, OrderStatus.IN_PROGRESS)
+            await move_order(store, tx, order, reached)
     for order, how, agrees in new:
         await _record_link(store, tx, study_instance_uid, order, how, agrees)
     found = await orders.of_study(tx, store, study_instance_uid)
@@ -482,15 +486,6 @@ def is_same_patient(one: PatientIdentity, other: PatientIdentity) -> bool:
         and not (one.issuer and other.issuer)
         and not is_somebody_else(one, other)
     )
-
-
-async def finish_orders(
-    store: "Store", tx: "Transaction", study_instance_uid: str
-) -> None:
-    """Note that a study's report is signed: its orders are done."""
-    for named in await match_study(store, tx, study_instance_uid):
-        if named.agrees:
-            await move_order(store, tx, named.order, OrderStatus.COMPLETED)
 
 
 async def move_order(

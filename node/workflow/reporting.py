@@ -17,7 +17,7 @@ from node.domain.report import (
 from node.domain.study import StudyRecord
 from node.store import audit, cases, completion, models, reports, studies
 from node.workflow.completion import publish_study_later
-from node.workflow.orders import finish_orders, match_study
+from node.workflow.orders import match_study
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
@@ -211,10 +211,7 @@ async def _write(store: "Store", tx: "Transaction", report: Report, role: str) -
     version = report.current
     await reports.append_version(tx, store, report, version)
     await cases.follow(tx, report)
-    if version.signed:
-        await finish_orders(store, tx, report.study_instance_uid)
-    else:
-        await match_study(store, tx, report.study_instance_uid)
+    await match_study(store, tx, report.study_instance_uid)
     await audit.record(
         tx,
         AuditEntry(

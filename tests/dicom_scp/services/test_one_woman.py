@@ -43,6 +43,7 @@ from tests.factories import ALGORITHM, DOCTOR, make_findings
 CLERK = Identity(str(uuid4()), frozenset({Role.TECHNOLOGIST}), "Li")
 MACHINE = Caller(Peer("US1"), "US1", "127.0.0.1", "1")
 PATIENT_ID = "00100020"
+COMPLETED = OrderStatus.COMPLETED
 SCHEDULED = frozenset({OrderStatus.SCHEDULED})
 ROWS, EVENTS = 3, 14
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -257,6 +258,8 @@ class Ward:
                 right = ordered in self.hers(number)
                 assert agrees == ({self.orders[ordered]} if right else set())
                 answered |= {ordered} if right else set()
+                if right and uid in self.signed:
+                    assert {one.order.status for one in found} == {COMPLETED}
         offered = {}
         for number in self.alive:
             wanted = Wanted(

@@ -16,6 +16,7 @@ from node.domain.order import (
     Step,
     is_somebody_else,
 )
+from node.domain.report import Conclusions, ReportStatus
 from node.domain.study import PatientIdentity, ReceivedInstance
 from node.store import identities, orders
 from node.store.erasure import shred_patient
@@ -27,12 +28,12 @@ from node.workflow.orders import (
     Placed,
     Placement,
     cancel_order,
-    finish_orders,
     match_study,
     patient_of_order,
     place_order,
 )
-from tests.factories import make_patient
+from node.workflow.reporting import draft_report, revise_report
+from tests.factories import ALGORITHM, DOCTOR, make_findings, make_patient
 
 RIS = By("ris", "ehr")
 STEP = Step(
@@ -98,6 +99,21 @@ async def received(
 async def matched(store: Store, study: str = "2.25.77") -> list[orders.StudyOrder]:
     async with store.db.transaction() as tx:
         return await match_study(store, tx, study)
+
+
+async def signed(store: Store, study: str) -> None:
+    """Let the algorithm draft the report of a study, and a doctor sign it."""
+    async with store.db.transaction() as tx:
+        report = await draft_report(store, tx, study, make_findings(), author=ALGORITHM)
+        await revise_report(
+            store,
+            tx,
+            report.id,
+            ReportStatus.FINAL,
+            make_findings(),
+            Conclusions(),
+            author=DOCTOR,
+        )
 
 
 async def read(store: Store, order_id: UUID) -> Order:
@@ -186,7 +202,14 @@ async def test_an_examination_that_has_begun_keeps_its_order(store: Store) -> No
     async with store.db.transaction() as tx:
         with pytest.raises(NodeError):
             await cancel_order(store, tx, order.order_id, by=RIS)
-        await finish_orders(store, tx, order.step.study_instance_uid)
+    await signed(store, order.step.study_instance_uid)
+    assert (await read(store, order.order_id)).status is OrderStatus.COMPLETED
+
+
+async def test_an_order_that_comes_after_the_signature_is_done(store: Store) -> None:
+    await received(store, accession="ACC-1")
+    await signed(store, "2.25.77")
+    order, _ = await placed(store)
     assert (await read(store, order.order_id)).status is OrderStatus.COMPLETED
 
 
