@@ -135,8 +135,9 @@ def _lesion(lesion: Mapping[str, Any], root: str) -> Iterable[str]:
         yield f"<figure>{_linked(lesion, root)}"
         yield f"<figcaption>{escape(lesion['caption'])}</figcaption>"
         if lesion["heat_map"] is not None:
-            yield f'<div class="heat">{lesion["heat_map"]}</div>'
-            yield f"<figcaption>{escape(lesion['heat_map_caption'])}</figcaption>"
+            told = escape(lesion["heat_map_caption"])
+            yield f'<div class="heat" role="img" aria-label="{told}">'
+            yield f"{lesion['heat_map']}</div><figcaption>{told}</figcaption>"
         yield "</figure>"
     yield "</div></section>"
 
@@ -146,7 +147,8 @@ def _linked(lesion: Mapping[str, Any], root: str) -> str:
 
     The picture is ours, numbers and pixels (`figures`): it goes in as it is.
     """
-    figure = f'<div role="img">{lesion["figure"]}</div>'
+    told = escape(lesion["caption"])
+    figure = f'<div role="img" aria-label="{told}">{lesion["figure"]}</div>'
     if not (root and lesion["image"]):
         return figure
     href = escape(f"{root}/{lesion['image']}")

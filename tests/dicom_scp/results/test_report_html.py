@@ -100,6 +100,7 @@ def test_the_page_needs_nothing_else_and_lets_nothing_run() -> None:
     loaded = [*page.values("src"), *page.values("xlink:href")]
     loaded += [h for h in page.values("href") if not h.startswith(ROOT)]
     assert {url.partition(",")[0] for url in loaded} == {"data:image/jpeg;base64"}
+    assert len([words for words in page.values("aria-label") if words]) == 2
     assert page.tags.count("svg") == 2  # the lesion, and where the algorithm looked
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from fhir.content.disowned import publish_disowned
 from fhir.content.publish import publish_report
+from fhir.multimedia.owed import STORE_REPORT
+from fhir.multimedia.storing import Repository, store_report
 from fhir.security.scoping import sees
 from fhir.subscriptions.relay import ensure_relay_subscription
 from node.domain.access import Identity, Role
@@ -36,6 +38,7 @@ from node.workflow.reconciliation import compare
 from node.workflow.reporting import draft_report
 from tests.factories import ALGORITHM, make_findings, make_patient
 from tests.fhir.content.test_orders import make_order, post, stored
+from tests.fhir.multimedia.repository import running_repository
 from tests.fhir.rig import STUDY_UID, Rig, drafted
 
 CLERK = Identity(str(uuid4()), frozenset({Role.TECHNOLOGIST}), "Li")
@@ -197,6 +200,25 @@ async def test_the_withdrawal_says_who_and_why_and_is_not_a_physicians(
     assert report.current.author.kind is AuthorKind.REGISTRAR
     assert report.is_disowned
     assert report.last_signed() is not None
+
+
+async def test_what_a_repository_has_of_the_wrong_woman_is_taken_back_there(
+    case: Case,
+) -> None:
+    await signed(case)
+    rig = case.rig
+    rig.settings = replace(rig.settings, repositories=("hospital",))
+    await case.move()
+    await case.publish()
+    job = await rig.store.jobs.claim([STORE_REPORT], "test", lane="hospital")
+    assert job is not None
+    async with running_repository() as running:
+        known = {"hospital": Repository("hospital", running.url)}
+        await store_report(rig.store, rig.settings, known, rig.session, job.payload)
+    (withdrawn,) = running.reports()
+    assert withdrawn["status"] == "entered-in-error"
+    assert withdrawn["subject"]["identifier"]["value"] == "MRN-0042"
+    assert {"conclusion", "presentedForm", "text"}.isdisjoint(withdrawn)
 
 
 async def test_nothing_is_written_to_a_report_that_was_disowned(case: Case) -> None:
