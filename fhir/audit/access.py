@@ -113,7 +113,8 @@ def _told_parameter(store: "Store", kind: str, name: str, value: str) -> str:
         first = bare.partition(".")[0]
         told = f"{first}.~" if "." in bare and _is_parameter(kind, first) else "~"
         return f"{told}=~{_blind(store, name, value)}"
-    if modifier != "identifier" and _is_plain(value):
+    plain = modifier != "identifier" and not _identifies(kind, bare)
+    if plain and _is_plain(value):
         return f"{name}={value}"
     return f"{name}=~{_blind(store, bare, value)}"
 
@@ -124,6 +125,12 @@ def _is_parameter(kind: str, name: str) -> bool:
     return name in ("_id", "_lastUpdated") or (
         kind in PARAMETERS and parameter(kind, name) is not None
     )
+
+
+def _identifies(kind: str, name: str) -> bool:
+    """Tell whether a parameter asks by who somebody is: a day can be one of birth."""
+    found = parameter(kind, name) if kind in PARAMETERS else None
+    return found is not None and found.identifying
 
 
 def _is_plain(value: str) -> bool:

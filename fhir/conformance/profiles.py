@@ -370,6 +370,14 @@ PROFILES: tuple[Profile, ...] = (
 BY_URL: Mapping[str, Profile] = {profile.url: profile for profile in PROFILES}
 
 
+def profile_named(canonical: str) -> Profile | None:
+    """Return the profile of ours that a canonical names, of whatever version.
+
+    A release has one version of each.
+    """
+    return BY_URL.get(canonical.partition("|")[0])
+
+
 def profile_of(resource: Json) -> Profile | None:
     """Return the profile of a resource that the node writes; None when it has none."""
     kind = resource.get("resourceType")

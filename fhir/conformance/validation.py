@@ -18,10 +18,10 @@ import fhirkit
 from fhir.conformance import narrative
 from fhir.conformance.invariants import INVARIANTS
 from fhir.conformance.profiles import (
-    BY_URL,
     PROFILES,
     departures,
     extension_faults,
+    profile_named,
     profile_of,
 )
 from fhir.conformance.rules import ANY, rule_of
@@ -252,7 +252,8 @@ class _Judge:
     def profiles(self, resource: Json, path: str) -> None:
         """Hold a resource against those of our profiles that are about it."""
         claimed = as_list(resource.get("meta", {}).get("profile"))
-        wanted = [BY_URL[url] for url in claimed if url in BY_URL]
+        known = (profile_named(url) for url in claimed)
+        wanted = [profile for profile in known if profile is not None]
         own = profile_of(resource) if resource["resourceType"] in _OURS else None
         if own is not None and own not in wanted:
             wanted.append(own)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import hdrs, web
 
-from fhir.conformance.profiles import BY_URL, departures
+from fhir.conformance.profiles import departures, profile_named
 from fhir.conformance.validation import parse_resource, problems
 from fhir.content.masked import is_masked
 from fhir.encoding.formats import read_body
@@ -173,8 +173,8 @@ def _of_resource(resource: Json, kind: str, profiles: Sequence[str]) -> list[Iss
         message = "a masked copy cannot replace the original"
         found.append(Issue("business-rule", message, f"{kind}.meta"))
     for url in profiles:
-        profile = BY_URL.get(url)
-        if profile is None and url != f"{_R4}{kind}":
+        profile = profile_named(url)
+        if profile is None and url.partition("|")[0] != f"{_R4}{kind}":
             message = "this profile is not known here, and was not judged by"
             found.append(Issue("not-found", message, "profile"))
         elif profile is not None and profile.type != kind:

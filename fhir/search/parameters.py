@@ -29,7 +29,7 @@ Kind = Literal["token", "reference", "date", "string", "uri"]
 NAME_PREFIX_LENGTH = 16
 # One more whenever `index_of` finds something else: the worker then indexes anew
 # what was stored before.
-INDEX_VERSION = 5
+INDEX_VERSION = 6
 # What a resource has no value for stands in the index under this name: where hardly any
 # lacks a value, it takes long to look at each.
 _MISSING = "_missing"
@@ -89,6 +89,7 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
         Parameter("name", "string", "name", identifying=True),
         Parameter("family", "string", "name.family", identifying=True),
         Parameter("given", "string", "name.given", identifying=True),
+        Parameter("birthdate", "date", "birthDate", identifying=True),
         Parameter("gender", "token", "gender"),
         Parameter("active", "token", "active"),
         Parameter("link", "reference", "link.other", ("Patient",)),
@@ -274,6 +275,9 @@ def index_of(resource: Json) -> Index:
                     Token(_logical(p.name), system, code, identifying=True)
                     for system, code in _tokens(logical)
                 ]
+        elif p.kind == "date" and p.identifying:
+            days = {part for value in values for part in _parts_of(str(value))}
+            tokens += [Token(p.name, "", day, identifying=True) for day in sorted(days)]
         elif p.kind == "date":
             found = [DateRange(p.name, *date_range(v)) for v in values]
             dates += found
@@ -345,6 +349,11 @@ def _beginnings(name: str) -> set[str]:
     return {name, *(name[:n] for n in lengths if name[:n].strip())}
 
 
+def _parts_of(day: str) -> list[str]:
+    """Return a day, its month and its year: a search may ask for any of them."""
+    return [day[:length] for length in (4, 7, 10) if length <= len(day)]
+
+
 def _to_the_letter(text: str) -> str:
     """Return `text` in a form that survives folding: :exact tells case apart."""
     return text.encode().hex()
@@ -368,6 +377,7 @@ def _logical(name: str) -> str:
 _HAS = re.compile(
     r"_has:([A-Za-z]+):([A-Za-z-]+):([A-Za-z_][A-Za-z-]*)(?::([A-Za-z]+))?"
 )
+_DAY = re.compile(r"\d{4}(?:-\d\d(?:-\d\d)?)?")
 _INCLUDE = re.compile(r"([A-Za-z]+):([A-Za-z_-]+)(?::([A-Za-z]+))?")
 # A comma separates alternatives unless a backslash stands before it (3.1.1.4.4).
 _COMMA = re.compile(r"(?<!\\),")
@@ -464,6 +474,8 @@ class _Asked:
                 return self._by_identifier(found, value)
             case "reference" if not modifier or modifier in found.targets:
                 return self._reference(found, modifier, value)
+            case "date" if found.identifying and not modifier:
+                return _days(found, value)
             case "date" if not modifier:
                 return _dates(found.name, value, sorts=found.sorts)
             case "string" if modifier in ("", "exact"):
@@ -560,7 +572,7 @@ def _missing(found: Parameter, name: str, value: str) -> Criterion:
         )
     if value == "true":
         return TokenIs(_MISSING, ((None, found.name),))
-    if found.kind == "reference" or found.kind == "date":
+    if found.kind in ("reference", "date") and not found.identifying:
         return Has(found.name, found.kind)
     return Has(found.name, "token")
 
@@ -594,6 +606,19 @@ def _string(found: Parameter, value: str, *, exact: bool) -> Criterion:
         return TokenIs(_exact(found.name), letters, identifying=True)
     # Longer than what is indexed of beginnings: only a whole name is that long.
     return TokenIs(found.name, tuple((None, v) for v in wanted), identifying=True)
+
+
+def _days(found: Parameter, value: str) -> Criterion:
+    """Return what asks for a day, month or year of which only an HMAC is kept."""
+    wanted = [one.removeprefix("eq") for one in value.split(",")]
+    if not all(_DAY.fullmatch(day) for day in wanted):
+        raise NodeError(
+            f"{found.name} is a day, a month or a year: it is kept as a blind index,"
+            " which knows no earlier and no later",
+            ErrorKind.INVALID,
+            expression=found.name,
+        )
+    return TokenIs(found.name, tuple((None, day) for day in wanted), identifying=True)
 
 
 def _dates(name: str, value: str, *, sorts: bool = False) -> Criterion:

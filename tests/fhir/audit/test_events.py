@@ -119,6 +119,8 @@ async def test_what_identifies_a_patient_never_enters_the_trail(
     name, written, number = "张丽", "Zhangli", "330102197904121234"
     asked = [
         f"/Patient?name={name}",
+        "/Patient?birthdate=1980-02-03",
+        "/DiagnosticReport?patient.birthdate=1980-02-03&date=2026-11-21",
         f"/Patient?identifier=urn:oid:2.25.41|{number}",
         f"/Patient?name:exact={name}&_sort={name}",
         f"/DiagnosticReport?patient:identifier=|{number}",
@@ -139,7 +141,8 @@ async def test_what_identifies_a_patient_never_enters_the_trail(
     )
     told = await entries(store)
     text = json.dumps([str(one) for one in told], ensure_ascii=False)
-    assert not [secret for secret in (name, written, number) if secret in text]
+    secrets = (name, written, number, "1980-02-03")
+    assert not [secret for secret in secrets if secret in text]
     blind = {one.detail.get("query", "") for one in told if "name=~" in str(one)}
     assert any(query.startswith("Patient?name=~") for query in blind)
 

@@ -86,7 +86,7 @@ async def test_a_profile_is_asked_for_by_name(rig: Rig) -> None:
     assert errors(await told(rig, path, parameters(category))) == set()
     other = parameters(category, profile="https://example.org/profile")
     assert errors(await told(rig, path, other)) == {"profile"}
-    query = f"/Observation/$validate?profile={PROFILE}"
+    query = f"/Observation/$validate?profile={PROFILE}|0.1.0"
     assert errors(await told(rig, query, category)) == {"Observation.subject"}
 
 

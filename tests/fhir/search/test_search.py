@@ -151,6 +151,13 @@ CASES: list[tuple[str, int]] = [
     ("DiagnosticReport?patient.name.family=carla", 0),
     ("Patient?given=berta&family=mus", 1),
     ("Patient?given=anna", 0),
+    ("Patient?birthdate=1980-02-03", 5),
+    ("Patient?birthdate=eq1980-02", 5),
+    ("Patient?birthdate=1979,1980&given=berta", 1),
+    ("Patient?birthdate=1980-02-04", 0),
+    ("Patient?birthdate=1980-03", 0),
+    ("Patient?birthdate:missing=true", 0),
+    ("DiagnosticReport?patient.birthdate=1980-02-03", 3),
     ("DiagnosticReport?resultsInterpreter:missing=true", 3),
     # who is referred to
     ("Patient?_has:DiagnosticReport:patient:status=partial", 3),
@@ -281,6 +288,9 @@ async def test_what_cannot_be_asked_is_refused_and_not_left_out(
 ) -> None:
     for query in (
         "Patient?name:contains=n",
+        "Patient?birthdate=ge1980",
+        "Patient?birthdate=yesterday",
+        "Patient?birthdate:not=1980",
         "Patient?name:text=n",
         "Patient?identifier:of-type=a|b|c",
         "DiagnosticReport?status:text=part",
@@ -310,6 +320,9 @@ async def test_who_sees_masked_patients_learns_no_more_by_asking(
         "Patient?name=Anna",
         "Patient?name:exact=Anna",
         "Patient?name:missing=true",
+        "Patient?birthdate=1980",
+        "Patient?birthdate:missing=true",
+        "DiagnosticReport?patient.birthdate=1980-02-03",
         "Patient?_tag=w1",
         "Patient?_profile:missing=true",
         "DiagnosticReport?patient._tag=w1",
