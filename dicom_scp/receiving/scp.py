@@ -58,6 +58,7 @@ log = structlog.get_logger(__name__)
 CALLING_AE_UNKNOWN: Final = (1, 1, 3)
 CALLED_AE_UNKNOWN: Final = (1, 1, 7)
 LIMIT_EXCEEDED: Final = (2, 3, 2)
+POLL_S = 0.1  # how soon a listener notices that it shall stop
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ class StorageScp:
         listener.ae._servers.append(listener)
         threading.Thread(
             target=listener.serve_forever,
-            kwargs={"poll_interval": 0.1},
+            kwargs={"poll_interval": POLL_S},
             name=f"listener-{port}",
             daemon=True,
         ).start()

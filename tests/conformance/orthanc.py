@@ -13,15 +13,20 @@ import pytest
 
 from tests.ports import free_port
 
-START_S = 30.0
+START_S = 60.0
+
+
+def program() -> str | None:
+    """Return where Orthanc is, None where it is not installed."""
+    return shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin")
 
 
 class Orthanc:
-    """Starts the archive; `wait` until it answers, `stop` it in the end."""
+    """Starts the archive; `wait` until it answers, `kill` it in the end."""
 
     def __init__(self, folder: Path, *, plugins: Sequence[Path] = ()) -> None:
-        program = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin")
-        if program is None:
+        installed = program()
+        if installed is None:
             pytest.skip("Orthanc is not installed")
         self.http, self.dicom = free_port(), free_port()
         self._log = folder / "orthanc.log"
@@ -41,7 +46,7 @@ class Orthanc:
                 }
             )
         )
-        self._command = [program, str(configuration)]
+        self._command = [installed, str(configuration)]
         self.start()
 
     def start(self) -> None:
@@ -55,9 +60,9 @@ class Orthanc:
             )
 
     def kill(self) -> None:
-        """End it at once, whatever it is doing."""
+        """End it at once, whatever it is doing: asked politely it takes seconds."""
         self.process.kill()
-        self.process.wait(timeout=20)
+        self.process.wait(timeout=60)
 
     def wait(self) -> None:
         """Return when it answers; fail the test when it does not, with what it said.
@@ -83,7 +88,7 @@ class Orthanc:
     def get(self, path: str, body: bytes | None = None) -> bytes:
         """Return what its REST API answers."""
         url = f"http://127.0.0.1:{self.http}{path}"
-        with urllib.request.urlopen(url, data=body, timeout=10) as response:
+        with urllib.request.urlopen(url, data=body, timeout=60) as response:
             return bytes(response.read())
 
     def put(self, path: str, body: object) -> None:
@@ -91,7 +96,7 @@ class Orthanc:
         told = body if isinstance(body, str) else json.dumps(body)
         url = f"http://127.0.0.1:{self.http}{path}"
         request = urllib.request.Request(url, told.encode(), method="PUT")
-        with urllib.request.urlopen(request, timeout=10):
+        with urllib.request.urlopen(request, timeout=60):
             pass
 
     def file(self, sop_instance_uid: str) -> bytes:
@@ -107,8 +112,3 @@ class Orthanc:
             self.get(f"/instances/{name}/file")
             for name in json.loads(self.get("/instances"))
         ]
-
-    def stop(self) -> None:
-        """End it."""
-        self.process.terminate()
-        self.process.wait(timeout=20)

@@ -45,7 +45,7 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
         server.wait()
         yield server
     finally:
-        server.stop()
+        server.kill()
 
 
 @pytest.fixture

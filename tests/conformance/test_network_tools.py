@@ -149,7 +149,7 @@ def orthanc(node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Or
         server.put("/modalities/node", ["SONONODE", "127.0.0.1", node.port])
         yield server
     finally:
-        server.stop()
+        server.kill()
 
 
 # -- pynetdicom's programs -------------------------------------------------------------

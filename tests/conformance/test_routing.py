@@ -61,9 +61,11 @@ class Executioner(Pace):
 def orthanc(tmp_path: Path) -> Iterator[Orthanc]:
     plugins = [DICOMWEB] if DICOMWEB.exists() else []
     server = Orthanc(tmp_path, plugins=plugins)
-    server.wait()
-    yield server
-    server.stop()
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.kill()
 
 
 async def receive_studies(store: Store) -> dict[str, list[str]]:

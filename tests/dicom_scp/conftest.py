@@ -31,8 +31,11 @@ SETTINGS = ScpSettings(
 
 
 @pytest.fixture
-async def start_scp(store: Store) -> AsyncIterator[StartScp]:
+async def start_scp(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[StartScp]:
     """Return a starter of SCPs on the same database and objects as `store`."""
+    monkeypatch.setattr("dicom_scp.receiving.scp.POLL_S", 0.01)  # many are stopped
     started: list[StorageScp] = []
 
     async def open_another() -> Store:

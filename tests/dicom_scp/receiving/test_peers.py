@@ -64,7 +64,7 @@ def answer_of(association: Association) -> tuple[int, int, int]:
 
 async def refusals(store: Store, count: int = 1) -> list[Mapping[str, str]]:
     """Return the audited refusals; they are written behind the answers."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while True:
             async with store.db.transaction() as tx:
                 entries = await audit.entries(tx, entity="ae/SONONODE")

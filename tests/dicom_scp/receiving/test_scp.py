@@ -1,5 +1,6 @@
 """C-ECHO and C-STORE against our SCP with other people's SCUs (PS3.4 annex A and B)."""
 
+import asyncio
 import random
 import socket
 import ssl
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -41,7 +43,7 @@ from dicom_scp.receiving.storage import VERIFICATION
 from dicom_scp.receiving.upper_layer import LOOK_AROUND_S
 from dicom_scp.services import query
 from dicom_scp.services.query import QuerySettings
-from node.domain.audit import Outcome
+from node.domain.audit import AuditEntry, Outcome
 from node.domain.errors import ErrorKind, NodeError
 from node.imaging import StoredImage
 from node.store import audit, identities, studies
@@ -147,7 +149,8 @@ async def test_answer_is_not_held_up_by_the_wait_for_the_next_request(
         assert association.send_c_echo().Status == 0x0000
         seconds.append(time.monotonic() - started)
     association.release()
-    assert sorted(seconds)[7] < LOOK_AROUND_S / 2
+    # A busy machine holds up some of them, the wait would hold up all.
+    assert sorted(seconds)[2] < LOOK_AROUND_S / 2
 
 
 async def test_instance_of_dcmtk_is_stored_as_it_was_sent(
@@ -434,9 +437,11 @@ async def test_wrong_ae_title_is_rejected_and_audited(
     assert association.is_rejected
     answer = association.acceptor.primitive
     assert (answer.result, answer.result_source, answer.diagnostic) == expected
-    scp._thread.stop()  # the audit entry is written behind the answer
-    async with store.db.transaction() as tx:
-        entries = await audit.entries(tx, entity="ae/SONONODE")
+    entries: Sequence[AuditEntry] = ()
+    async with asyncio.timeout(60):
+        while not entries:  # it is written behind the answer
+            async with store.db.transaction() as tx:
+                entries = await audit.entries(tx, entity="ae/SONONODE")
     assert [(e.actor, e.outcome) for e in entries] == [(calling, Outcome.REFUSED)]
 
 
