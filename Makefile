@@ -2,10 +2,14 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+PIP    := -q --disable-pip-version-check --no-compile
 ARGS   ?=
 export PYTHONPATH := $(CURDIR)
+# A test run starts hundreds of processes: what one has compiled the next one reads.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup run demo samples test check bench golden lock fuzz clean
+.PHONY: style types rings pages suite prepared
 
 help:
 	@echo 'make setup    install what is missing and build the review page'
@@ -21,11 +25,17 @@ help:
 $(VENV)/.runtime: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit("sononode needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install $(PIP) -r requirements.lock
+	touch $@
+
+# A node may run under an account that cannot write here; tests compile what they use.
+$(VENV)/.compiled: $(VENV)/.runtime
+	@# Some packages carry templates that are no Python: those are left as they are.
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
 $(VENV)/.test: requirements-test.lock $(VENV)/.runtime
-	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-test.lock
+	$(BIN)/python -m pip install $(PIP) -r requirements-test.lock
 	touch $@
 
 UI_SOURCES := $(shell find review_ui/src review_ui/*.html review_ui/*.ts review_ui/*.json -type f 2>/dev/null)
@@ -52,7 +62,7 @@ wechat/miniprogram/dist/index.html: wechat/miniprogram/node_modules/.installed $
 	cd wechat/miniprogram && npm run --silent build:web
 	touch $@
 
-setup: $(VENV)/.runtime review_ui/dist/index.html
+setup: $(VENV)/.compiled review_ui/dist/index.html
 
 run: setup
 	$(BIN)/python -m node serve $(ARGS)
@@ -63,19 +73,35 @@ demo: setup
 samples: $(VENV)/.runtime
 	$(BIN)/python -m node samples $(ARGS)
 
-check: $(VENV)/.test review_ui/node_modules/.installed wechat/miniprogram/node_modules/.installed
+check: style types rings pages
+
+style: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
 	$(BIN)/mypy
+
+rings: $(VENV)/.test
 	$(BIN)/lint-imports
+
+pages: review_ui/node_modules/.installed wechat/miniprogram/node_modules/.installed
 	cd review_ui && npm run --silent check
 	cd wechat/miniprogram && npm run --silent check
 
-test: setup check wechat/miniprogram/dist/index.html tests/fhir/validators/node_modules/.installed
+PAGES_BUILT := review_ui/dist/index.html wechat/miniprogram/dist/index.html
+prepared: style rings pages $(PAGES_BUILT) tests/fhir/validators/node_modules/.installed
 	cd review_ui && npm test --silent
 	cd wechat/miniprogram && npm test --silent
-	@# A file stays in one process, so that what its tests share is started once.
-	@# A process that dies ends the run: the scheduler waits for ever for its successor.
+
+# Two at a time: the first tests wait for processes more than they compute.
+test:
+	$(MAKE) --no-print-directory -j 2 prepared
+	$(MAKE) --no-print-directory -j 2 types suite
+
+# A file stays in one process, so that what its tests share is started once.
+# A process that dies ends the run: the scheduler waits for ever for its successor.
+suite:
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(ARGS)
 
 bench: setup $(VENV)/.test
