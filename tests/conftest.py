@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 
 import asyncpg
 import pytest
+from argon2 import PasswordHasher
 
+from node.store import people
 from node.store.database import Database
 from node.store.keys import create_root_key
 from node.store.migrate import migrate
@@ -50,6 +52,16 @@ class FrozenClock:
 @pytest.fixture
 def clock() -> FrozenClock:
     return FrozenClock(datetime(2026, 11, 21, 8, 0, tzinfo=UTC))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_passwords() -> Iterator[None]:
+    """Accounts are made in every other test: hash their passwords with little work."""
+    hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(people, "_HASHER", hasher)
+        patch.setattr(people, "_DECOY", hasher.hash("nobody's"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,20 +3,11 @@
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from argon2 import PasswordHasher
 
 from node.domain.access import Role
-from node.store import people
 from node.store.store import Store
 from tests.fhir import judges
 from tests.fhir.rig import Rig, drafted, running_fhir
-
-
-@pytest.fixture(autouse=True)
-def quick_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Accounts are made in every test: hash their passwords with little work."""
-    hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
-    monkeypatch.setattr(people, "_HASHER", hasher)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +117,20 @@ def tree(
     return write_tree(tmp_path_factory.mktemp("sets"))
 
 
-@pytest.fixture(scope="module")
-def thin_trunk() -> Iterator[None]:
-    """Give the network the real trunk's stages and widths, but one thin block each."""
+@contextmanager
+def thin() -> Iterator[None]:
+    """Make networks of the real trunk's stages and widths, with one thin block each."""
 
     def make(*, weights: None, **kwargs: Any) -> ResNet:
         return ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=4, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("inference.network.resnet50", make)
+        yield
+
+
+@pytest.fixture(scope="module")
+def thin_trunk() -> Iterator[None]:
+    """Make thin networks in the whole module."""
+    with thin():
         yield

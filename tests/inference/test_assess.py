@@ -31,6 +31,7 @@ from node.domain.errors import ErrorKind, NodeError
 from node.domain.finding import PixelBox
 from node.domain.lexicon import FieldKey
 from node.domain.study import UltrasoundRegion
+from tests.inference.conftest import thin
 from tests.inference.records import RECORD
 
 REGION = UltrasoundRegion(40, 20, 359, 279, 1, 1, 3, 3, 0.02, 0.01)
@@ -67,8 +68,10 @@ def image(uid: str = "2.25.7", seed: int = 1, **changes: object) -> ImageToRead:
 
 @pytest.fixture(scope="module")
 def network() -> Network:
+    """What it says is read here, not how well it sees: a thin one is quick."""
     torch.manual_seed(3)
-    return TorchNetwork(LesionNet())
+    with thin():
+        return TorchNetwork(LesionNet())
 
 
 @pytest.fixture(scope="module")

@@ -169,7 +169,7 @@ class _SmallGpu(LesionNet):
         return super().forward(batch)
 
 
-def test_gpu_out_of_memory_falls_back_to_smaller_batches() -> None:
+def test_gpu_out_of_memory_falls_back_to_smaller_batches(thin_trunk: None) -> None:
     torch.manual_seed(1)
     gpu = _SmallGpu()
     asked = np.random.default_rng(1).normal(size=(10, 1, 32, 32)).astype(np.float32)

@@ -27,8 +27,11 @@ RECORD = replace(
 )
 
 
+pytestmark = pytest.mark.usefixtures("thin_trunk")
+
+
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(thin_trunk: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
     directory = tmp_path_factory.mktemp("weights")
     save_model(LesionNet(), RECORD, directory)

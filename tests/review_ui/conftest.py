@@ -6,10 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from argon2 import PasswordHasher
 from playwright.async_api import Browser, Page, async_playwright
 
-from node.store import people
 from node.store.store import Store
 from tests.review_ui.rig import LOGIN, PASSWORD, Node, add_person, running_node
 
@@ -26,13 +24,6 @@ FLAGS = [
     "--disable-3d-apis",
 ]
 Open = Callable[..., Awaitable[Page]]
-
-
-@pytest.fixture(autouse=True)
-def quick_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hash the passwords of accounts that live for one test with little work."""
-    hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
-    monkeypatch.setattr(people, "_HASHER", hasher)
 
 
 @pytest.fixture(scope="session")
