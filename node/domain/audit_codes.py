@@ -107,6 +107,7 @@ _BEGINNINGS: tuple[tuple[str, Act], ...] = (
     ("signing-key", Act("110113", "U", "110129")),
     ("model-", Act("110100", "U", "110131")),
     ("audit-", Act("110101", "R")),
+    ("review/audit ", Act("110101", "R")),
     ("consent-", Act("110110", "U")),
 )
 _ANY = Act("110100", "E")
@@ -131,7 +132,7 @@ def act_of(action: str) -> Act:
     for beginning, act in _BEGINNINGS:
         if action.startswith(beginning):
             return act
-    if area in ("review", "orders"):
+    if area.partition("/")[0] in ("review", "orders"):
         return _PAGE.get(rest, _ANY)
     return _ANY
 

@@ -5,7 +5,6 @@ from datetime import timedelta
 from typing import Any
 
 import aiohttp
-import pytest
 
 from fhir.security.provider_probe import look_at_provider
 from tests.fhir.security.test_sign_on import Hospital, hospital
@@ -87,14 +86,13 @@ async def test_a_provider_that_is_not_there_is_one_line(hospital: Hospital) -> N
     assert "does not answer" in fault
 
 
-@pytest.mark.parametrize("told", [True, False])
-async def test_whether_it_tells_of_sign_outs_is_said(
-    hospital: Hospital, told: bool
-) -> None:
-    hospital.idp.discovery = {"backchannel_logout_supported": told}
-    async with aiohttp.ClientSession() as session:
-        found = await look_at_provider(
-            session, hospital.settings, hospital.rig.root, now=hospital.idp.clock()
-        )
-    assert found.faults == ()
-    assert ("/auth/oidc/logout there" in found.told) is told
+async def test_whether_it_tells_of_sign_outs_is_said(hospital: Hospital) -> None:
+    now = hospital.idp.clock()
+    for told in (True, False):
+        hospital.idp.discovery = {"backchannel_logout_supported": told}
+        async with aiohttp.ClientSession() as session:
+            found = await look_at_provider(
+                session, hospital.settings, hospital.rig.root, now=now
+            )
+        assert found.faults == ()
+        assert ("/auth/oidc/logout there" in found.told) is told
