@@ -17,7 +17,12 @@ from fhir.encoding.wire import Json, as_list, date_range, instant
 from fhir.rest.exchange import PREFIX, answered
 from fhir.security.access import Interaction, require
 from fhir.settings import FhirSettings
-from fhir.subscriptions.entitlement import opens, require_own, require_topic
+from fhir.subscriptions.entitlement import (
+    accompanied,
+    opens,
+    require_own,
+    require_topic,
+)
 from fhir.subscriptions.notification import notification, status_parameters
 from fhir.subscriptions.requests import CONTENTS, read_id, topic_of
 from fhir.subscriptions.sockets import MOST_BOUND
@@ -114,7 +119,7 @@ class SubscriptionOperations:
                 limit=_MOST_EVENTS,
             )
         seen = [
-            event
+            accompanied(caller, topic, event)
             for event in found
             if not event.body or opens(caller, topic, event.focus, event.body)
         ]

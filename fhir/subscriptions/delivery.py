@@ -21,7 +21,7 @@ from fhir.content.publish import put
 from fhir.encoding.wire import parse
 from fhir.settings import FhirSettings
 from fhir.subscriptions.endpoints import Tls, post
-from fhir.subscriptions.entitlement import may_hear
+from fhir.subscriptions.entitlement import heard
 from fhir.subscriptions.notification import (
     SIGNATURE_HEADER,
     notification,
@@ -188,15 +188,8 @@ class Dispatcher:
     async def _notify(
         self, subscription: Subscription, events: Sequence[Event]
     ) -> None:
-        # Of erased patients, or beyond what is left of the owner's scopes: passed over.
         topic = self._settings.topics.get(subscription.topic)
-        told = [
-            event
-            for event in events
-            if event.body
-            and topic is not None
-            and may_hear(subscription.owner, topic, event.focus, event.body)
-        ]
+        told = heard(subscription.owner, topic, events)
         if told and not await self._post(subscription, "event-notification", told):
             await self._note_failure(subscription)
             return

@@ -1,15 +1,17 @@
 """What a subscriber may be told: what its token opened, and still opens today."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from uuid import UUID
 
-from fhir.security.access import PERMITS, permits, require_scope
+from fhir.security.access import PERMITS, may_read, permits, require_scope
 from fhir.security.scoping import sees
 from fhir.subscriptions.topics import Topic
 from node.domain.access import Action, Identity
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.scopes import Scopes, grant, read_scopes
 from node.store.resources import NEVER, Stored
-from node.store.subscriptions import Owner
+from node.store.subscriptions import Event, Owner
 
 
 def owner_of(identity: Identity) -> Owner:
@@ -65,6 +67,40 @@ def may_hear(owner: Owner | None, topic: Topic, focus: str, body: bytes) -> bool
     if owner.shut:
         return False
     return opens(caller_of(owner), topic, focus, body)
+
+
+def heard(
+    owner: Owner | None, topic: Topic | None, events: Sequence[Event]
+) -> list[Event]:
+    """Return the events that a subscriber may be told, with what may go along.
+
+    Of erased patients, or beyond what is left of the owner's scopes: passed over.
+    """
+    if topic is None:
+        return []
+    caller = None if owner is None else caller_of(owner)
+    return [
+        accompanied(caller, topic, event)
+        for event in events
+        if event.body and may_hear(owner, topic, event.focus, event.body)
+    ]
+
+
+def accompanied(caller: Identity | None, topic: Topic, event: Event) -> Event:
+    """Return an event with what goes along by its topic and may be seen by a caller.
+
+    Each resource is held against the caller for itself; None is the node.
+    """
+    kept = tuple(
+        one
+        for one in event.context
+        if one.path in topic.along
+        and (
+            caller is None
+            or (may_read(caller, one.stored.resource_type) and sees(caller, one.stored))
+        )
+    )
+    return replace(event, context=kept)
 
 
 def opens(caller: Identity, topic: Topic, focus: str, body: bytes) -> bool:

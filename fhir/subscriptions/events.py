@@ -23,8 +23,9 @@ from node.domain.errors import NodeError
 from node.domain.report import Report
 from node.store import identities, reports, resources, studies, subscriptions
 from node.store.resources import Index
-from node.store.search import women
-from node.store.subscriptions import Occurrence, Subscription
+from node.store.search import pages, women
+from node.store.search.criteria import Query, RefersTo
+from node.store.subscriptions import Beside, Occurrence, Subscription
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
@@ -35,6 +36,7 @@ log = structlog.get_logger(__name__)
 _REPORT = "DiagnosticReport"
 # A channel in error is owed what happens; only one that is off is owed nothing.
 _LISTENING = ("requested", "active", "error")
+_MOST_ALONG = 50  # of one path that leads to what happened
 _Owed = list[tuple[Occurrence, Sequence[UUID]]]
 
 
@@ -121,10 +123,47 @@ async def _told_of(
         and await _wanted(tx, store, one, topics[one.topic], now)
         and may_hear(one.owner, topics[one.topic], focus, stored.body)
     ]
+    context: tuple[Beside, ...] = ()
+    if subscribers:
+        along = {path: None for url in sorted(fired) for path in topics[url].along}
+        context = await _context(tx, store, tuple(along), now)
     occurrence = Occurrence(
-        focus, stored.body, stored.patient_id, created=stored.version == 1
+        focus, stored.body, stored.patient_id, stored.version == 1, context
     )
     return occurrence, subscribers
+
+
+async def _context(
+    tx: "Transaction", store: "Store", along: Sequence[str], now: Indexed
+) -> tuple[Beside, ...]:
+    """Return the newest versions that belong to a new one, by the paths of topics.
+
+    Of the same patient, or of nobody: her resources are told with hers alone.
+    """
+    stored, index = now
+    found: list[tuple[str, str, str]] = []
+    for path in along:
+        direction, _, told = path.partition("=")
+        source, _, name = told.partition(":")
+        if direction == "include":
+            found += [
+                (path, one.target_type, one.target_id)
+                for one in index.references
+                if one.parameter == name
+            ]
+            continue
+        focus = (stored.resource_type, stored.resource_id)
+        query = Query(source, (RefersTo(name, (focus,)),), count=_MOST_ALONG)
+        page = await pages.search(tx, store, query)
+        found += [(path, source, one.resource_id) for one in page.matches]
+    if not found:
+        return ()
+    newest = await resources.newest(tx, [(kind, one) for _, kind, one in found])
+    return tuple(
+        Beside(path, kind, one, newest[kind, one][0])
+        for path, kind, one in found
+        if (kind, one) in newest and newest[kind, one][1] in (None, stored.patient_id)
+    )
 
 
 async def _wanted(

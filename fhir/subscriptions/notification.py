@@ -11,7 +11,7 @@ import orjson
 from fhir.encoding.wire import Json, instant, parse, to_bytes
 from fhir.encoding.xml import to_xml
 from fhir.settings import FhirSettings
-from node.store.subscriptions import Event, Subscription
+from node.store.subscriptions import Event, Related, Subscription
 
 BACKPORT = "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition"
 SIGNATURE_HEADER = "X-Sononode-Signature"
@@ -45,6 +45,7 @@ def notification(
     if content != "empty":
         whole = content == "full-resource"
         entries += [_focus(settings, one, whole=whole) for one in events if one.body]
+        entries += _along(settings, events, whole=whole)
     return {
         "resourceType": "Bundle",
         "id": str(uuid4()),
@@ -74,6 +75,27 @@ def _focus(settings: FhirSettings, event: Event, *, whole: bool) -> Json:
         entry["request"] = {"method": "PUT", "url": event.focus}
         entry["response"] = {"status": "200"}
     return entry
+
+
+def _along(
+    settings: FhirSettings, events: Sequence[Event], *, whole: bool
+) -> list[Json]:
+    """Return the entries of what goes along, each version of a resource once."""
+    entries: dict[tuple[str, int], Json] = {}
+    for event in events:
+        for one in event.context:
+            stored, name = one.stored, _name(one)
+            entry: Json = {"fullUrl": f"{settings.base_url}/{name}"}
+            if whole:
+                entry["resource"] = orjson.Fragment(stored.body)
+            entry["request"] = {"method": "GET", "url": name}
+            entry["response"] = {"status": "200"}
+            entries[name, stored.version] = entry
+    return list(entries.values())
+
+
+def _name(one: Related) -> str:
+    return f"{one.stored.resource_type}/{one.stored.resource_id}"
 
 
 def _status_entry(
@@ -140,4 +162,11 @@ def _event(settings: FhirSettings, event: Event, content: str) -> Json:
     if content != "empty":
         focus = {"reference": f"{settings.base_url}/{event.focus}"}
         parts.append({"name": "focus", "valueReference": focus})
+        parts += [
+            {
+                "name": "additional-context",
+                "valueReference": {"reference": f"{settings.base_url}/{name}"},
+            }
+            for name in dict.fromkeys(map(_name, event.context))
+        ]
     return {"name": "notification-event", "part": parts}

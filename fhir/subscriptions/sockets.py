@@ -22,7 +22,7 @@ from aiohttp import WSCloseCode, WSMsgType, hdrs, web
 
 from fhir.encoding.outcome import Issue, Refused
 from fhir.settings import FhirSettings
-from fhir.subscriptions.entitlement import may_hear
+from fhir.subscriptions.entitlement import heard
 from fhir.subscriptions.notification import notification, written
 from node.domain.errors import ErrorKind, NodeError
 from node.store import subscriptions
@@ -284,13 +284,7 @@ class _Socket:
         sent = Settlement()
         for one, events in due:
             topic = self._settings.topics.get(one.topic)
-            told = [
-                event
-                for event in events
-                if event.body
-                and topic is not None
-                and may_hear(one.owner, topic, event.focus, event.body)
-            ]
+            told = heard(one.owner, topic, events)
             if told:
                 await self._send(one, "event-notification", told)
             self._bindings[one.subscription_id].sent = events[-1].number

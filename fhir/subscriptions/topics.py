@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 from fhir.content import concepts
 from fhir.encoding.wire import Json, as_list, extension, parse
 from fhir.search.matching import decidable, meets
-from fhir.search.parameters import criterion, parameter
+from fhir.search.parameters import PARAMETERS, criterion, parameter
 from node.domain.errors import ErrorKind, NodeError
 from node.followed import Followed
 from node.store.resources import Index, Stored
@@ -25,6 +25,8 @@ AUDIENCE = f"{concepts.BASE}/StructureDefinition/topic-audience"
 _DEFINITIONS = "http://hl7.org/fhir/StructureDefinition/"
 # Whose changes are told (`fhir.subscriptions.events`).
 KINDS = frozenset({"DiagnosticReport", "ImagingStudy", "Patient", "ServiceRequest"})
+# What may be told along: of no failed work, no trail, no file and no subscriber.
+_TOLD_ALONG = PARAMETERS.keys() - {"AuditEvent", "Binary", "Subscription", "Task"}
 # A version of a resource and what it is found by.
 Indexed = tuple[Stored, Index]
 _INTERACTIONS = frozenset({"create", "update"})
@@ -35,7 +37,7 @@ _KNOWN = {
     "resourceTrigger": "description resource supportedInteraction queryCriteria",
     "queryCriteria": "previous current resultForCreate requireBoth",
     "canFilterBy": "description resource filterParameter modifier",
-    "notificationShape": "resource",
+    "notificationShape": "resource include revInclude",
 }
 
 
@@ -74,7 +76,8 @@ class Topic:
     """A SubscriptionTopic; `masked` ones carry the patient's masked report.
 
     `filters` are the search parameters that a subscriber may narrow it by, with
-    the modifiers that are taken.
+    the modifiers that are taken. `along` are the paths by which other resources are
+    told along, `include=...` from the focus and `revInclude=...` to it.
     """
 
     url: str
@@ -83,6 +86,7 @@ class Topic:
     triggers: tuple[Trigger, ...]
     filters: Mapping[str, frozenset[str]] = field(default_factory=dict)
     masked: bool = False
+    along: tuple[str, ...] = ()
 
     @property
     def looks_back(self) -> bool:
@@ -188,15 +192,19 @@ def _topic(told: Json) -> Topic:
     if len(kinds) > 1:
         raise _Fault("resourceTrigger", "all triggers of a topic have one resource")
     kind = kinds.pop()
+    along: list[str] = []
     for place, shape in _parts(told, "notificationShape"):
         if _kind(shape, place) != kind:
             raise _Fault(f"{place}.resource", f"must be {kind}, as in the trigger")
+        along += _along(shape, place, kind)
     masked = _audience(told)
     filters = dict(
         _filter(part, place, kind) for place, part in _parts(told, "canFilterBy")
     )
-    if masked and (kind != "DiagnosticReport" or filters):
-        raise _Fault("extension", "what patients see is DiagnosticReport, unfiltered")
+    if masked and (kind != "DiagnosticReport" or filters or along):
+        raise _Fault(
+            "extension", "what patients see is DiagnosticReport, unfiltered and alone"
+        )
     return Topic(
         url=_text(told, "url"),
         title=_text(told, "title"),
@@ -204,7 +212,26 @@ def _topic(told: Json) -> Topic:
         triggers=tuple(_trigger(part, place, kind) for place, part in triggers),
         filters=filters,
         masked=masked,
+        along=tuple(dict.fromkeys(along)),
     )
+
+
+def _along(shape: Json, place: str, kind: str) -> Iterator[str]:
+    """Return the paths of a shape, as `Topic.along` has them."""
+    for direction in ("include", "revInclude"):
+        for number, told in enumerate(as_list(shape.get(direction))):
+            source, _, name = str(told).partition(":")
+            found = parameter(source, name) if source in _TOLD_ALONG else None
+            forward = direction == "include"
+            leads = found is not None and found.kind == "reference"
+            if forward:
+                leads = leads and source == kind
+            else:
+                leads = leads and found is not None and kind in found.targets
+            if not leads:
+                words = f"is no {direction} of {kind} here: Type:parameter"
+                raise _Fault(f"{place}.{direction}[{number}]", words)
+            yield f"{direction}={source}:{name}"
 
 
 def _audience(told: Json) -> bool:

@@ -406,6 +406,52 @@ async def find_all(
     return {(one.resource_type, one.resource_id): one for one in found}
 
 
+async def newest(
+    tx: "Transaction", wanted: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], tuple[int, UUID | None]]:
+    """Return version and patient of those (type, id) that are there, unopened."""
+    keys = list(dict.fromkeys(wanted))
+    rows = await tx.fetch(
+        "select r.resource_type, r.resource_id, r.version, r.patient_id"
+        " from unnest($1::text[], $2::text[]) as w (resource_type, resource_id)"
+        " join resources r using (resource_type, resource_id)",
+        [kind for kind, _ in keys],
+        [resource_id for _, resource_id in keys],
+    )
+    return {
+        (row["resource_type"], row["resource_id"]): (row["version"], row["patient_id"])
+        for row in rows
+    }
+
+
+async def find_versions(
+    tx: "Transaction", store: "Store", wanted: Iterable[tuple[str, str, int]]
+) -> dict[tuple[str, str, int], Stored]:
+    """Return those versions (type, id, number) that are there and not erased."""
+    keys = list(dict.fromkeys(wanted))
+    if not keys:
+        return {}
+    kinds, ids, numbers = zip(*keys, strict=True)
+    rows = await tx.fetch(
+        f"select {COLUMNS} from unnest($1::text[], $2::text[], $3::integer[])"
+        " as w (resource_type, resource_id, version)"
+        " join resource_versions v using (resource_type, resource_id, version)",
+        kinds,
+        ids,
+        numbers,
+    )
+    found = {}
+    for row in rows:
+        try:
+            one = await opened(tx, store, row)
+        except NodeError as error:
+            if error.kind is not ErrorKind.GONE:
+                raise
+            continue
+        found[one.resource_type, one.resource_id, one.version] = one
+    return found
+
+
 async def read_version(
     tx: "Transaction",
     store: "Store",

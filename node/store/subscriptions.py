@@ -17,7 +17,8 @@ from uuid import UUID, uuid4
 from node.domain.access import Role
 from node.domain.audit import AuditEntry, by_the_node, note_patient
 from node.domain.errors import ErrorKind, NodeError
-from node.store import audit
+from node.store import audit, resources
+from node.store.resources import Stored
 
 if TYPE_CHECKING:
     import asyncpg
@@ -98,13 +99,41 @@ class Occurrence:
     body: bytes
     patient_id: UUID | None
     created: bool = False
+    context: tuple["Beside", ...] = ()
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A version of another resource that belongs to what happened, and by what path.
+
+    `path` is as a topic has it: `include=DiagnosticReport:result`.
+    """
+
+    path: str
+    resource_type: str
+    resource_id: str
+    version: int
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Return type, id and version."""
+        return self.resource_type, self.resource_id, self.version
+
+
+@dataclass(frozen=True)
+class Related:
+    """Such a version as it is told: of the same patient, or of nobody."""
+
+    path: str
+    stored: Stored
 
 
 @dataclass(frozen=True)
 class Event:
     """One event of one subscriber; `focus` is the reference that it is about.
 
-    Of an erased patient the body is empty; the number stays.
+    Of an erased patient the body is empty; the number stays. `context` is what may
+    go along; whether it does is a matter of topic and subscriber.
     """
 
     number: int
@@ -112,6 +141,7 @@ class Event:
     focus: str
     body: bytes
     created: bool = False
+    context: tuple[Related, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -317,8 +347,8 @@ async def _add_occurrence(
         sealer = await store.ring.patient(tx, occurrence.patient_id)
     await tx.execute(
         "insert into topic_events"
-        " (event_id, at, patient_id, focus, created, body, sealed_as)"
-        " values ($1, $2, $3, $4, $5, $6, $7)",
+        " (event_id, at, patient_id, focus, created, body, sealed_as, context)"
+        " values ($1, $2, $3, $4, $5, $6, $7, $8)",
         event_id,
         at,
         occurrence.patient_id,
@@ -326,6 +356,7 @@ async def _add_occurrence(
         occurrence.created,
         sealer.seal(occurrence.body, **_event_place(str(event_id))),
         str(event_id),
+        [f"{one.path} {'/'.join(map(str, one.key))}" for one in occurrence.context],
     )
     return event_id
 
@@ -352,7 +383,8 @@ async def events(
         undelivered,
         limit,
     )
-    return [await _event(tx, store, row) for row in rows]
+    context = await _context(tx, store, rows)
+    return [await _event(tx, store, row, context, {}) for row in rows]
 
 
 async def owe_again(
@@ -454,10 +486,11 @@ async def _owed(
         [one.subscription_id for one in subscriptions],
         [one.max_count for one in subscriptions],
     )
+    context = await _context(tx, store, rows)
     bodies: dict[UUID, bytes] = {}  # one body for all who are owed it
     owed: dict[UUID, tuple[Event, ...]] = {}
     for row in rows:
-        event = await _event(tx, store, row, bodies)
+        event = await _event(tx, store, row, context, bodies)
         owed[row["subscription_id"]] = (*owed.get(row["subscription_id"], ()), event)
     return owed
 
@@ -599,10 +632,44 @@ async def _wake(tx: "Transaction") -> None:
     await tx.execute("select pg_notify($1, '')", CHANNEL)
 
 
+async def _context(
+    tx: "Transaction", store: "Store", rows: Sequence[Any]
+) -> dict[UUID, tuple[Related, ...]]:
+    """Return what goes along with events, by event: versions of the same patient.
+
+    A report that turned out to be another woman's has left hers behind.
+    """
+    told = {row["event_id"]: row for row in rows if row["context"]}
+    beside = {
+        event_id: [_beside(text) for text in row["context"]]
+        for event_id, row in told.items()
+    }
+    wanted = {one.key for some in beside.values() for one in some}
+    known = await resources.find_versions(tx, store, wanted)
+    return {
+        event_id: tuple(
+            Related(one.path, known[one.key])
+            for one in some
+            if one.key in known
+            and known[one.key].patient_id in (None, told[event_id]["patient_id"])
+        )
+        for event_id, some in beside.items()
+    }
+
+
+def _beside(text: str) -> Beside:
+    path, _, key = text.partition(" ")
+    kind, resource_id, version = key.split("/")
+    return Beside(path, kind, resource_id, int(version))
+
+
 async def _event(
-    tx: "Transaction", store: "Store", row: Any, known: dict[UUID, bytes] | None = None
+    tx: "Transaction",
+    store: "Store",
+    row: Any,
+    context: Mapping[UUID, tuple[Related, ...]],
+    bodies: dict[UUID, bytes],
 ) -> Event:
-    bodies = {} if known is None else known
     body = bodies.get(row["event_id"])
     if body is None:
         try:
@@ -616,7 +683,14 @@ async def _event(
                 raise
             body = b""
         bodies[row["event_id"]] = body
-    return Event(row["number"], row["at"], row["focus"], body, row["created"])
+    return Event(
+        row["number"],
+        row["at"],
+        row["focus"],
+        body,
+        row["created"],
+        context.get(row["event_id"], ()) if body else (),
+    )
 
 
 def _secrets(store: "Store", row: Any) -> tuple[bytes, ...]:

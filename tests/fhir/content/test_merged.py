@@ -428,6 +428,10 @@ async def test_hooks_are_told_of_a_merge_and_of_its_end_as_far_as_they_may_hear(
         aiohttp.ClientSession() as session,
     ):
         calls = Dispatcher(store, settings, session, session)
+        # Whoever asks for more gets what is one row's, never the other Patient.
+        path = ("include=Patient:link", "revInclude=ImagingStudy:patient")
+        more = replace(settings.topics[topic], along=path)
+        object.__setattr__(settings, "topics", {**settings.topics, topic: more})
         asked = make_subscription(f"{ehr.url}/hook", criteria=topic)
         made = await case.rig.ask("POST", "/Subscription", asked, role=Role.EHR)
         assert made.status == 201, made.raw
@@ -466,6 +470,11 @@ async def test_hooks_are_told_of_a_merge_and_of_its_end_as_far_as_they_may_hear(
     # Both, in the order of their ids; the portal hears of her alone, while she is one.
     together = [(kept, True, ["replaces"]), (lost, False, ["replaced-by"])]
     apart = [(kept, True, []), (lost, True, [])]
+    for hook in (ehr, hers):
+        beside = [one for b in hook.bundles[1:] for one in b["entry"][2:]]
+        names = {one["fullUrl"].rpartition("/fhir/")[2] for one in beside}
+        assert names == STUDIES
+        assert all(len(b["entry"]) == 3 for b in hook.bundles[1:])
     assert told(ehr) == [*sorted(together), *sorted(apart)]
     assert told(hers) == [*sorted(together), (kept, True, [])]
 

@@ -24,7 +24,7 @@ from node.store.subscriptions import Occurrence
 from tests.conftest import FrozenClock
 from tests.factories import make_findings, make_patient
 from tests.fhir.content.test_life_cycle import because
-from tests.fhir.rig import publish_draft, receive_study
+from tests.fhir.rig import STUDY_UID, publish_draft, receive_study
 from tests.fhir.smart_rig import SmartRig, running_smart
 from tests.fhir.subscriptions.rig import (
     RELEASED,
@@ -263,7 +263,7 @@ async def test_drafts_studies_and_orders_are_told_to_who_asks_for_them(
     focuses = [
         (parameter(b, "topic").rpartition("/")[2], e["request"]["method"])
         for b in channel.hook.bundles
-        for e in b["entry"][1:]
+        for e in b["entry"][1:2]
     ]
     assert sorted(focuses) == [
         ("imaging-study-available", "POST"),
@@ -272,6 +272,51 @@ async def test_drafts_studies_and_orders_are_told_to_who_asks_for_them(
         ("report-drafted", "PUT"),
     ]
     assert {(await state(store, one)).error for one in told.values()} == {None}
+
+
+def beside(bundle: Json) -> tuple[list[str], list[str]]:
+    """Return what goes along: as additional-context, and as entries with a body."""
+    (event,) = [
+        item["part"]
+        for item in bundle["entry"][0]["resource"]["parameter"]
+        if item["name"] == "notification-event"
+    ]
+    named = [
+        part["valueReference"]["reference"].rpartition("/fhir/")[2]
+        for part in event
+        if part["name"] == "additional-context"
+    ]
+    entries = [one for one in bundle["entry"][2:] if one["request"]["method"] == "GET"]
+    assert [one["fullUrl"].rpartition("/fhir/")[2] for one in entries] == named
+    return named, [one["resource"]["id"] for one in entries if "resource" in one]
+
+
+async def test_what_a_report_names_goes_along_as_it_was(channel: Channel) -> None:
+    rig = channel.rig
+    one = await subscribed(channel)
+    await subscribed(channel, content="id-only")
+    assert (await rig.sign()).status == 200
+    report = await rig.read(rig.report_path)
+    names = [report["subject"], *report["imagingStudy"], *report["result"]]
+    wanted = [one["reference"] for one in names]
+    assert {name.partition("/")[0] for name in wanted} == {
+        "Patient",
+        "ImagingStudy",
+        "Observation",
+    }
+    entry = await rig.edited(rig.report_path, status="amended")
+    assert (await rig.transact(entry, because(rig))).status == 200
+    await channel.deliver()
+    heard = [b for b in channel.hook.bundles if event_numbers(b)]
+    whole = [b for b in heard if "resource" in b["entry"][-1]]
+    (first,) = [b for b in whole if event_numbers(b) == [1]]
+    assert beside(first) == (wanted, [name.partition("/")[2] for name in wanted])
+    assert "final" in {e["resource"].get("status") for e in first["entry"][2:]}
+    assert [str(i) for i in fhirkit.validate(to_bytes(first))] == []
+    assert [beside(b) for b in heard if b not in whole] == [(wanted, [])] * 2
+    again = await rig.get(f"/Subscription/{one}/$events", role=Role.EHR)
+    bodies = [e["resource"] for e in again.body["entry"] if "resource" in e]
+    assert first["entry"][-1]["resource"] in bodies
 
 
 # --- when ---------------------------------------------------------------------------
@@ -412,6 +457,21 @@ async def test_a_token_limits_what_its_subscription_tells(smart: SmartRig) -> No
         assert hook.numbers == [1]
         assert hook.bundles[-1]["entry"][1]["resource"]["status"] == "corrected"
     assert (await state(smart.store, one)).events_count == 1
+
+
+async def test_what_goes_along_is_held_against_the_token_for_itself(
+    smart: SmartRig,
+) -> None:
+    scopes = "system/Subscription.cruds system/DiagnosticReport.rs"
+    opened = f"{scopes} system/ImagingStudy.r system/Observation.rs?status=amended"
+    async with running_hook() as hook:
+        for asked in (scopes, opened):
+            _, _, dispatcher = await subscribed_by(smart, hook, asked)
+        assert (await smart.sign()).status == 200
+        await dispatcher.deliver_due()
+        heard = [beside(one)[0] for one in hook.bundles if event_numbers(one)]
+    assert sorted(heard) == [[], [f"ImagingStudy/{STUDY_UID}"]]
+    assert not any(b"MRN-0042" in body for _, body in hook.got)
 
 
 async def test_a_program_whose_scopes_were_narrowed_hears_no_more_than_these(

@@ -124,7 +124,7 @@ async def test_a_token_binds_several_subscriptions_and_tells_them_apart(
     assert all(f"/{one}" in hello for one, hello in pairs)
     await rig.sign()
     told = [await heard(socket), await heard(socket)]
-    assert {len(bundle["entry"]) for bundle in told} == {1, 2}
+    assert sorted(len(bundle["entry"]) > 1 for bundle in told) == [False, True]
     await socket.close()
 
 

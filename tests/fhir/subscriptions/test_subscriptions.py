@@ -172,7 +172,11 @@ async def test_the_ehr_is_told_of_signed_reports_with_their_identity(
     assert (report["id"], report["status"]) == (str(rig.report_id), "final")
     events = await rig.read(f"{path}/$events?eventsSinceNumber=1", role=Role.EHR)
     assert event_numbers(events) == [1]
-    assert len(events["entry"]) == 2
+    assert [e["request"]["method"] for e in events["entry"][:3]] == [
+        "GET",
+        "PUT",
+        "GET",
+    ]
     ids = await rig.read(f"{path}/$events?content=id-only", role=Role.EHR)
     assert "resource" not in ids["entry"][1]
     none = await rig.read(f"{path}/$events?eventsSinceNumber=2", role=Role.EHR)

@@ -8,6 +8,7 @@ import pytest
 
 from fhir.search.parameters import index_of
 from fhir.subscriptions.topics import (
+    AUDIENCE,
     FollowedTopics,
     Indexed,
     read_filters,
@@ -128,6 +129,36 @@ def test_a_trigger_may_ask_for_what_was_before() -> None:
         (
             made(notificationShape=[{"resource": "ImagingStudy"}]),
             "notificationShape[0].resource",
+        ),
+        *(
+            (
+                made(
+                    notificationShape=[
+                        {"resource": "DiagnosticReport", direction: [path]}
+                    ]
+                ),
+                f"notificationShape[0].{direction}[0]",
+            )
+            for direction, path in (
+                ("include", "DiagnosticReport:status"),
+                ("include", "DiagnosticReport:result:Observation"),
+                ("include", "Observation:patient"),
+                ("include", "DiagnosticReport"),
+                ("revInclude", "Observation:patient"),
+                ("revInclude", "AuditEvent:entity"),
+            )
+        ),
+        (
+            made(
+                extension=[{"url": AUDIENCE, "valueCode": "patient"}],
+                notificationShape=[
+                    {
+                        "resource": "DiagnosticReport",
+                        "include": ["DiagnosticReport:patient"],
+                    }
+                ],
+            ),
+            "extension",
         ),
         (made(extension=[{"url": "urn:x"}]), "extension"),
     ],
