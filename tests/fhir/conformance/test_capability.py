@@ -277,7 +277,16 @@ async def test_each_listed_way_of_reading_works_and_no_other(hospital: Rig) -> N
             works = interaction.value in offered
             assert (answer.status == 200) is works, (where, answer.status)
             assert works or answer.status in (404, 405), (where, answer.status)
-        answer = await hospital.ask("DELETE", f"/{kind}/{held[0]['id']}", role=role)
+        one, listed = f"/{kind}/{held[0]['id']}", resource["conditionalRead"]
+        latest = {"If-Modified-Since": "Fri, 01 Jan 2038 00:00:00 GMT"}
+        for headers, ways in (
+            ({"If-None-Match": "*"}, ("not-match", "full-support")),
+            (latest, ("full-support",)),
+        ):
+            sent = {"Accept": "application/fhir+json", **headers}
+            answer = await hospital.get(one, role=role, headers=sent)
+            assert (answer.status == 304) is (listed in ways), (one, listed, headers)
+        answer = await hospital.ask("DELETE", one, role=role)
         assert answer.status in (404, 405), kind
 
 

@@ -154,7 +154,7 @@ FAILURES = [
         428,
         "PUT",
         "/Patient/x",
-        {"body": to_xml({"resourceType": "Patient", "id": "x"})},
+        {"body": to_xml(make_ehr_patient(id="x"))},
     ),
 ]
 
