@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import secrets
 import statistics
-import subprocess
 import time
 from functools import partial
 from pathlib import Path
@@ -17,15 +15,13 @@ from urllib.parse import urlsplit
 import aiohttp
 import uvloop
 
-from bench.peers import ROOT, free_port
-from config.settings import Settings, load_settings
+from bench.roles import prepared_node, processor_s
+from config.settings import Settings
 from node.app import opened
 from node.domain.access import Role
-from node.installation import Addresses, attached, prepared
-from node.logs import configure_logging
+from node.installation import attached
 from node.parts import fhir_settings_of
 from node.store import people
-from node.supervisor import role_command
 from tests.factories import make_patient
 from tests.fhir.rig import publish_draft, receive_study
 
@@ -37,25 +33,10 @@ WARM_S = 1.0
 
 def measure(folder: Path) -> list[dict[str, object]]:
     """Serve `REPORTS` drafted reports; return a row for each kind of request."""
-    values = {
-        "SONONODE_DATA": str(folder / "data"),
-        "SONONODE_DICOM__PORT": str(free_port()),
-        "SONONODE_HTTP__PORT": str(free_port()),
-        "SONONODE_RELAY__PORT": str(free_port()),
-        "SONONODE_LOG__LEVEL": "error",
-    }
-    settings = load_settings(values)
-    configure_logging("error", "console")
-    with prepared(settings) as addresses:
+    with prepared_node(folder) as (settings, start):
         password, reports = asyncio.run(_seed(settings))
-        server = _serve(values, addresses)
-        try:
-            return uvloop.run(
-                _load(settings.http.base_url, password, reports, server.pid)
-            )
-        finally:
-            server.terminate()
-            server.wait()
+        web = start("web")
+        return uvloop.run(_load(settings.http.base_url, password, reports, web))
 
 
 async def _seed(settings: Settings) -> tuple[str, list[str]]:
@@ -83,16 +64,6 @@ async def _seed(settings: Settings) -> tuple[str, list[str]]:
                 now=store.clock(),
             )
     return password, ids
-
-
-def _serve(values: dict[str, str], addresses: Addresses) -> subprocess.Popen[bytes]:
-    environment = {
-        **os.environ,
-        **values,
-        "PYTHONPATH": str(ROOT),
-        "SONONODE_DATABASE__URL": addresses.node,
-    }
-    return subprocess.Popen(role_command("web"), cwd=ROOT, env=environment)
 
 
 async def _load(
@@ -233,9 +204,3 @@ async def _requests(
         "median ms": round(1000 * statistics.median(took), 1),
         "p99 ms": round(1000 * took[int(0.99 * len(took))], 1),
     }
-
-
-def processor_s(process: int) -> float:
-    """Return the processor time that a process has used, in seconds."""
-    fields = Path(f"/proc/{process}/stat").read_text("ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import secrets
 import statistics
-import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,21 +15,18 @@ from uuid import UUID, uuid4
 import aiohttp
 import uvloop
 
-from bench.peers import ROOT, free_port
-from bench.reads import processor_s
-from config.settings import Settings, load_settings
+from bench.roles import prepared_node, processor_s
+from config.settings import Settings
 from fhir.content.publish import put
 from fhir.encoding.wire import Json, parse
 from fhir.subscriptions.notification import BACKPORT
 from fhir.subscriptions.requests import subscribe
 from node.app import opened
 from node.domain.access import Role
-from node.installation import attached, prepared
-from node.logs import configure_logging
+from node.installation import attached
 from node.parts import fhir_settings_of
 from node.store import people, resources, subscriptions
 from node.store.store import Store
-from node.supervisor import role_command
 from tests.factories import make_findings, make_patient
 from tests.fhir.rig import publish_draft, receive_study
 
@@ -51,34 +46,9 @@ _TURNS = ((FEW, False), (MANY, False), (MANY, True), (MANY, True), (MANY, False)
 
 def measure(folder: Path) -> list[dict[str, object]]:
     """Serve a node with its web and its worker; return a row for each company."""
-    values = {
-        "SONONODE_DATA": str(folder / "data"),
-        "SONONODE_DICOM__PORT": str(free_port()),
-        "SONONODE_HTTP__PORT": str(free_port()),
-        "SONONODE_RELAY__PORT": str(free_port()),
-        "SONONODE_RELAY__ENABLED": "false",
-        "SONONODE_LOG__LEVEL": "error",
-    }
-    settings = load_settings(values)
-    configure_logging("error", "console")
-    with prepared(settings) as addresses:
-        environment = {
-            **os.environ,
-            **values,
-            "PYTHONPATH": str(ROOT),
-            "SONONODE_DATABASE__URL": addresses.node,
-        }
-        processes = [
-            subprocess.Popen(role_command(role), cwd=ROOT, env=environment)
-            for role in ("web", "worker")
-        ]
-        try:
-            return uvloop.run(_measure(settings, processes[1].pid))
-        finally:
-            for process in processes:
-                process.terminate()
-            for process in processes:
-                process.wait()
+    with prepared_node(folder, SONONODE_RELAY__ENABLED="false") as (settings, start):
+        _, worker = start("web"), start("worker")
+        return uvloop.run(_measure(settings, worker))
 
 
 async def _measure(settings: Settings, worker: int) -> list[dict[str, object]]:

@@ -19,7 +19,15 @@ from node.domain.study import (
     ReceivedInstance,
     StudyStatus,
 )
-from node.store import associations, audit, identities, receiving, studies, versions
+from node.store import (
+    associations,
+    audit,
+    identities,
+    merges,
+    receiving,
+    studies,
+    versions,
+)
 
 if TYPE_CHECKING:
     from node.store.blobs import BlobWriter
@@ -343,7 +351,7 @@ async def _receive(
     )
     study = await studies.open_study(tx, store, instance, patient_id, at=at)
     if study.patient_id != patient_id:
-        raise NodeError("the study belongs to another patient", ErrorKind.CONFLICT)
+        raise await _of_another(tx, study.patient_id, patient_id)
     if not await receiving.insert_instance(
         tx, store, instance, patient_id, blob_key=arrival.blob_key, at=at
     ):
@@ -360,6 +368,18 @@ async def _receive(
     reopened = study.status is not StudyStatus.RECEIVING
     await audit.record(tx, _entry(store, arrival, patient_id, reopened=reopened))
     return Received.STORED, patient_id
+
+
+async def _of_another(tx: "Transaction", known: UUID, told: UUID) -> NodeError:
+    """Return why an instance is not taken into a study of another row.
+
+    Of one woman's rows neither: should they be two women after all, images of the
+    one would stand in a study of the other, sealed with her key.
+    """
+    message = "the study belongs to another patient"
+    if told in await merges.rows_of(tx, known):
+        message = "the study began under another Patient ID of this patient"
+    return NodeError(message, ErrorKind.CONFLICT)
 
 
 async def _hold_open_again(tx: "Transaction", arrival: Arrival, at: datetime) -> None:

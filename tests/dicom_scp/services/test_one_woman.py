@@ -304,3 +304,16 @@ async def test_whatever_the_order_of_events_each_has_what_is_hers(store: Store) 
             except AssertionError as error:
                 error.add_note(", ".join(told))
                 raise
+
+
+async def test_a_study_stays_under_the_number_under_which_it_began(
+    store: Store,
+) -> None:
+    await archive.fill(store)
+    late = make_instance(rows=8, columns=8, StudyInstanceUID=archive.OTHER)
+    with pytest.raises(NodeError, match="belongs to another patient"):
+        await archive.keep(store, late)
+    late.IssuerOfPatientID = "HIS"
+    await archive.merge(store, archive.LI, archive.ZHANG)
+    with pytest.raises(NodeError, match="began under another Patient ID"):
+        await archive.keep(store, late)
