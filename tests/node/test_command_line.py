@@ -79,6 +79,15 @@ def sign_in(node: Installation, login: str) -> int:
     return requests.post(f"{node.url}/auth/token", data=form, timeout=30).status_code
 
 
+# --- audit, before jobs of studies have entries of their own --------------------------
+
+
+def test_the_audit_trail_counts_what_the_command_line_did(node: Installation) -> None:
+    before = int(said(node, "audit", "verify").split()[0])
+    said(node, "user", "add", "sun", "--role", "auditor", "--password", PASSWORD)
+    assert said(node, "audit", "verify") == f"{before + 1} entries, the chain holds"
+
+
 # --- send ---------------------------------------------------------------------------
 
 
@@ -135,7 +144,7 @@ def test_an_account_that_cannot_be_made_says_why(node: Installation) -> None:
     assert "radiologist" in done.stderr
 
 
-# --- keys and audit -------------------------------------------------------------------
+# --- keys ---------------------------------------------------------------------------
 
 
 def test_keys_are_rotated_under_a_running_node(
@@ -178,12 +187,6 @@ def test_a_shredded_patient_is_gone_for_everybody_at_once(
     doctor.report_of(stays.study_instance_uid)
     assert "no such study" in refused(node, "keys", "shred", "2.25.9", "--yes")
     said(node, "keys", "verify")
-
-
-def test_the_audit_trail_counts_what_the_command_line_did(node: Installation) -> None:
-    before = int(said(node, "audit", "verify").split()[0])
-    said(node, "user", "add", "sun", "--role", "auditor", "--password", PASSWORD)
-    assert said(node, "audit", "verify") == f"{before + 1} entries, the chain holds"
 
 
 # --- models -------------------------------------------------------------------------
