@@ -122,6 +122,7 @@ async def _searches(
         "actor, a day": Sought(actors=("dr-7",), since=day, until=until),
         "actor, refused": Sought(actors=("dr-7",), outcomes=("4",)),
         "report": Sought(entities=(report,)),
+        "program (none)": Sought(programs=("3f2504e0-4f89-41d3-9a0c-0305e82c3301",)),
         "a day": Sought(since=day, until=until),
         "refused": Sought(outcomes=("4",)),
         "refused, a day": Sought(outcomes=("4",), since=day, until=until),

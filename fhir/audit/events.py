@@ -146,11 +146,14 @@ class Teller:
         agents = []
         address = entry.detail.get("address")
         if address is not None:
-            who = entry.detail.get("client") or address or "unknown"
+            caller = entry.detail.get("client") or address or "unknown"
+            who: Json = {"identifier": {"value": caller}}
+            if caller in self.actors:
+                who["display"] = self.actors[caller].name
             agents.append(
                 {
                     "type": _role(client),
-                    "who": {"identifier": {"value": who}},
+                    "who": who,
                     "requestor": not known,
                     "network": {"address": address or "unknown", "type": "2"},
                 }

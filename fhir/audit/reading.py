@@ -201,6 +201,9 @@ class AuditEvents:
             case "agent" | "agent:identifier":
                 actors = [await self._actor(tx, name, one) for one in values]
                 named = [one for one in actors if one]
+                if named and await _are_programs(tx, named):
+                    programs = _both(sought.programs, named)
+                    return replace(sought, programs=programs)
                 return replace(sought, actors=_both(sought.actors, named))
             case "entity":
                 return self._entities(sought, values)
@@ -340,6 +343,12 @@ def _told(
 def _names(event: Json, patients: set[str]) -> bool:
     told = {one.get("what", {}).get("reference") for one in event.get("entity", ())}
     return any(f"Patient/{patient}" in told for patient in patients)
+
+
+async def _are_programs(tx: "Transaction", named: Sequence[str]) -> bool:
+    """Tell whether all of these are programs, and so agents of what others do too."""
+    known = {str(client.client_id) for client in await clients.list_clients(tx)}
+    return known.issuperset(named)
 
 
 def _auditor(request: web.Request, interaction: Interaction) -> Identity:

@@ -65,6 +65,7 @@ class Anchor:
 class Sought:
     """Which entries are asked for; what is None, or no patient, is not asked.
 
+    `actors` did it; `programs` did it too, or somebody through one of them.
     `entities` are compared whole, and with a "/" at the end as a beginning.
     `since` is the first moment, `until` the first one too late.
     """
@@ -77,6 +78,7 @@ class Sought:
     entities: tuple[str, ...] | None = None
     patients: tuple[UUID, ...] = ()
     sequences: tuple[int, ...] | None = None
+    programs: tuple[str, ...] | None = None
 
 
 async def record(tx: "Transaction", entry: AuditEntry) -> None:
@@ -327,6 +329,29 @@ async def search(
     after: Position | None = None,
 ) -> list[Recorded]:
     """Return entries, the newest first, from behind the position `after`."""
+    if sought.programs is None:
+        return await _search(tx, sought, limit, after)
+    # Each way has its index: neither is walked for what only the other finds.
+    actors = sought.programs
+    if sought.actors is not None:
+        actors = tuple(one for one in actors if one in sought.actors)
+    by_itself = replace(sought, programs=None, actors=actors)
+    found = [
+        *await _search(tx, by_itself, limit, after),
+        *await _search(tx, sought, limit, after),
+    ]
+    alone = {one.sequence: one for one in found}
+    newest = sorted(alone.values(), key=_position, reverse=True)
+    return newest[:limit]
+
+
+def _position(recorded: Recorded) -> Position:
+    return recorded.entry.at, recorded.sequence
+
+
+async def _search(
+    tx: "Transaction", sought: Sought, limit: int, after: Position | None
+) -> list[Recorded]:
     asked = _Asked("p" if sought.patients else "e")
     source = "audit_entries e"
     if len(sought.patients) == 1:
@@ -385,6 +410,13 @@ def _narrow(asked: _Asked, sought: Sought) -> None:
             asked.that(f"{column} = {{}}", wanted[0])
         elif wanted is not None:
             asked.that(f"{column} = any({{}}::text[])", list(wanted))
+    if sought.programs is not None:
+        # The words of the index.
+        asked.clauses.append('e.detail like \'%"client": "%\'')
+        if len(sought.programs) == 1:
+            asked.that("audit_client_of(e.detail) = {}", sought.programs[0])
+        else:
+            asked.that("audit_client_of(e.detail) = any({}::text[])", sought.programs)
     # What was not served is rare, what failed rarer: each has an index of its own.
     for common in (Outcome.SUCCESS.value, Outcome.REFUSED.value):
         if sought.outcomes is None or common in sought.outcomes:

@@ -58,14 +58,14 @@ class Chain:
 
 
 async def read_actors(store: "Store", identity: Identity) -> list[Actor]:
-    """Return everybody in the trail: people, programs, then machines and the rest."""
+    """Return who may be asked for: people in the trail, every program, and the rest."""
     identity.require(Action.READ_AUDIT)
     async with store.db.reading() as tx:
         found = await audit.actors(tx)
         users = {str(u.user_id): u.identity.shown for u in await people.list_users(tx)}
         programs = {str(c.client_id): c.name for c in await clients.list_clients(tx)}
     kinds: dict[Kind, list[Actor]] = {"person": [], "program": [], "other": []}
-    for one in found:
+    for one in dict.fromkeys([*found, *programs]):
         name = users.get(one) or programs.get(one) or one
         kind: Kind = (
             "person" if one in users else "program" if one in programs else "other"

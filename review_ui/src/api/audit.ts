@@ -103,7 +103,7 @@ export function toSeen(event: Resource): Seen {
     at: event.recorded,
     who,
     roles: (person?.role ?? []).map((role: Resource) => role.text ?? ''),
-    program: called === address || called === who?.id ? null : called || null,
+    program: called === address || called === who?.id ? null : (caller?.who?.display ?? called) || null,
     verb: verbOf(event),
     act: ownWord(event),
     ending: OUTCOMES[event.outcome] ?? 'failed',

@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -12,7 +13,7 @@ import pytest
 from fhir.encoding.wire import Json
 from node.domain.access import Role
 from node.domain.audit import AuditEntry
-from node.store import audit, merges
+from node.store import audit, clients, merges
 from node.store.store import Store
 from tests.conftest import FrozenClock
 from tests.factories import make_patient
@@ -24,7 +25,7 @@ from tests.fhir.rig import (
     running_fhir,
     sign_in,
 )
-from tests.fhir.smart_rig import SmartRig, running_smart
+from tests.fhir.smart_rig import SmartRig, jwks, running_smart
 
 ROLES = (Role.RADIOLOGIST, Role.EHR, Role.AUDITOR, Role.ADMINISTRATOR)
 
@@ -378,6 +379,40 @@ async def test_a_program_reads_the_trail_if_it_is_registered_for_it(
         token = await rig.token(ehr, "system/*.rs")
         assert (await rig.with_token(token, "GET", "/AuditEvent")).status == 403
         await _assert_token_is_told(rig, str(ehr.client_id))
+
+
+async def test_a_program_is_found_in_what_others_did_through_it(
+    rig: Rig, store: Store
+) -> None:
+    async with store.db.transaction() as tx:
+        viewer = await clients.register(
+            tx,
+            name="Viewer",
+            roles=[Role.EHR],
+            scopes="system/*.rs",
+            jwks=jwks("EC"),
+            now=store.clock(),
+        )
+        program = str(viewer.client_id)
+        told = {"address": "10.0.0.7", "client": program, "status": "200"}
+        one = AuditEntry(store.clock(), "dr-li", "radiologist", "fhir read", "Task/1")
+        through = replace(one, detail=told)
+        forged = replace(one, detail={"address": f'"client": "{program}"'})
+        by_itself = replace(one, actor=program, detail=told)
+        await audit.record_all(tx, [through, forged, by_itself, through])
+    asked = f"agent:identifier={program}"
+    found = await events(rig, asked)
+    last_ids = [int(event["id"]) for event in found]
+    assert len(found) == 3
+    assert last_ids == sorted(last_ids, reverse=True)
+    (client,) = {agent(event, "110152")["who"]["display"] for event in found}
+    assert client == "Viewer"
+    assert len(await events(rig, f"{asked}&agent:identifier=dr-li")) == 2
+    page = await rig.read(f"/AuditEvent?{asked}&_count=2", role=Role.AUDITOR)
+    assert [int(e["resource"]["id"]) for e in page["entry"]] == last_ids[:2]
+    (rest,) = [one["url"] for one in page["link"] if one["relation"] == "next"]
+    page = await rig.read(rest, role=Role.AUDITOR)
+    assert [int(e["resource"]["id"]) for e in page["entry"]] == last_ids[2:]
 
 
 async def _assert_token_is_told(rig: SmartRig, client_id: str) -> None:
