@@ -27,6 +27,8 @@ from node.store.search.predicates import Predicates, constant
 
 # Up to how many candidates it is quicker to sort them than to try others in order.
 FEW = 3000
+# How many are followed to tell how many they lead to.
+_FOLLOWED = 100
 _KEYS = "resource_id, sort_date, last_updated"
 _NOBODY = f"select {_KEYS} from resources where false"
 
@@ -99,6 +101,14 @@ def walkable(criterion: Criterion, key: str) -> bool:
     return False
 
 
+def in_order(criterion: Criterion, key: str) -> bool:
+    """Tell whether the candidates for a criterion are listed by a sort key."""
+    if isinstance(criterion, Within):
+        along = "happened" if criterion.sorts else "updated"
+        return key == along and (criterion.sorts or criterion.parameter == LAST_UPDATED)
+    return walkable(criterion, key)
+
+
 def everything(resource_type: str) -> str:
     """Return what lists all resources of a type."""
     return (
@@ -111,10 +121,12 @@ def listing(
     resource_type: str,
     criterion: Criterion,
     same: Sequence[Within] = (),
+    led: int = FEW + 1,
 ) -> str:
     """Return what lists the candidates for a criterion, some perhaps more than once.
 
     `same` are all criteria for the date that it asks for: the begin and end of a walk.
+    No more than `led` are followed to what they refer to, or are referred to by.
     """
     match criterion:
         case IdIs(ids):
@@ -131,7 +143,7 @@ def listing(
         case Chained(parameter, target_type, inner):
             return (
                 "select x.resource_id, x.sort_date, x.last_updated"
-                f" from ({_capped(listing(sql, target_type, inner))}) t"
+                f" from ({_capped(listing(sql, target_type, inner), led)}) t"
                 " join resource_references x on x.target_id = t.resource_id"
                 f" and x.target_type = {constant(target_type)}"
                 f" and x.resource_type = {constant(resource_type)}"
@@ -141,7 +153,7 @@ def listing(
             its_type = constant(resource_type)
             return (
                 "select r.resource_id, r.sort_date, r.last_updated"
-                f" from ({_capped(listing(sql, source_type, inner))}) t"
+                f" from ({_capped(listing(sql, source_type, inner), led)}) t"
                 f" join resource_references x on x.resource_type ="
                 f" {constant(source_type)} and x.resource_id = t.resource_id"
                 f" and x.parameter = {constant(parameter)}"
@@ -159,11 +171,17 @@ def number(
 ) -> str:
     """Return what counts the candidates for a criterion as far as they are few."""
     match criterion:
-        case Chained(_, inner_type, inner) | ReferredBy(inner_type, _, inner):
-            # Who leads to them is counted first: to follow all would take long.
-            first = number(sql, inner_type, inner, ())
-            then = _count(listing(sql, resource_type, criterion))
-            return f"case when {first} > {FEW} then {FEW + 1} else {then} end"
+        case ReferredBy(source_type, _, inner):
+            return number(sql, source_type, inner, ())
+        case Chained(_, target_type, inner):
+            # To follow all takes as long as the search: some tell how many it will be.
+            first = number(sql, target_type, inner, ())
+            some = _count(listing(sql, resource_type, criterion, led=_FOLLOWED))
+            return (
+                f"(select case when n > {FEW} then n else"
+                f" {some} * greatest(n, {_FOLLOWED}) / {_FOLLOWED} end"
+                f" from (select {first} as n offset 0) led)"
+            )
         case AnyOf(alternatives):
             parts = [
                 number(sql, resource_type, _fewest(a), bounds) for a in alternatives
@@ -177,11 +195,11 @@ def number(
 
 
 def _count(select: str) -> str:
-    return f"(select count(*) from ({_capped(select)}) c)"
+    return f"(select count(*) from ({_capped(select, FEW + 1)}) c)"
 
 
-def _capped(select: str) -> str:
-    return f"select * from ({select}) f limit {FEW + 1}"
+def _capped(select: str, at_most: int) -> str:
+    return f"select * from ({select}) f limit {at_most}"
 
 
 def _fewest(together: Sequence[Criterion]) -> Criterion:

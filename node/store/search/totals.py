@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING
 
-from node.store.search.candidates import exact, listing
+from node.store.search.candidates import exact, listed, listing, whole
 from node.store.search.criteria import Criterion, Query
 from node.store.search.planning import (
     Outlook,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # How many resources are looked at to tell which part of all meets the criteria, and how
 # many of them have to, for that to be better than what the planner expects.
 _SAMPLE = 2000
-_ENOUGH = 50
+_ENOUGH = 10
 
 
 async def count(tx: "Transaction", store: "Store", query: Query) -> int:
@@ -53,14 +53,15 @@ async def estimate(tx: "Transaction", store: "Store", query: Query) -> int:
 async def _counted(
     tx: "Transaction", store: "Store", query: Query, outlook: Outlook
 ) -> int:
-    if outlook.few is None:
+    begun_with = outlook.few or _only(query)
+    if begun_with is None:
         sql = Predicates(store, outlook.long_dates)
         found = f"select 1 from resources r where {sql.where(query)}"
     else:
         sql = Predicates(store, outlook.long_dates, one_by_one=True)
-        same = same_date(query.criteria, outlook.few)
-        candidates = listing(sql, query.resource_type, outlook.few, same)
-        rest = [one for one in query.criteria if not _told(one, outlook.few)]
+        same = same_date(query.criteria, begun_with)
+        candidates = listing(sql, query.resource_type, begun_with, same)
+        rest = [one for one in query.criteria if not _told(one, begun_with)]
         clauses = [sql.clause(one, "d") for one in rest]
         within = [sql.bound(one, "l") for one in bounds(query.criteria)]
         found = (
@@ -74,8 +75,16 @@ async def _counted(
     )
 
 
-def _told(asked: Criterion, few: Criterion) -> bool:
-    return asked == few and exact(asked)
+def _only(query: Query) -> Criterion | None:
+    """Return what is asked if that is one thing, of which an index lists all."""
+    if len(query.criteria) != 1:
+        return None
+    (asked,) = query.criteria
+    return asked if listed(asked) and whole(asked) else None
+
+
+def _told(asked: Criterion, begun_with: Criterion) -> bool:
+    return asked == begun_with and exact(asked)
 
 
 async def _sampled(
