@@ -15,13 +15,15 @@ from node.domain.errors import NodeError
 class Invariant:
     """A constraint: its key in R4, what it asks for in words, and how to tell.
 
-    `expression` is R4's FHIRPath, for the snapshots that repeat it.
+    `expression` is R4's FHIRPath, for the snapshots that repeat it; `at` the element
+    below the type where R4 has it.
     """
 
     key: str
     words: str
     holds: Callable[[Json], bool]
     expression: str = ""
+    at: str = ""
 
 
 def value_of(element: Json, name: str = "value") -> str | None:
@@ -226,7 +228,12 @@ INVARIANTS: Mapping[str, tuple[Invariant, ...]] = {
         Invariant("bdl-8", "a fullUrl names no version", _unversioned),
     ),
     "Consent": (
-        Invariant("ppc-1", "a policy or a policyRule", _one_of("policy", "policyRule")),
+        Invariant(
+            "ppc-1",
+            "a policy or a policyRule",
+            _one_of("policy", "policyRule"),
+            "policy.exists() or policyRule.exists()",
+        ),
     ),
     "Observation": (
         Invariant(
@@ -252,9 +259,22 @@ INVARIANTS: Mapping[str, tuple[Invariant, ...]] = {
         ),
     ),
     "Organization": (
-        Invariant("org-1", "a name or an identifier", _one_of("name", "identifier")),
-        Invariant("org-2", "an organization has no home", _not_at_home("address")),
-        Invariant("org-3", "an organization has no home", _not_at_home("telecom")),
+        Invariant(
+            "org-1",
+            "a name or an identifier",
+            _one_of("name", "identifier"),
+            "(identifier.count() + name.count()) > 0",
+        ),
+        *(
+            Invariant(
+                key,
+                "an organization has no home",
+                _not_at_home(element),
+                "where(use = 'home').empty()",
+                at=element,
+            )
+            for key, element in (("org-2", "address"), ("org-3", "telecom"))
+        ),
     ),
     "Parameters.parameter": (
         Invariant("inv-1", "a value, a resource or parts", _one_content),
@@ -264,16 +284,25 @@ INVARIANTS: Mapping[str, tuple[Invariant, ...]] = {
             "pat-1",
             "a name, a way to reach or an organization",
             _one_of("name", "telecom", "address", "organization"),
+            "name.exists() or telecom.exists() or address.exists()"
+            " or organization.exists()",
         ),
     ),
     "ServiceRequest": (
-        Invariant("prr-1", "orderDetail needs a code", _needs("orderDetail", "code")),
+        Invariant(
+            "prr-1",
+            "orderDetail needs a code",
+            _needs("orderDetail", "code"),
+            "orderDetail.empty() or code.exists()",
+        ),
     ),
     "Task": (
         Invariant(
             "inv-1",
             "lastModified is not before authoredOn",
             _not_before("authoredOn", "lastModified"),
+            "lastModified.exists().not() or authoredOn.exists().not()"
+            " or lastModified >= authoredOn",
         ),
     ),
 }

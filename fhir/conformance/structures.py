@@ -158,6 +158,7 @@ def _definition(
 def snapshot_of(type_name: str) -> Iterator[Json]:
     """Yield the elements that R4 gives a type, in order."""
     words = f"As FHIR R4 defines it: {type_name}"
+    constraints = list(_constraints(type_name))
     yield {
         "id": type_name,
         "path": type_name,
@@ -166,7 +167,7 @@ def snapshot_of(type_name: str) -> Iterator[Json]:
         "min": 0,
         "max": "*",
         "base": {"path": type_name, "min": 0, "max": "*"},
-        "constraint": list(_constraints(type_name)),
+        **({"constraint": constraints} if constraints else {}),
         "isModifier": False,
         "isSummary": False,
     }
@@ -217,6 +218,7 @@ def _element(type_name: str, path: str, name: str, kinds: list[Element]) -> Json
             element["constraint"] += _constraints(one)
     if types == ["Extension"]:
         element["constraint"] += _invariants("Extension")
+    element["constraint"] += _invariants(type_name, at=name)
     if not element["constraint"]:
         del element["constraint"]
     element["isModifier"] = rule.modifier
@@ -253,14 +255,14 @@ def _constraints(type_name: str) -> Iterator[Json]:
         for key, severity, words, expression in _OF_RESOURCE:
             one = _constraint(key, words, expression, "DomainResource")
             yield one | {"severity": severity}
-    elif has_type(type_name) and "." not in type_name:
+    elif base_of(type_name) != "Resource" and "." not in type_name:
         yield _NOT_EMPTY
     yield from _invariants(type_name)
 
 
-def _invariants(type_name: str) -> Iterator[Json]:
+def _invariants(type_name: str, at: str = "") -> Iterator[Json]:
     for one in INVARIANTS.get(type_name, ()):
-        if one.expression:
+        if one.expression and one.at == at:
             yield _constraint(one.key, one.words, one.expression, type_name)
 
 
@@ -332,7 +334,7 @@ def _changes(row: Row | None) -> Json:
 def _merged(element: Json, changes: Mapping[str, Any]) -> Json:
     merged = {**element, **changes}
     if "constraint" in changes:  # beside R4's own
-        merged["constraint"] = [*element["constraint"], *changes["constraint"]]
+        merged["constraint"] = [*element.get("constraint", ()), *changes["constraint"]]
     if merged.get("max") == "0":
         merged["min"] = 0
     return merged

@@ -26,13 +26,24 @@ def _installed() -> None:
     judges.require_judges()
 
 
+# What that copy of R4 adds to it.
+ADDED = frozenset({"Binary.url"})
+# They ask of a code system that is called "something": nothing breaks them.
+IDLE = frozenset({"ppc-2", "ppc-3", "ppc-4", "ppc-5"})
+
+
 def told(element: Json) -> dict[str, Any]:
     """Return what has to agree in two snapshots of the same element."""
+    # Whom a canonical names is nobody's concern here: none is resolved.
     types = [
         (one["code"], sorted(t for t in one.get("targetProfile", []) if t != ANYTHING))
+        if one["code"] == "Reference"
+        else (one["code"], [])
         for one in element.get("type", [])
     ]
     binding = element.get("binding", {})
+    if "valueSet" not in binding:  # an example of nothing
+        binding = {}
     return {
         "path": element["path"],
         "times": (element["min"], element["max"]),
@@ -43,7 +54,9 @@ def told(element: Json) -> dict[str, Any]:
         "summary": element.get("isSummary", False),
         "strength": binding.get("strength"),
         "codes": binding.get("valueSet", "").partition("|")[0],
-        "constraints": sorted(one["key"] for one in element.get("constraint", [])),
+        "constraints": sorted(
+            {one["key"] for one in element.get("constraint", [])} - IDLE
+        ),
     }
 
 
@@ -56,7 +69,8 @@ def test_our_snapshots_start_from_r4_s_own_elements() -> None:
                 theirs[resource["id"]] = resource["snapshot"]["element"]
     for kind in {profile.type for profile in PROFILES} | {"Extension"}:
         ours = [told(element) for element in snapshot_of(kind)]
-        assert ours == [told(element) for element in theirs[kind]], kind
+        whole = [told(element) for element in theirs[kind]]
+        assert ours == [one for one in whole if one["path"] not in ADDED], kind
 
 
 def properties(kind: str, rows: list[Json]) -> Iterator[tuple[str, Json]]:
