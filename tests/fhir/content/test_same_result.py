@@ -230,7 +230,8 @@ async def told_of(rig: SmartRig, subscription: str, report: Report) -> list[str]
         handles = await reports.handles(tx, report.id)
     path = f"/Subscription/{subscription}/$events?content=full-resource"
     bundle = await rig.read(path, role=Role.EHR)
-    found = [json.loads(to_bytes(e["resource"])) for e in bundle["entry"][1:]]
+    focuses = [e for e in bundle["entry"] if e["request"]["method"] != "GET"]
+    found = [json.loads(to_bytes(e["resource"])) for e in focuses]
     for body in found:  # of paper that names its study, and this one differs
         for form in body.get("presentedForm", []):
             del form["hash"], form["size"]
