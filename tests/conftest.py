@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import asyncpg
 import pytest
 from argon2 import PasswordHasher
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from node.store import people
 from node.store.database import Database
@@ -28,6 +30,24 @@ T = TypeVar("T")
 ENOUGH_MEMORY = 4 << 30
 
 _numbers = itertools.count(1)
+
+
+class _TogetherWhatSharesANode(LoadFileScheduling):
+    """Gives a file to one process, and the files that share a running node to one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        shares = file.startswith("tests/journeys/") and "test_demo" not in file
+        return "tests/journeys" if shares else file
+
+
+def pytest_xdist_make_scheduler(
+    config: pytest.Config, log: Producer
+) -> LoadFileScheduling | None:
+    """Refine `--dist loadfile`: a node started twice costs more than it gains."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    return _TogetherWhatSharesANode(config, log)
 
 
 def run_apart(work: Coroutine[Any, Any, T]) -> T:
