@@ -71,7 +71,7 @@ def data_pdus(context_id: int, message: bytes, *, command: bool) -> bytes:
 class RawPeer:
     """One connection. Whatever the node does with it ends within `patience_s`."""
 
-    def __init__(self, port: int, *, patience_s: float = 10.0) -> None:
+    def __init__(self, port: int, *, patience_s: float = 60.0) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), patience_s)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 

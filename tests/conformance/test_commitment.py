@@ -35,7 +35,7 @@ from tests.dicom_scp.instances import make_instance
 from tests.intake import receive_object
 
 SETTINGS = CommitmentSettings(grace_s=0)
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")

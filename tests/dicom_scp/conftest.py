@@ -21,10 +21,10 @@ StartScp = Callable[..., Awaitable[StorageScp]]
 SETTINGS = ScpSettings(
     host="127.0.0.1",
     port=0,
-    acse_timeout_s=5.0,
-    network_timeout_s=5.0,
-    tls_handshake_timeout_s=1.0,
-    commit_timeout_s=5.0,
+    acse_timeout_s=30.0,
+    network_timeout_s=30.0,
+    tls_handshake_timeout_s=10.0,
+    commit_timeout_s=30.0,
     grace_s=2.0,
     min_free_bytes=0,
 )

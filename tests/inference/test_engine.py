@@ -16,7 +16,7 @@ from inference.network import LesionNet, TorchNetwork
 from inference.record import CHOICE_KEYS, Array, Reading
 from node.domain.errors import ErrorKind, NodeError
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 def echo(windows: Array) -> Reading:

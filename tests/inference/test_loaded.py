@@ -144,10 +144,10 @@ async def test_reading_under_way_ends_with_the_model_it_began_with(rig: Rig) -> 
 
 async def test_choice_is_noticed_without_being_told(rig: Rig) -> None:
     following = asyncio.create_task(rig.loaded.keep_following())
-    await asyncio.wait_for(rig.loaded.until_active(), 30)
+    await asyncio.wait_for(rig.loaded.until_active(), 60)
     model = await rig.add("2.0")
     await activate(rig.store, model, by="me")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while rig.version() != "2.0":
             await asyncio.sleep(0.01)
     following.cancel()

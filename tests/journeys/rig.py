@@ -83,6 +83,7 @@ class Installation:
     relay_port: int = field(default_factory=free_port)
     wechat_port: int = field(default_factory=free_port)
     supervisor: subprocess.Popen[bytes] | None = None
+    first_start_s: float = 0.0
 
     @property
     def data(self) -> Path:
@@ -136,6 +137,7 @@ class Installation:
 
     def start(self, *, wait: bool = True) -> None:
         """Start the node; return when every interface answers."""
+        started = time.monotonic()
         (self.data / "keys").mkdir(parents=True, exist_ok=True, mode=0o700)
         (self.data / "keys" / "wechat.secret").write_text(DEMO_APP_SECRET)
         with open(self.output, "ab") as output:
@@ -148,6 +150,7 @@ class Installation:
             )
         if wait:
             until("the node", self.ready)
+            self.first_start_s = self.first_start_s or time.monotonic() - started
 
     def stop(self, patience_s: float = 90.0) -> int:
         """End the node with SIGTERM; return its exit status."""

@@ -30,6 +30,7 @@ from tests.review_ui.conftest import CHROMIUM, FLAGS
 PATIENT = invented(60, "Qin^Yulan=秦^玉兰", "19720808")
 MASKED = "秦*"
 PAGE_MS = 60_000
+expect.set_options(timeout=PAGE_MS)
 TRIES = 20
 
 pytestmark = [

@@ -95,7 +95,7 @@ def receiver(tmp_path: Path) -> Iterator[Receiver]:
         thread.start()
         yield made
         listening.shutdown(socket.SHUT_RDWR)
-        thread.join(5)
+        thread.join(60)
 
 
 @pytest.fixture

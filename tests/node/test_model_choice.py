@@ -55,7 +55,7 @@ async def process(
     monkeypatch.setattr(model_choice, "_LOOK_S", 0.01)
     loaded = LoadedModels(store, shelf, lambda folder, _: load_tiny(folder))
     following = asyncio.create_task(loaded.keep_following())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await loaded.until_active()
     yield loaded
     following.cancel()

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from node.store.store import Store
 from tests.review_ui.rig import LOGIN, PASSWORD, Node, add_person, running_node
@@ -23,6 +23,9 @@ FLAGS = [
     "--disable-gpu",
     "--disable-3d-apis",
 ]
+PAGE_MS = 60_000  # the machine may be testing something else beside it
+expect.set_options(timeout=PAGE_MS)
+
 Open = Callable[..., Awaitable[Page]]
 
 
@@ -71,7 +74,7 @@ async def open_page(node: Node, browser: Browser) -> AsyncIterator[Open]:
             locale="zh-CN" if language == "zh" else "en-GB",
         )
         page = await context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(PAGE_MS)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on(
             "console",

@@ -180,7 +180,7 @@ async def test_a_fourth_phone_cannot_bind_the_same_patient(rig: Rig) -> None:
 async def test_success_and_failure_of_a_binding_take_equally_long(
     relay_dsn: str, tmp_path: Any
 ) -> None:
-    async with running_rig(relay_dsn, tmp_path, bind_answer_s=0.25) as rig:
+    async with running_rig(relay_dsn, tmp_path, bind_answer_s=0.5) as rig:
         token = await rig.offer(handle())
         phone = await rig.phone("openid-1")
         loop, took = asyncio.get_running_loop(), []
@@ -188,8 +188,8 @@ async def test_success_and_failure_of_a_binding_take_equally_long(
             start = loop.time()
             await phone.call("POST", "/api/bind", {"token": token, "last4": last4})
             took.append(loop.time() - start)
-        assert min(took) >= 0.25
-        assert abs(took[0] - took[1]) < 0.1
+        assert min(took) >= 0.5
+        assert abs(took[0] - took[1]) < 0.4
 
 
 async def test_a_foreign_an_unknown_and_a_malformed_handle_look_the_same(

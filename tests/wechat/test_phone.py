@@ -36,6 +36,7 @@ FLAGS = [
     "--disable-3d-apis",
 ]
 OPENID = "openid-of-the-patient"
+expect.set_options(timeout=60_000)  # the machine may be busy
 
 pytestmark = [
     pytest.mark.skipif(not CHROMIUM.exists(), reason="needs /usr/bin/chromium"),

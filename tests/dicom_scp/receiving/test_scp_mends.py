@@ -49,8 +49,8 @@ from dicom_scp.receiving.upper_layer import (
     StoreResponse,
 )
 
-TIMEOUT_S = 0.3
-PATIENCE_S = 1.5
+TIMEOUT_S = 0.6
+PATIENCE_S = 30.0
 
 Handler = Callable[[], None]
 
@@ -288,7 +288,7 @@ def test_pdu_of_two_gigabytes_is_refused_by_its_header(start: StartServer) -> No
 
 
 def test_slow_store_does_not_cost_the_association(start: StartServer) -> None:
-    peer = start(handler=lambda: time.sleep(3 * TIMEOUT_S))
+    peer = start(handler=lambda: time.sleep(2 * TIMEOUT_S))
     association = peer.associate()
     association.dimse_timeout = PATIENCE_S
     for _ in range(2):

@@ -44,7 +44,7 @@ async def open_it():
 
 run_scp(ScpSettings(host="127.0.0.1", port=port, grace_s=5.0), open_it)
 """
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Process:
@@ -79,7 +79,7 @@ class Process:
 
     def associate(self, *instances: Dataset) -> Association:
         entity = AE("SCANNER")
-        entity.acse_timeout = entity.dimse_timeout = 10
+        entity.acse_timeout = entity.dimse_timeout = 60
         entity.add_requested_context("1.2.840.10008.1.1")
         for instance in instances:
             entity.add_requested_context(

@@ -114,7 +114,7 @@ def associate(scp: StorageScp, title: str, called: str = "SONONODE") -> None:
 
 async def noted(store: Store, title: str, count: int) -> list[Call]:
     """Return the calls under a title as soon as there are `count` of them."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             async with store.db.connection() as connection:
                 calls = await callers.of_title(connection, title)
@@ -164,7 +164,7 @@ async def test_a_busy_machine_is_noted_once_in_a_while(
 
     await asyncio.to_thread(associate, scp, "LOGIQ")
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await noted(store, "LOGIQ", 1))[0].at == first:
             await asyncio.sleep(0.01)
 

@@ -492,7 +492,7 @@ async def test_a_machine_that_wants_it_is_told_on_the_same_association(
     def ask() -> None:
         association = machine.connect(scp)
         assert ask_on(association, request_for("2.25.1")).Status == 0x0000
-        assert machine.came.wait(10)
+        assert machine.came.wait(60)
         association.release()
 
     machine.close()  # nobody listens

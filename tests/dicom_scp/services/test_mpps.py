@@ -340,7 +340,7 @@ async def test_study_closes_with_the_last_listed_image_and_its_association_open(
 
 async def nobody_feeds(store: Store) -> None:
     """Return when the end of every association has been noted."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             async with store.db.transaction() as tx:
                 if not await tx.fetchval("select count(*) from open_associations"):

@@ -294,7 +294,7 @@ async def test_cancelled_query_ends_at_once(
     def slowly(search: query._Search) -> object:
         for number, answer in enumerate(searched(search)):
             if number:
-                assert cancelled.wait(5)
+                assert cancelled.wait(60)
             yield answer
 
     monkeypatch.setattr(query._Search, "answers", slowly)
@@ -310,9 +310,9 @@ async def test_cancelled_query_ends_at_once(
             if len(statuses) == 1:
                 association.send_c_cancel(7, query_model=STUDY_ROOT)
                 acceptor = scp.associations.acceptors()[0]
-                end = time.monotonic() + 5
+                end = time.monotonic() + 60
                 while 7 not in acceptor.dimse.cancel_req and time.monotonic() < end:
-                    pass
+                    time.sleep(0.001)
                 cancelled.set()
         association.release()
         return statuses

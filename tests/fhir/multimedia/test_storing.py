@@ -156,7 +156,7 @@ async def test_every_repository_gets_it_once_though_an_answer_is_lost(
     hospital, clinic = repository_workers(
         case.rig.store, case.rig.settings, case.known, case.rig.session
     )
-    async with asyncio.timeout(20), asyncio.TaskGroup() as workers:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as workers:
         for worker in (hospital, clinic):
             workers.create_task(worker.run())
         await case.repository.came.wait()

@@ -564,7 +564,7 @@ async def test_a_rolled_back_version_is_never_kept(hospital: Rig) -> None:
 async def test_a_search_that_takes_too_long_is_ended_and_reads_go_on(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "READING_LIMIT_S", 0.05)
+    monkeypatch.setattr(database, "READING_LIMIT_S", 0.25)
 
     async def endless(tx: Any, *_: Any) -> None:
         await tx.fetch("select pg_sleep(60)")

@@ -329,7 +329,7 @@ async def test_a_foreign_client_works_with_nothing_but_what_is_discovered(
 
     def work() -> str:
         base, name = f"{smart.root}/fhir", str(client.client_id)
-        found = requests.get(f"{base}/.well-known/smart-configuration", timeout=10)
+        found = requests.get(f"{base}/.well-known/smart-configuration", timeout=60)
         now = int(smart.store.clock().timestamp())
         claims = {"iss": name, "sub": name, "aud": found.json()["token_endpoint"]}
         claims |= {"exp": now + 300, "jti": "one"}

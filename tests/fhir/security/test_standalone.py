@@ -199,14 +199,14 @@ async def test_a_foreign_program_signs_a_doctor_in_and_goes_on_by_itself(
 
     def agree(url: str) -> str:
         browser = requests.Session()
-        page = browser.get(url, timeout=10).text
+        page = browser.get(url, timeout=60).text
         place = f"{smart.root}/auth/authorize"
         found = dict(re.findall(HIDDEN, page))
         told = {name: unescape(value) for name, value in found.items()}
-        page = browser.post(place, data=told | PERSON, timeout=10).text
+        page = browser.post(place, data=told | PERSON, timeout=60).text
         told = {n: unescape(v) for n, v in re.findall(HIDDEN, page)}
         told["patient"] = re.findall(r'name="patient" value="([^"]*)"', page)[0]
-        answer = browser.post(place, data=told, timeout=10, allow_redirects=False)
+        answer = browser.post(place, data=told, timeout=60, allow_redirects=False)
         return answer.headers["Location"]
 
     def work() -> tuple[str, int]:

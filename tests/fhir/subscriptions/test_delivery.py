@@ -379,7 +379,7 @@ async def test_a_black_hole_costs_the_others_nothing(channel: Channel) -> None:
         dispatcher = channel.dispatcher
         running = asyncio.create_task(dispatcher.run())
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await reached.wait()
                 for number in range(1, 4):
                     await happened(store, 1, *live, dead)
@@ -401,7 +401,7 @@ async def test_a_black_hole_costs_the_others_nothing(channel: Channel) -> None:
 async def test_one_process_delivers_and_the_next_takes_over(channel: Channel) -> None:
     store = channel.rig.store
     one = await subscribed(channel)
-    async with aiohttp.ClientSession() as session, asyncio.timeout(20):
+    async with aiohttp.ClientSession() as session, asyncio.timeout(60):
         second = Dispatcher(store, channel.rig.settings, session, session)
         async with rows.leading(store.db) as lead:
             assert lead is not None

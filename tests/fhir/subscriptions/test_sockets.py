@@ -69,13 +69,13 @@ async def bound(rig: Rig, *ids: str) -> Socket:
 
 
 async def heard(socket: Socket) -> Json:
-    message = await socket.receive(timeout=10)
+    message = await socket.receive(timeout=60)
     assert message.type is WSMsgType.TEXT, message
     return parse(message.data.encode())
 
 
 async def closed_with(socket: Socket) -> int | None:
-    message = await socket.receive(timeout=10)
+    message = await socket.receive(timeout=60)
     assert message.type is WSMsgType.CLOSE, message
     return socket.close_code
 
@@ -238,7 +238,7 @@ async def test_a_screen_that_does_not_read_is_closed_and_misses_nothing(
             told = Occurrence("DiagnosticReport/x", body, None)
             many = [(told, [UUID(one)])] * 4
             await rows.add_events(tx, store, many, at=store.clock())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await ended.wait()
         transport.abort()
     path = f"/Subscription/{one}/$events?content=id-only"

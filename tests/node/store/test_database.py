@@ -140,10 +140,10 @@ async def test_two_who_begin_to_listen_at_once_share_one_connection(
         await asyncio.gather(*listening)
     async with store.db.transaction() as tx:
         await tx.execute("notify news23, 'last'")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await heard.get() != "last":
             pass
-    async with store.db.connection() as connection, asyncio.timeout(10):
+    async with store.db.connection() as connection, asyncio.timeout(60):
         while await connection.fetchval(LISTENING) != 1:
             await asyncio.sleep(0.01)
 
@@ -163,7 +163,7 @@ async def test_who_begins_to_listen_meanwhile_ends_nobodys_listening(
     heard: asyncio.Queue[str] = asyncio.Queue()
     await store.db.listen("news", heard.put_nowait)
     await begun[0]
-    async with store.db.connection() as connection, asyncio.timeout(10):
+    async with store.db.connection() as connection, asyncio.timeout(60):
         await connection.execute("notify news, 'all the same'")
         while await heard.get() != "all the same":
             pass
@@ -181,13 +181,13 @@ async def test_listeners_hear_commits_and_are_told_of_a_gap(
             await tx.execute("select pg_notify('news', $1)", text)
 
     await tell("one")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert await heard.get() == "one"
         run_apart(end_sessions(postgres_server, store.db._dsn))
         assert await heard.get() == ""  # something may have been missed
     await store.db.listen("other", heard.put_nowait)
     await tell("two")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert await heard.get() == "two"
 
 
@@ -200,7 +200,7 @@ async def test_readers_only_read_and_come_back_after_the_server_did(
         async with store.db.reading() as connection:
             await connection.execute("create table t (a integer)")
     await end_sessions(postgres_server, store.db._dsn)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         for _ in range(3):
             with suppress(NodeError):  # the first may be the one that finds out
                 async with store.db.reading() as connection:
