@@ -28,6 +28,7 @@ from node.store.store import Store
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
+TABLES = ("tokens", "references", "dates")
 ORDERS = [
     (Order("happened", descending=True),),
     (Order("updated"),),
@@ -167,3 +168,27 @@ async def test_pages_hold_what_meets_all_criteria_whatever_they_begin_with(
             assert await totals.estimate(tx, store, query) == len(expected), asked
         met += bool(expected)
     assert met > 40
+
+
+async def test_every_row_of_an_index_tells_what_its_resource_is_sorted_by_now(
+    store: Store,
+) -> None:
+    def index(day: int) -> Index:
+        at = START + day * DAY
+        dates = (DateRange("date", at, at + DAY),)
+        about = (Reference("about", "Observation", "o1"),)
+        return Index((Token("status", "", "final"),), about, dates, at)
+
+    async with store.db.transaction() as tx:
+        for day in (1, 2):
+            store.clock.now += DAY  # type: ignore[attr-defined]
+            stored = await resources.write(
+                tx, store, "DiagnosticReport", "r1", lambda *_: b"{}", index(day)
+            )
+        # By newer rules the same version may have another date.
+        await resources.index_anew(tx, store, stored, index(3))
+        for table in ("resources", *(f"resource_{t}" for t in TABLES)):
+            rows = await tx.fetch(f"select sort_date, last_updated from {table}")
+            assert [tuple(row) for row in rows] == [
+                (START + 3 * DAY, stored.last_updated)
+            ], table
