@@ -166,4 +166,4 @@ async def test_an_administrator_sees_figures_and_no_patient(
     other = await open_page("auditor")
     await expect(other.locator("header a[href='#/agreement']")).to_have_count(0)
     await other.goto(f"{node.url}/#/agreement")
-    await other.wait_for_selector(".worklist")
+    await other.wait_for_selector(".audit")
