@@ -67,7 +67,7 @@ def run_tool(*arguments: object) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         env=ENVIRONMENT,
-        timeout=30,
+        timeout=60,
     )
 
 

@@ -443,7 +443,7 @@ async def test_findscu_reads_the_answers(
         cwd=tmp_path,
         env={"PATH": "/usr/bin:/bin", "TCP_NODELAY": "1"},
         capture_output=True,
-        timeout=30,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     answers = [dcmread(path, force=True) for path in sorted(tmp_path.glob("rsp*"))]

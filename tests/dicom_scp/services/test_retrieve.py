@@ -597,7 +597,7 @@ def dcmtk(folder: Path, *command: str) -> None:
         cwd=folder,
         env={"PATH": "/usr/bin:/bin", "TCP_NODELAY": "1"},
         capture_output=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert done.returncode == 0, done.stderr

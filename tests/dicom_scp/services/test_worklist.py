@@ -123,7 +123,7 @@ def findscu(port: int, folder: Path, *keys: str, ae: str = "ANY-SCU") -> list[Da
         ],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
     )
     assert run.returncode == 0, run.stderr
     assert "E:" not in run.stderr, run.stderr
@@ -225,14 +225,16 @@ async def reference(store: Store, tmp_path: Path, character_set: str) -> Any:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    await asyncio.to_thread(_until_open, port)
-    yield port
-    process.kill()
-    process.wait()
+    try:
+        await asyncio.to_thread(_until_open, port)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _until_open(port: int) -> None:
-    for _ in range(200):
+    for _ in range(3000):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return

@@ -62,7 +62,7 @@ class Site:
             self.scp.ports[0],
             calling_ae=TITLE,
             listen=self.listen,
-            patience_s=10,
+            patience_s=60,
         )
         for name, value in changes.items():
             object.__setattr__(node, name, value)
