@@ -256,9 +256,12 @@ def _downloaded(data: Path) -> Path | None:
 
 
 def _free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nobody has and that the system gives to nobody meanwhile."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)  # Linux gives away what is above
+        with closing(socket.socket()) as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class _Showing:
@@ -723,7 +726,7 @@ class _Phone:
         ) as answer:
             session = (await answer.json())["token"]
         phone = cls(http, plan, openid, session, frozenset())
-        await _Watch(datetime.now(UTC), 20).until(
+        await _Watch(datetime.now(UTC), plan.patience_s).until(
             "the desk code at the relay", lambda: phone._bind(token, last_four)
         )
         grant = {"openid": openid, "template_id": plan.template_id}

@@ -112,6 +112,8 @@ def postgres_server(
     folder = quick_folder(tmp_path_factory)
     # Durability is the subject of its own tests; here it would only cost time.
     settings = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB"}
+    # A client that a test cut off while it signed in holds up every "drop database".
+    settings["authentication_timeout"] = "20s"
     server = EmbeddedPostgres(folder, settings)
     server.start()
     yield server
