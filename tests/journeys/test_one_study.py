@@ -262,7 +262,8 @@ def test_a_suspicious_report_waits_for_the_doctor_s_call(
     assert listed["state"] == "ready"
     waiting = phone.report(listed["handle"])
     assert not {"category", "text", "advice", "summary", "trend"} & waiting.keys()
-    assert "4A" not in str(waiting)
+    # A handle is random and may have these letters.
+    assert "4A" not in str(waiting).replace(listed["handle"], "")
 
     told = doctor.ask("POST", "Communication", doctor.disclosure(report))
     assert told.status_code == 201, told.text

@@ -74,7 +74,7 @@ def test_a_notification_for_the_relay_names_nobody(
         notification(node, _RELAY, "event-notification", [event]), CONTENT_TYPE
     )
     text = body.decode()
-    for secret in (name, given_name * 2, id_number, phone, "MRN-0042", "1979"):
+    for secret in (name, given_name * 2, id_number, phone, "MRN-0042", "1979-03"):
         assert secret not in text
     assert report.study_instance_uid not in text
     assert str(report.id) not in text
