@@ -30,7 +30,7 @@ h2{font-size:1.1rem;color:#1d4f7c;border-bottom:1px solid #1d4f7c;margin:1.5rem 
 small,th,figcaption,footer{color:#5b6470;font-weight:400}small{font-size:.85em}
 table{border-collapse:collapse}th,td{text-align:left;vertical-align:top;
 padding:.12rem 1rem .12rem 0}td,p{white-space:pre-line}
-.who,.finding{display:flex;flex-wrap:wrap;gap:1rem 2.5rem}
+.who,.finding{display:flex;flex-wrap:wrap;align-items:flex-start;gap:1rem 2.5rem}
 .who{border:solid #b9c0c8;border-width:1px 0;padding:.6rem 0}
 .change{background:#fdf1d8;border:1px solid #b7791f;padding:.5rem .8rem}
 .category{background:#eef3f8;padding:.6rem .9rem}.category strong{font-size:1.5rem}
