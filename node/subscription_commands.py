@@ -14,17 +14,18 @@ from node.domain.audit import AuditEntry
 from node.screen import console
 
 if TYPE_CHECKING:
+    from node.store.notifying import Waiting
     from node.store.store import Store
-    from node.store.subscriptions import Subscription, Waiting
+    from node.store.subscriptions import Subscription
 
 
 def list_subscriptions() -> None:
     """Show every subscription: how its channel stands, and what it is still owed."""
-    from node.store import subscriptions
+    from node.store import notifying
 
     async def read(store: "Store") -> "list[Waiting]":
         async with store.db.transaction(readonly=True) as tx:
-            return await subscriptions.backlogs(tx, store)
+            return await notifying.backlogs(tx, store)
 
     table = Table(
         "id", "topic", "status", "where", "newest", "waiting", "oldest", "trouble"

@@ -30,7 +30,7 @@ from node.domain.access import Identity
 from node.domain.audit import AuditEntry
 from node.domain.errors import ErrorKind, NodeError
 from node.http import identity
-from node.store import audit, subscriptions
+from node.store import audit, bindings, subscriptions, topic_events
 from node.store.subscriptions import REST_HOOK, WEBSOCKET, Subscription
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class SubscriptionOperations:
             subscription = await self._own(tx, caller, request)
             topic = topic_of(self._settings, subscription.topic)
             require_topic(caller, topic)
-            found = await subscriptions.events(
+            found = await topic_events.events(
                 tx,
                 self._store,
                 subscription.subscription_id,
@@ -151,7 +151,7 @@ class SubscriptionOperations:
                     "a socket asks for what it missed by $events", ErrorKind.RULE
                 )
             await self._record(tx, caller, "subscription-resend", subscription)
-            count = await subscriptions.owe_again(
+            count = await topic_events.owe_again(
                 tx,
                 subscription.subscription_id,
                 since=_number(asked, "eventsSinceNumber", 1),
@@ -203,7 +203,7 @@ class SubscriptionOperations:
         now = self._store.clock()
         expires_at = now + _TOKEN_LIFETIME
         async with self._store.db.transaction() as tx:
-            token = await subscriptions.open_binding(
+            token = await bindings.open_binding(
                 tx,
                 [one.subscription_id for one in found],
                 expires_at=expires_at,

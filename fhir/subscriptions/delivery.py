@@ -32,8 +32,10 @@ from fhir.subscriptions.relay import relay_signature
 from fhir.subscriptions.requests import RELAY
 from node.domain.audit import by_the_node
 from node.domain.errors import NodeError
-from node.store import audit, resources, subscriptions
-from node.store.subscriptions import CHANNEL, Event, Settlement, Subscription
+from node.store import audit, notifying, resources, subscriptions, topic_events
+from node.store.notifying import Settlement
+from node.store.subscriptions import CHANNEL, Subscription
+from node.store.topic_events import Event
 
 if TYPE_CHECKING:
     from node.store.store import Store
@@ -83,7 +85,7 @@ class Dispatcher:
         while not self._stopping:
             self._wake.clear()
             try:
-                async with subscriptions.leading(self._store.db) as lead:
+                async with notifying.leading(self._store.db) as lead:
                     if lead is not None:
                         await self._lead(lead)
             except NodeError as error:
@@ -138,7 +140,7 @@ class Dispatcher:
     async def _look(self) -> datetime | None:
         """Begin every call that is due; return when the next one will be."""
         async with self._store.db.transaction(readonly=True) as tx:
-            due = await subscriptions.due(
+            due = await notifying.due(
                 tx, self._store, self._store.clock(), list(self._calls)
             )
         for subscription, events in due.calls:
@@ -153,7 +155,7 @@ class Dispatcher:
             return
         self._told, self._ended = Settlement(), set()
         async with self._store.db.transaction() as tx:
-            await subscriptions.settle(tx, told, at=self._store.clock())
+            await notifying.settle(tx, told, at=self._store.clock())
         for subscription_id in ended:
             del self._calls[subscription_id]
 
@@ -302,4 +304,4 @@ def _pause_s(failures: int) -> float:
 async def forget_told(store: "Store") -> None:
     """Remove what happened so long ago that nobody asks for it any more."""
     async with store.db.transaction() as tx:
-        await subscriptions.forget(tx, store.clock() - subscriptions.KEPT)
+        await topic_events.forget(tx, store.clock() - topic_events.KEPT)

@@ -11,7 +11,8 @@ from node.domain.access import Action, Identity
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.scopes import Scopes, grant, read_scopes
 from node.store.resources import NEVER, Stored
-from node.store.subscriptions import Event, Owner
+from node.store.subscriptions import Owner
+from node.store.topic_events import Event
 
 
 def owner_of(identity: Identity) -> Owner:

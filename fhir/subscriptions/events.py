@@ -21,11 +21,19 @@ from fhir.subscriptions.topics import Indexed, Topic
 from node.domain.disclosure import patient_report
 from node.domain.errors import NodeError
 from node.domain.report import Report
-from node.store import identities, reports, resources, studies, subscriptions
+from node.store import (
+    identities,
+    reports,
+    resources,
+    studies,
+    subscriptions,
+    topic_events,
+)
 from node.store.resources import Index
 from node.store.search import pages, women
 from node.store.search.criteria import Query, RefersTo
-from node.store.subscriptions import Beside, Occurrence, Subscription
+from node.store.subscriptions import Subscription
+from node.store.topic_events import Beside, Occurrence
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
@@ -48,7 +56,7 @@ async def resources_changed(
 ) -> None:
     """Write the events of resources (type, id) that `tx` has written a version of."""
     owed = await _owed(tx, store, settings, changed)
-    await subscriptions.add_events(tx, store, owed, at=store.clock())
+    await topic_events.add_events(tx, store, owed, at=store.clock())
 
 
 async def report_changed(
@@ -70,7 +78,7 @@ async def report_changed(
         owed += await _owed_patients_view(tx, store, settings, report)
     if revised:
         owed += await _owed(tx, store, settings, [(_REPORT, str(report.id))])
-    await subscriptions.add_events(tx, store, owed, at=store.clock())
+    await topic_events.add_events(tx, store, owed, at=store.clock())
 
 
 async def _owed(

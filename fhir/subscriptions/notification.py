@@ -11,7 +11,8 @@ import orjson
 from fhir.encoding.wire import Json, instant, parse, to_bytes
 from fhir.encoding.xml import to_xml
 from fhir.settings import FhirSettings
-from node.store.subscriptions import Event, Related, Subscription
+from node.store.subscriptions import Subscription
+from node.store.topic_events import Event, Related
 
 BACKPORT = "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition"
 SIGNATURE_HEADER = "X-Sononode-Signature"

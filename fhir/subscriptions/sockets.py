@@ -25,8 +25,10 @@ from fhir.settings import FhirSettings
 from fhir.subscriptions.entitlement import heard
 from fhir.subscriptions.notification import notification, written
 from node.domain.errors import ErrorKind, NodeError
-from node.store import subscriptions
-from node.store.subscriptions import CHANNEL, Event, Settlement, Subscription
+from node.store import bindings, notifying, subscriptions, topic_events
+from node.store.notifying import Settlement
+from node.store.subscriptions import CHANNEL, Subscription
+from node.store.topic_events import Event
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
@@ -212,7 +214,7 @@ class _Socket:
     async def _bind(self, token: str) -> None:
         now = self._store.clock()
         async with self._store.db.transaction(readonly=True) as tx:
-            bound = await subscriptions.read_binding(tx, token, now=now)
+            bound = await bindings.read_binding(tx, token, now=now)
             if bound is None:
                 raise _Closed("the token is unknown or has ended")
             ids, expires_at = bound
@@ -233,7 +235,7 @@ class _Socket:
         known = self._bindings.get(one.subscription_id)
         if known is not None:
             return known.sent
-        waiting = await subscriptions.events(
+        waiting = await topic_events.events(
             tx, self._store, one.subscription_id, undelivered=True, limit=1
         )
         return waiting[0].number - 1 if waiting else one.events_count
@@ -272,7 +274,7 @@ class _Socket:
         binding = self._bindings[one.subscription_id]
         if one.events_count <= binding.sent:
             return []
-        return await subscriptions.events(
+        return await topic_events.events(
             tx,
             self._store,
             one.subscription_id,
@@ -291,7 +293,7 @@ class _Socket:
             sent.delivered += [(one.subscription_id, e.number) for e in events]
         if sent.delivered:
             async with self._store.db.transaction() as tx:
-                await subscriptions.settle(tx, sent, at=self._store.clock())
+                await notifying.settle(tx, sent, at=self._store.clock())
 
     async def _beat(self, one: Subscription, now: datetime) -> None:
         binding = self._bindings.get(one.subscription_id)

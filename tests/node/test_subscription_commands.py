@@ -9,10 +9,12 @@ from typer.testing import CliRunner
 
 from node.__main__ import cli
 from node.parts import utc_now
-from node.store import audit, subscriptions
+from node.store import audit, notifying, subscriptions, topic_events
 from node.store.keys import create_root_key
+from node.store.notifying import Settlement
 from node.store.store import open_store
-from node.store.subscriptions import Occurrence, Settlement, Subscription
+from node.store.subscriptions import Subscription
+from node.store.topic_events import Occurrence
 from tests.conftest import FrozenClock, run_apart
 
 
@@ -38,11 +40,11 @@ def test_what_waits_for_a_subscriber_is_listed_with_its_trouble(
         async with store.db.transaction() as tx:
             await subscriptions.create(tx, store, asked)
             told = Occurrence("DiagnosticReport/x", b"{}", None)
-            await subscriptions.add_events(
+            await topic_events.add_events(
                 tx, store, [(told, [one]), (told, [one])], at=clock.now
             )
             settled = Settlement(delivered=[(one, 1)], failed=[(one, clock.now)])
-            await subscriptions.settle(tx, settled, at=clock.now)
+            await notifying.settle(tx, settled, at=clock.now)
         await store.close()
 
     run_apart(prepare())

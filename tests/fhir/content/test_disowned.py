@@ -28,7 +28,7 @@ from node.store import (
     reports,
     resources,
     studies,
-    subscriptions,
+    topic_events,
 )
 from node.store.erasure import shred_patient
 from node.store.store import Store
@@ -79,7 +79,7 @@ class Case:
         store = self.rig.store
         relay = await self._relay()
         async with store.db.transaction() as tx:
-            found = await subscriptions.events(tx, store, relay)
+            found = await topic_events.events(tx, store, relay)
         return [orjson.loads(event.body) for event in found if event.body]
 
     async def _relay(self) -> UUID:

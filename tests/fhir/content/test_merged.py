@@ -25,7 +25,7 @@ from node.domain.access import Identity, Role
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.order import OrderSource, OrderStatus, Step
 from node.domain.scopes import Scopes, read_scopes
-from node.store import clients, merges, orders, subscriptions
+from node.store import clients, merges, orders, topic_events
 from node.store.erasure import shred_patient
 from node.store.merges import Verdict
 from node.store.subscriptions import Owner
@@ -260,7 +260,7 @@ async def test_no_phone_hears_of_a_merge(case: Case) -> None:
 
     async def told() -> list[bytes]:
         async with store.db.transaction() as tx:
-            return [one.body for one in await subscriptions.events(tx, store, relay)]
+            return [one.body for one in await topic_events.events(tx, store, relay)]
 
     before = await told()
     assert before
@@ -404,7 +404,7 @@ async def test_a_subscriber_to_one_row_hears_of_the_other_while_they_are_one(
         async with store.db.transaction() as tx:
             await resources_changed(tx, store, case.rig.settings, study)
         async with store.db.transaction() as tx:
-            return len(await subscriptions.events(tx, store, UUID(made.body["id"])))
+            return len(await topic_events.events(tx, store, UUID(made.body["id"])))
 
     assert await heard() == 0
     await case.act(merge_rows)

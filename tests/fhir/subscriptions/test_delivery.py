@@ -17,10 +17,10 @@ from fhir.encoding.xml import from_xml
 from fhir.subscriptions.delivery import Dispatcher
 from fhir.subscriptions.notification import BACKPORT
 from node.domain.access import Role
-from node.store import audit, clients
+from node.store import audit, clients, notifying, topic_events
 from node.store import subscriptions as rows
 from node.store.store import Store
-from node.store.subscriptions import Occurrence
+from node.store.topic_events import Occurrence
 from tests.conftest import FrozenClock
 from tests.factories import make_findings, make_patient
 from tests.fhir.content.test_life_cycle import because
@@ -60,7 +60,9 @@ async def happened(store: Store, times: int, *subscription_ids: str) -> None:
     told = Occurrence("DiagnosticReport/x", body, None)
     ids = [UUID(one) for one in subscription_ids]
     async with store.db.transaction() as tx:
-        await rows.add_events(tx, store, [(told, ids)] * times, at=store.clock())
+        await topic_events.add_events(
+            tx, store, [(told, ids)] * times, at=store.clock()
+        )
 
 
 async def state(store: Store, subscription_id: str) -> rows.Subscription:
@@ -403,9 +405,9 @@ async def test_one_process_delivers_and_the_next_takes_over(channel: Channel) ->
     one = await subscribed(channel)
     async with aiohttp.ClientSession() as session, asyncio.timeout(60):
         second = Dispatcher(store, channel.rig.settings, session, session)
-        async with rows.leading(store.db) as lead:
+        async with notifying.leading(store.db) as lead:
             assert lead is not None
-            async with rows.leading(store.db) as other:
+            async with notifying.leading(store.db) as other:
                 assert other is None
             running = asyncio.create_task(second.run())
             await happened(store, 1, one)

@@ -12,7 +12,8 @@ from fhir.encoding.outcome import CONTENT_TYPE
 from fhir.encoding.wire import to_bytes
 from fhir.subscriptions.notification import notification, written
 from node.domain.disclosure import patient_report
-from node.store.subscriptions import Event, Subscription
+from node.store.subscriptions import Subscription
+from node.store.topic_events import Event
 from tests.factories import NOW, make_disclosure, make_patient, make_signed
 from tests.fhir.rig import TEXTS, make_settings
 from wechat.relay.masked import read_notification

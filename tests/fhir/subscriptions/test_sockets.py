@@ -12,8 +12,8 @@ from aiohttp import WSMsgType, web
 from fhir.encoding.wire import Json, parse
 from fhir.subscriptions.sockets import Sockets
 from node.domain.access import Role
-from node.store import subscriptions as rows
-from node.store.subscriptions import Occurrence
+from node.store import topic_events
+from node.store.topic_events import Occurrence
 from tests.conftest import FrozenClock
 from tests.factories import make_findings, make_patient
 from tests.fhir.content.test_life_cycle import because
@@ -237,12 +237,12 @@ async def test_a_screen_that_does_not_read_is_closed_and_misses_nothing(
         async with store.db.transaction() as tx:
             told = Occurrence("DiagnosticReport/x", body, None)
             many = [(told, [UUID(one)])] * 4
-            await rows.add_events(tx, store, many, at=store.clock())
+            await topic_events.add_events(tx, store, many, at=store.clock())
         async with asyncio.timeout(60):
             await ended.wait()
         transport.abort()
     path = f"/Subscription/{one}/$events?content=id-only"
     assert event_numbers(await rig.read(path, role=Role.EHR)) == [1, 2, 3, 4]
     async with store.db.transaction() as tx:
-        left = await rows.events(tx, store, UUID(one), undelivered=True)
+        left = await topic_events.events(tx, store, UUID(one), undelivered=True)
     assert left[-1].number == 4

@@ -15,8 +15,7 @@ from fhir.subscriptions.relay import ensure_relay_subscription, offer_binding
 from fhir.subscriptions.requests import RELAY
 from node.domain.access import Role
 from node.domain.errors import NodeError
-from node.store import people
-from node.store import subscriptions as rows
+from node.store import people, topic_events
 from node.store.erasure import shred
 from tests.fhir.content.test_life_cycle import because, told_by
 from tests.fhir.subscriptions.rig import (
@@ -339,7 +338,9 @@ async def test_an_erased_patients_events_leave_no_body_and_stop_nobody(
     assert hook.numbers == []
     async with rig.store.db.transaction() as tx:
         row = await channel.relay_row()
-        left = await rows.events(tx, rig.store, row.subscription_id, undelivered=True)
+        left = await topic_events.events(
+            tx, rig.store, row.subscription_id, undelivered=True
+        )
     assert left == []
 
 
