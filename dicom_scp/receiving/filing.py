@@ -23,8 +23,10 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
+from pydicom.tag import Tag
 
 from dicom_scp.receiving.intake import describe, file_meta
+from dicom_scp.receiving.traces import traces_of
 from dicom_scp.receiving.upper_layer import StoreRequest
 from node.charset import unicode_header
 from node.domain.study import Origin, PatientIdentity
@@ -212,7 +214,8 @@ def corrected_pieces(
     stored = source.data_set
     header = unicode_header(stored)
     _renumber(header, uids)
-    changed = _without_the_other(header)
+    traces = traces_of(header, uids)
+    changed = [*_without_the_other(header), *traces.clear(header)]
     _name(header, patient, step)
     _say_what_changed(header, changed, system, at)
     for element in stored.group_dataset(_PIXEL_GROUP):
@@ -293,7 +296,8 @@ def _say_what_changed(
 ) -> None:
     before = Dataset()
     for tag in changed:
-        before.add_new(tag, _vr(tag), None)
+        if not Tag(tag).is_private:  # would need its maker's block beside it
+            before.add_new(tag, _vr(tag), None)
     item = Dataset()
     item.ModifiedAttributesSequence = [before]
     item.AttributeModificationDateTime = at.strftime("%Y%m%d%H%M%S.%f+0000")

@@ -248,6 +248,7 @@ def test_pixels_are_the_same_bytes_in_every_encoding(syntax: UID) -> None:
     image.SpecificCharacterSet = "GB18030"
     image.PatientName = "Wang^XiaoDong=王^小东"
     image.add_new(0x00091001, "LO", "private")
+    image.add_new(0x00091002, "LO", "of 王小东")
     image.add_new(0x7FE11001, "LO", "behind")  # where some machines write, too
     image.file_meta = replace_meta(image, syntax)
     if syntax == JPEGBaseline8Bit:
@@ -273,6 +274,8 @@ def test_pixels_are_the_same_bytes_in_every_encoding(syntax: UID) -> None:
     whole = dcmread(BytesIO(done))
     assert whole.PixelData == image.PixelData
     assert whole[0x7FE11001].value in ("behind", b"behind")
+    assert whole[0x00091001].value in ("private", b"private ")
+    assert 0x00091002 not in whole
     assert after.StudyDescription == "乳腺超声"
 
 
