@@ -85,7 +85,7 @@ def _names(header: Dataset) -> Iterator[str]:
                 parts = [_BETWEEN.sub("", part).casefold() for part in group.split("^")]
                 family, given = parts[0], "".join(parts[1:3])
                 for whole in (family + given, given + family):
-                    if given and _weight(whole) >= _SHORTEST:
+                    if _weight(whole) >= _SHORTEST:
                         yield whole
 
 

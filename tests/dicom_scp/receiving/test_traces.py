@@ -80,6 +80,13 @@ def test_text_is_emptied_and_named_at_every_depth() -> None:
     assert (item.CodeMeaning, item.CodeValue) == ("", "1")
 
 
+def test_a_name_in_one_part_is_found_too() -> None:
+    hers = Dataset()
+    hers.PatientName = "王小东"
+    told = private("LO", "王小东 复查")
+    assert 0x00291001 in traces_of(hers).clear(told)
+
+
 def test_who_has_no_name_is_found_nowhere() -> None:
     nobody = Dataset()
     nobody.PatientName, nobody.PatientID = "", ""
