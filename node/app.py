@@ -90,9 +90,9 @@ from node.parts import (
     utc_now,
 )
 from node.repositories import bury_unwanted, repositories_of, repository_workers
-from node.store import likeness
 from node.store.exports import EXPORT_RESOURCES, sweep
 from node.store.exports import LANE as EXPORT_LANE
+from node.store.identities import note_likeness_of_older
 from node.store.jobs import Jobs
 from node.store.models import ModelRole
 from node.store.store import Store, open_store
@@ -373,7 +373,7 @@ async def _worker(settings: Settings) -> None:
                 Periodic(
                     "note who is like whom",
                     HOUSEKEEPING_EVERY_S,
-                    partial(likeness.index_older, store),
+                    partial(note_likeness_of_older, store),
                 ),
                 Periodic(
                     "settle abandoned objects",

@@ -218,6 +218,34 @@ async def _write_identity(
     await likeness.note(tx, store, patient_id, identity)
 
 
+async def note_likeness_of_older(store: "Store", count: int = 200) -> None:
+    """Note whom patients are like who were written before that was noted."""
+    while True:
+        async with store.db.transaction() as tx:
+            rows = await tx.fetch(
+                "select patient_id from patients where traits = 0"
+                " limit $1 for update skip locked",
+                count,
+            )
+            for row in rows:
+                patient_id = row["patient_id"]
+                known = await _unless_erased(tx, store, patient_id)
+                await likeness.note(tx, store, patient_id, known)
+        if not rows:
+            return
+
+
+async def _unless_erased(
+    tx: "Transaction", store: "Store", patient_id: UUID
+) -> PatientIdentity | None:
+    try:
+        return await patient(tx, store, patient_id)
+    except NodeError as error:
+        if error.kind is not ErrorKind.GONE:
+            raise
+        return None
+
+
 def _filled(on_file: PatientIdentity, told: PatientIdentity) -> PatientIdentity:
     return PatientIdentity(
         patient_id=on_file.patient_id,

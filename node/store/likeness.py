@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from node.domain.errors import ErrorKind, NodeError
 from node.domain.order import bare_names
 from node.domain.study import PatientIdentity
 
@@ -46,14 +45,21 @@ def traits_of(ring: "KeyRing", identity: PatientIdentity) -> list[tuple[str, byt
 
 
 async def note(
-    tx: "Transaction", store: "Store", patient_id: UUID, identity: PatientIdentity
+    tx: "Transaction",
+    store: "Store",
+    patient_id: UUID,
+    identity: PatientIdentity | None,
 ) -> None:
-    """Keep by what a patient is met again, and with whom she shares it now."""
+    """Keep by what a patient is met again, and with whom she shares it now.
+
+    Of an erased one nothing is known any more, and nobody is like her.
+    """
     await tx.execute("delete from patient_traits where patient_id = $1", patient_id)
     await tx.execute(
         "delete from patient_pairs where one = $1 or other = $1", patient_id
     )
-    for kind, trait in traits_of(store.ring, identity):
+    known = () if identity is None else traits_of(store.ring, identity)
+    for kind, trait in known:
         await tx.execute(
             "insert into patient_traits (patient_id, kind, trait) values ($1, $2, $3)",
             patient_id,
@@ -99,32 +105,3 @@ async def pairs(tx: "Transaction", *, limit: int) -> list[Pair]:
         limit,
     )
     return [Pair(row["one"], row["other"], tuple(row["kinds"])) for row in rows]
-
-
-async def index_older(store: "Store", count: int = 200) -> None:
-    """Note the traits of patients who were written before there were any."""
-    from node.store import identities
-
-    while True:
-        async with store.db.transaction() as tx:
-            rows = await tx.fetch(
-                "select patient_id from patients where traits = 0"
-                " limit $1 for update skip locked",
-                count,
-            )
-            for row in rows:
-                patient_id = row["patient_id"]
-                try:
-                    identity = await identities.patient(tx, store, patient_id)
-                except NodeError as error:
-                    if error.kind is not ErrorKind.GONE:
-                        raise
-                    await tx.execute(
-                        "update patients set traits = $2 where patient_id = $1",
-                        patient_id,
-                        _RULES,
-                    )
-                    continue
-                await note(tx, store, patient_id, identity)
-        if not rows:
-            return

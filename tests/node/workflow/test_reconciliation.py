@@ -304,5 +304,5 @@ async def test_patients_of_an_earlier_release_are_met_again_once_they_are_indexe
         await tx.execute("delete from patient_traits")
         await tx.execute("update patients set traits = 0")
     assert (await listed(store)).patients == ()
-    await likeness.index_older(store)
+    await identities.note_likeness_of_older(store)
     assert len((await listed(store)).patients) == 1
