@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import asyncpg
 import pytest
 from argon2 import PasswordHasher
+from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
@@ -28,6 +29,15 @@ T = TypeVar("T")
 
 # One database takes 11 MB, the log 256 MB; tests that keep theirs are few.
 ENOUGH_MEMORY = 4 << 30
+
+# The same cases each time, however busy the machine is; a fuzz looks for others.
+settings.register_profile(
+    "suite",
+    deadline=None,
+    derandomize="SONONODE_FUZZ" not in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("suite")
 
 _numbers = itertools.count(1)
 

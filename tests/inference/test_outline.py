@@ -52,7 +52,7 @@ def test_single_pixel_still_has_a_box_around_it() -> None:
     assert np.array_equal(outline_of(one)[0], [7.0, 4.0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1))
 def test_outline_of_any_component_stays_in_its_box_and_ends(seed: int) -> None:
     chances = np.random.default_rng(seed).random((24, 24), dtype=np.float32)

@@ -42,7 +42,7 @@ from tests.dicom_scp.instances import make_instance
 from tests.factories import ALGORITHM, DOCTOR, make_lesion
 from tests.intake import receive_object
 
-STUDY = "2.25.71"
+STUDY = "2.25.711963111755018"  # in no random UID by chance
 NAME = "Kanarienvogel^Xiulanhua=金丝雀^秀兰花"
 SECRETS = (
     "Kanarienvogel",

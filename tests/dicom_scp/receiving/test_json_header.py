@@ -151,7 +151,7 @@ def data_sets(draw: st.DrawFn, depth: int = 0) -> Dataset:
     return made
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data_sets(), st.booleans())
 def test_every_header_reads_as_pydicom_reads_it(made: Dataset, implicit: bool) -> None:
     try:

@@ -76,7 +76,7 @@ conclusions = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(lesions, st.sampled_from([None, *lexicon.CATEGORIES]), conclusions)
 def test_what_resources_say_is_what_the_report_says(
     lesion: Lesion, category: str | None, said: Conclusions

@@ -32,7 +32,7 @@ _RELAY = Subscription(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     family=_NAMES,
     given_name=_NAMES,

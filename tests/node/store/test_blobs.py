@@ -100,7 +100,7 @@ def cine(tmp_path_factory: pytest.TempPathFactory) -> tuple[BlobStore, bytes]:
     return objects, data
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     offset=st.integers(0, 3 * SEGMENT + 2000),
     length=st.one_of(st.none(), st.integers(0, 2 * SEGMENT + 100)),
@@ -139,7 +139,7 @@ def test_chunks_join_to_the_whole(cine: tuple[BlobStore, bytes]) -> None:
         assert b"".join(reader.chunks()) == data
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(parts=st.lists(st.integers(0, 3000), max_size=30), split=st.integers(1, 4096))
 def test_how_the_bytes_arrive_does_not_matter(
     tmp_path_factory: pytest.TempPathFactory, parts: list[int], split: int
