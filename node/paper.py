@@ -73,6 +73,14 @@ async def find_paper(
     )
 
 
+async def find_papers(
+    tx: "Transaction", store: "Store", report: Report, number: int
+) -> list[Paper]:
+    """Return version `number` in every form there is of it, in their order; GONE."""
+    found = [await find_paper(tx, store, report, number, form) for form in FORMS]
+    return [paper for paper in found if paper is not None]
+
+
 def _unwrapped(store: "Store", instance: "StoredInstance") -> bytes:
     with studies.open_blob(store, instance) as reader:
         document = dcmread(BytesIO(reader.read()))

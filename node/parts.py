@@ -558,24 +558,20 @@ def _below_data(settings: Settings, path: str) -> Path | None:
 def _secret_of(settings: Settings, name: str) -> bytes:
     """Return the secret in a file of [fhir], empty where none is set."""
     path = _below_data(settings, getattr(settings.fhir, name))
-    if path is None:
-        return b""
-    try:
-        return path.read_bytes().strip()
-    except OSError as error:
-        raise NodeError(
-            f"fhir.{name}: {path} cannot be read ({error.strerror})",
-            ErrorKind.SETTING,
-        ) from None
+    return b"" if path is None else _read_secret(f"fhir.{name}", path)
 
 
 def _hook_secret(settings: Settings) -> bytes:
+    mend = "; write the same secret for node and relay, or set relay.enabled = false"
     path = settings.relay.hook_secret_file
+    return _read_secret("relay.hook_secret_file", path, mend)
+
+
+def _read_secret(setting: str, path: Path, mend: str = "") -> bytes:
     try:
         return path.read_bytes().strip()
     except OSError as error:
         raise NodeError(
-            f"relay.hook_secret_file: {path} cannot be read ({error.strerror});"
-            " write the same secret for node and relay, or set relay.enabled = false",
+            f"{setting}: {path} cannot be read ({error.strerror}){mend}",
             ErrorKind.SETTING,
         ) from None

@@ -4,7 +4,6 @@ import ssl
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 
@@ -59,7 +58,7 @@ def repository_workers(
     session: aiohttp.ClientSession,
 ) -> list[Worker]:
     """Return one worker for each repository, so that none waits for another."""
-    send = partial(_send, store, fhir_settings, repositories, session)
+    send = partial(store_report, store, fhir_settings, repositories, session)
     return [
         Worker(
             Jobs(store.db, store.ring, store.clock),
@@ -69,16 +68,6 @@ def repository_workers(
         )
         for name in repositories
     ]
-
-
-async def _send(
-    store: Store,
-    fhir_settings: FhirSettings,
-    repositories: Mapping[str, Repository],
-    session: aiohttp.ClientSession,
-    payload: Mapping[str, Any],
-) -> None:
-    await store_report(store, fhir_settings, repositories, session, payload)
 
 
 async def bury_unwanted(store: Store, repositories: Mapping[str, Repository]) -> None:

@@ -25,7 +25,7 @@ from fhir.subscriptions import events
 from node.domain import lexicon
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.report import Report, ReportStatus, ReportVersion
-from node.paper import FORMS, HTML, PDF, Paper, find_paper
+from node.paper import HTML, PDF, Paper, find_papers
 from node.store import reports, resources
 from node.store.resources import Stored
 
@@ -101,11 +101,8 @@ async def publish_document(
         report = await reports.read(tx, store, report_id)
         if report.current.status is ReportStatus.ENTERED_IN_ERROR:
             return
-        found = [
-            await find_paper(tx, store, report, number, content_type)
-            for content_type in FORMS
-        ]
-    forms = [await _form(paper) for paper in found if paper is not None]
+        papers = await find_papers(tx, store, report, number)
+    forms = [await _form(paper) for paper in papers]
     if not forms:
         raise NodeError("the paper is not stored", ErrorKind.NOT_FOUND)
     async with store.db.transaction() as tx:

@@ -29,7 +29,7 @@ from fhir.subscriptions.notification import SIGNATURE_HEADER, sign
 from node.domain.audit import by_the_node
 from node.domain.errors import ErrorKind, NodeError
 from node.domain.report import ReportStatus
-from node.paper import FORMS, HTML, find_paper
+from node.paper import HTML, find_papers
 from node.store import audit, reports, resources
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ async def _bundle(
         )
         if report.current.status is ReportStatus.ENTERED_IN_ERROR:
             return withdrawal_bundle(report, around), report.patient_id
-        papers = [await find_paper(tx, store, report, number, form) for form in FORMS]
+        papers = await find_papers(tx, store, report, number)
         around = replace(
             around,
             study=await _referred(tx, store, known["imagingStudy"][0]),
@@ -139,7 +139,7 @@ async def _bundle(
             ],
             names=await _names(tx, store, settings, known),
         )
-    contents = {p.content_type: await p.read() for p in papers if p is not None}
+    contents = {paper.content_type: await paper.read() for paper in papers}
     forms = {
         form["url"]: contents[form["contentType"]]
         for form in as_list(known.get("presentedForm"))

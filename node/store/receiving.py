@@ -19,6 +19,7 @@ from node.store.studies import FRAME, StoredInstance, open_blob, open_instance
 
 if TYPE_CHECKING:
     from node.store.database import Transaction
+    from node.store.keys import Sealer
     from node.store.store import Store
 
 _INSERT_KNOWN = """
@@ -102,14 +103,26 @@ async def insert_instance(
 ) -> bool:
     """Write the row of an instance; False when the UID was taken in this instant."""
     sealer = await store.ring.patient(tx, patient_id)
-    uid = instance.sop_instance_uid
     written = await tx.fetchval(
         "insert into instances (sop_instance_uid, study_instance_uid,"
         " series_instance_uid, sop_class_uid, transfer_syntax_uid, modality,"
-        " number_of_frames, origin, sha256, size, blob_name, blob_key, metadata,"
-        " frame_table, calling_ae, association, received_at)"
+        " number_of_frames, sha256, size, blob_name, blob_key, metadata,"
+        " frame_table, calling_ae, association, origin, received_at)"
         " values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15,"
         " $16, $17) on conflict (sop_instance_uid) do nothing returning 1",
+        *_columns(sealer, instance, blob_key),
+        instance.origin.value,
+        at,
+    )
+    return written is not None
+
+
+def _columns(
+    sealer: "Sealer", instance: ReceivedInstance, blob_key: bytes
+) -> tuple[object, ...]:
+    """Return what is kept of an instance, from its UID to its association."""
+    uid = instance.sop_instance_uid
+    return (
         uid,
         instance.study_instance_uid,
         instance.series_instance_uid,
@@ -117,7 +130,6 @@ async def insert_instance(
         instance.transfer_syntax_uid,
         instance.modality,
         instance.number_of_frames,
-        instance.origin.value,
         instance.sha256,
         instance.size,
         instance.blob_name,
@@ -126,9 +138,7 @@ async def insert_instance(
         b"".join(FRAME.pack(*frame) for frame in instance.frame_table),
         instance.calling_ae,
         instance.association,
-        at,
     )
-    return written is not None
 
 
 @dataclass(frozen=True)
@@ -154,23 +164,8 @@ def known_arrival(
     sealer = store.ring.patient_at_hand(patient_id)
     if sealer is None:
         return None
-    uid = instance.sop_instance_uid
     row = (
-        uid,
-        instance.study_instance_uid,
-        instance.series_instance_uid,
-        instance.sop_class_uid,
-        instance.transfer_syntax_uid,
-        instance.modality,
-        instance.number_of_frames,
-        instance.sha256,
-        instance.size,
-        instance.blob_name,
-        sealer.seal(blob_key, table="instances", row=uid, column="blob_key"),
-        sealer.seal(instance.metadata, table="instances", row=uid, column="metadata"),
-        b"".join(FRAME.pack(*frame) for frame in instance.frame_table),
-        instance.calling_ae,
-        instance.association,
+        *_columns(sealer, instance, blob_key),
         patient_id,
         *audit.arguments(entry),
     )

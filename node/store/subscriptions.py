@@ -184,7 +184,7 @@ async def set_secret(
     if row is None:
         raise NodeError("there is no such subscription", ErrorKind.NOT_FOUND)
     before = _opened(store, row, "secret")
-    if before == secret is not None:
+    if secret is not None and secret == before:
         return
     both = secret is not None and before is not None and overlap > timedelta(0)
     await tx.execute(
