@@ -76,6 +76,9 @@ if TYPE_CHECKING:
     from node.store.store import Store
 
 log = structlog.get_logger(__name__)
+
+# A database that is away for an hour does not cost the trail a refusal.
+_AUDIT_TRIES: Final = 100
 T = TypeVar("T")
 Header = Dataset | JsonHeader
 OpenStore = Callable[[], Awaitable["Store"]]
@@ -271,11 +274,16 @@ class Intake:
                 await asyncio.sleep(min(30.0, 0.2 * 2**attempt))
 
     async def _record(self, entry: AuditEntry) -> None:
-        try:
-            async with self.store.db.transaction() as tx:
-                await audit.record(tx, entry)
-        except NodeError as error:
-            log.error("dicom.not_audited", action=entry.action, error=error.message)
+        for attempt in range(_AUDIT_TRIES):
+            try:
+                async with self.store.db.transaction() as tx:
+                    await audit.record(tx, entry)
+                return
+            except NodeError as error:
+                log.error("dicom.not_audited", action=entry.action, error=error.message)
+                if error.kind is not ErrorKind.UNAVAILABLE:
+                    return
+            await asyncio.sleep(min(30.0, 0.2 * 2**attempt))
 
 
 class InstanceSink:

@@ -37,6 +37,7 @@ from dicom_scp.receiving.storage import (
 )
 from node import parts
 from node.domain.audit import Outcome
+from node.domain.errors import ErrorKind, NodeError
 from node.domain.study import Duplicates
 from node.imaging import why_undecodable
 from node.store import audit, studies, versions
@@ -114,6 +115,24 @@ async def test_every_rejection_has_its_answer_and_its_reason_in_the_audit(
         "reason": rejection.reason,
         "answer": ",".join(map(str, told)),
     }
+
+
+async def test_a_refusal_is_audited_though_the_database_was_away_for_a_moment(
+    start_scp: StartScp, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, away = audit.record, [True]
+
+    async def sometimes(*told: Any) -> None:
+        if away:
+            away.pop()
+            raise NodeError("the database does not answer", ErrorKind.UNAVAILABLE)
+        await record(*told)
+
+    monkeypatch.setattr(audit, "record", sometimes)
+    scp = await start_scp(peers=Peers([Peer("OTHER")]))
+    assert not associate(scp).is_established
+    assert len(await refusals(store)) == 1
+    assert not away
 
 
 async def test_peer_calls_from_its_own_addresses(start_scp: StartScp) -> None:
